@@ -1,0 +1,48 @@
+# The virtual environment stands in .venv; nothing outside it is touched.
+PYTHON ?= python3
+# What pip installs first. PyPI's torch brings CUDA (several GB); without an NVIDIA card this is smaller and faster:
+#   make TORCH="torch torchvision --index-url https://download.pytorch.org/whl/cpu" install
+# torch and torchvision must come from the same index, else torchvision does not import.
+TORCH ?= torch torchvision
+# Further arguments of demo and test, e.g. make test ARGS="-k packaging"
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install demo test lint clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo 'PYTHON=python3.12   the interpreter to build $(VENV) with (3.10 or newer)'
+	@echo 'TORCH="..."         what pip installs as torch; for a machine without an NVIDIA card:'
+	@echo '                    TORCH="torch torchvision --index-url https://download.pytorch.org/whl/cpu"'
+
+install: $(STAMP)  ## build .venv: torch first, then align_gen with its development tools
+
+$(STAMP): pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "make: no $(PYTHON) here; name one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "make: align_gen needs Python 3.10 or newer, $(PYTHON) is $$($(PYTHON) -V 2>&1); name another: make PYTHON=python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install $(TORCH)
+	$(BIN)/python -m pip install -e '.[dev]'
+	touch $@
+
+demo: install  ## fine-tune the bundled emoji model and write a before/after report
+	$(BIN)/align-gen demo $(ARGS)
+
+lint: install  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: install lint  ## lint, then all tests; no network
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q --durations=15 $(ARGS)
+
+clean:  ## remove .venv and caches
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache dist

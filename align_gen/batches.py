@@ -1,0 +1,32 @@
+"""What methods learn from, and how their samples are drawn."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from .pipelines import Condition
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """One step's prompts: their encoded condition and their stable ids (for seeds), one size bucket."""
+
+    texts: Sequence[str]
+    condition: Condition
+    ids: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+class Sampling(BaseModel):
+    """How trajectories are drawn while training."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    num_inference_steps: int = Field(50, ge=1)
+    guidance_scale: float = Field(5.0, ge=0)
+    eta: float = Field(1.0, ge=0, le=1)
+    height: int | None = Field(None, ge=8)
+    width: int | None = Field(None, ge=8)

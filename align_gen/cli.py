@@ -1,0 +1,332 @@
+"""The command line. Heavy libraries are imported by the command that needs them."""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .errors import UserError
+
+app = typer.Typer(
+    name="align-gen",
+    help="Align image and video generators with rewards: sample, score, compare, fine-tune.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Seeds = Annotated[str, typer.Option(help="One picture of every prompt for each number: 0,1,2.")]
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line and exit code 2, any other failure one line and 1."""
+    debug = "--debug" in sys.argv
+    if debug:
+        sys.argv.remove("--debug")
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        if debug:
+            raise
+        print(f"align-gen: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("align-gen: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        raise SystemExit(130) from None
+    except Exception as error:
+        if debug:
+            raise
+        print(f"align-gen: {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+@app.command(epilog="Example: align-gen demo --seed 1 --out runs/demo-1")
+def demo(
+    model: Annotated[str, typer.Option(help="The bundled model to align.")] = "emoji-sd",
+    seed: Annotated[int, typer.Option(help="Seed of the training.")] = 0,
+    placebo: Annotated[
+        bool, typer.Option("--placebo", help="Shuffle rewards within each prompt: nothing should rise.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Run directory; an unfinished one is resumed.")] = Path("runs/demo"),
+    as_json: Json = False,
+) -> None:
+    """Sample, fine-tune, sample again, score, compare and report, in minutes on a CPU."""
+    from .demo import RECIPES
+    from .demo import demo as run_demo
+    from .progress import Progress
+
+    if model not in RECIPES:
+        raise UserError(f"--model {model!r}: no demo of it; have {sorted(RECIPES)}")
+    with Progress() as progress:
+        summary = run_demo(model, out=out, seed=seed, placebo=placebo, listen=progress)
+    if as_json:
+        print(json.dumps(summary))
+        return
+    for name in ("reward", "heldout", "alignment"):
+        row = summary[name]
+        low, high = row["ci_low"] / row["std"], row["ci_high"] / row["std"]
+        print(
+            f"{name:10} {row['before']:.4f} -> {row['after']:.4f}   "
+            f"change in standard deviations [{low:+.2f}, {high:+.2f}], p = {row['p']:.4f}"
+        )
+    print(f"{summary['images']} pictures of {summary['prompts']} held-out prompts, {summary['seconds']:.0f} s")
+    print(f"open {out / 'report.html'}")
+
+
+@app.command(epilog="Example: align-gen finetune sd15-prdp --set run.steps=50 --out runs/mine")
+def finetune(
+    recipe: Annotated[str, typer.Argument(help="A bundled recipe's name or a YAML file.")],
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Override a key: section.key=value.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory; an unfinished one is resumed.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, and its cost, then stop.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Fine-tune a checkpoint towards rewards, measuring before, during and after."""
+    from .recipe import Recipe
+
+    resolved = Recipe.load(recipe, set_ or [])
+    if dry_run:
+        from .dry_run import describe
+
+        print(describe(resolved))
+        return
+    from .comparison import compare as compare_tables
+    from .engine import finetune as run_finetune
+    from .progress import Progress
+    from .reports import report_run
+
+    with Progress() as progress:
+        run = run_finetune(resolved, out, listen=progress)
+    page = report_run(run.folder)
+    result = compare_tables(run.before, run.after)
+    print(json.dumps(result.to_json()) if as_json else f"{_table(result)}\nopen {page}")
+
+
+@app.command(epilog="Example: align-gen sample emoji-sd --prompts emoji-heldout --seeds 0,1 --out galleries/base")
+def sample(
+    model: Annotated[str, typer.Argument(help="A bundled name, a pipeline folder or a hub name.")],
+    prompts: Annotated[str | None, typer.Option(help="A .txt or .jsonl file, or a bundled list.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="One prompt, in place of --prompts.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="With --prompt: the picture's exact seed, as in a gallery's rows.")
+    ] = None,
+    seeds: Seeds = "0",
+    adapter: Annotated[Path | None, typer.Option(help="An export to load.")] = None,
+    best_of: Annotated[int, typer.Option(help="Draw n candidates, keep the best by --reward.")] = 1,
+    reward: Annotated[str | None, typer.Option(help="For --best-of: NAME[:key=value,…].")] = None,
+    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 30,
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale.")] = 5.0,
+    eta: Annotated[float, typer.Option(help="0 is the ODE (DDIM), 1 the DDPM posterior.")] = 0.0,
+    size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH; the model's own without it.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Pictures at a time.")] = 16,
+    out: Annotated[Path, typer.Option(help="The gallery to write.")] = Path("gallery"),
+) -> None:
+    """Sample pictures into a gallery."""
+    from . import bundled, pipelines
+    from .errors import user_mistakes
+    from .pipelines.guidance import BestOf
+    from .progress import Progress
+    from .prompts import load_prompts
+    from .reward_heads import reward_set
+    from .sampling import sample as run_sample
+
+    if (prompts is None) == (prompt is None):
+        raise UserError("sample: want either --prompts FILE or --prompt TEXT")
+    if (best_of > 1) != (reward is not None):
+        raise UserError("--best-of and --reward go together")
+    rows = (
+        load_prompts(prompts)
+        if prompts is not None
+        else [{"prompt": prompt} | ({} if seed is None else {"seed": seed})]
+    )
+    height, width = _size(size)
+    with user_mistakes():
+        judge = None if reward is None else reward_set(bundled.reward_spec(dict([parse_reward(reward)])))
+        loaded = pipelines.load(bundled.model_path(model))
+        if adapter is not None:
+            loaded.reload(adapter)
+    with Progress() as progress:
+        gallery = run_sample(
+            loaded,
+            rows,
+            out=out,
+            seeds=_numbers(seeds, "--seeds"),
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            eta=eta,
+            height=height,
+            width=width,
+            guide=None if judge is None else BestOf(judge, best_of),
+            batch_size=batch_size,
+            progress=lambda done, total: progress("sample", done, total, {}),
+        )
+    print(f"{len(gallery)} pictures in {gallery.folder}")
+
+
+@app.command(epilog="Example: align-gen score galleries/base --reward jpeg_size --reward clip:path=emoji-clip")
+def score(
+    gallery: Annotated[Path, typer.Argument(help="A folder of pictures, with or without metadata.jsonl.")],
+    reward: Annotated[list[str], typer.Option(help="[LABEL=]NAME[:key=value,…]; may be given several times.")],
+    out: Annotated[Path | None, typer.Option(help="Scores file; scores.parquet in the gallery without it.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Pictures at a time.")] = 64,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit 1 when a picture cannot be read.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Score a gallery with rewards; a corrupt picture is a null row with the reason."""
+    from . import bundled
+    from .errors import user_mistakes
+    from .progress import Progress
+    from .reward_heads import reward_set
+    from .scores import score as run_score
+
+    specs = [parse_reward(text) for text in reward]
+    labels = [label for label, _ in specs]
+    if len(set(labels)) < len(labels):
+        raise UserError(f"--reward: {labels} names one twice; give each a label: mine=clip:path=…")
+    with user_mistakes():
+        judges = reward_set(bundled.reward_spec(dict(specs)))
+    with Progress() as progress:
+        table = run_score(
+            gallery, judges, batch_size=batch_size, progress=lambda done, total: progress("score", done, total, {})
+        )
+    target = out or gallery / "scores.parquet"
+    table.save(target)
+    failed = [(row["file_name"], reason) for row, reason in zip(table.rows, table.errors, strict=True) if reason]
+    means = {name: _mean(column) for name, column in table.heads.items()}
+    if as_json:
+        print(json.dumps({"means": means, "pictures": len(table.rows), "failed": dict(failed), "out": str(target)}))
+    else:
+        for name, value in means.items():
+            print(f"{name:16} {value:.5f}")
+        print(f"{len(table.rows) - len(failed)} of {len(table.rows)} pictures scored -> {target}")
+    for name, reason in failed:
+        print(f"align-gen: {name}: {reason}", file=sys.stderr)
+    if failed and strict:
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: align-gen compare runs/demo runs/demo --by group --fail-if 'heldout.ci_low < 0'")
+def compare(
+    a: Annotated[Path, typer.Argument(help="Scores file, scored gallery or run directory.")],
+    b: Annotated[Path, typer.Argument(help="The same; a run directory twice compares its start with its end.")],
+    by: Annotated[str | None, typer.Option(help="Slice by a metadata column.")] = None,
+    fail_if: Annotated[
+        list[str] | None, typer.Option("--fail-if", help="Exit 1 when true: 'COLUMN.FIELD < NUMBER'.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare two galleries pair by pair: change, 95 % interval by prompt, win rate, worst regressions."""
+    from .comparison import compare as run_compare
+    from .comparison import parse_condition
+
+    conditions = [(text, parse_condition(text)) for text in fail_if or []]
+    result = run_compare(a, b, by=by)
+    print(json.dumps(result.to_json()) if as_json else _table(result))
+    met = [text for text, condition in conditions if condition(result)]
+    for text in met:
+        print(f"align-gen: failed: {text}", file=sys.stderr)
+    if met:
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: align-gen report runs/demo --out report.html")
+def report(
+    source: Annotated[list[Path], typer.Argument(help="A run directory, or one or two scored galleries.")],
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
+) -> None:
+    """One HTML page to look at: pairs, scores, curves."""
+    from .reports import report_galleries, report_run
+
+    run = len(source) == 1 and (source[0] / "recipe.yaml").is_file()
+    page = report_run(source[0], out) if run else report_galleries(source, out)
+    print(f"open {page}")
+
+
+@app.command("list", epilog="Example: align-gen list rewards")
+def list_(
+    what: Annotated[str, typer.Argument(help="rewards, methods, models, recipes or prompts.")],
+    as_json: Json = False,
+) -> None:
+    """What can be named."""
+    from . import bundled
+
+    def rewards() -> list[str]:
+        from .reward_heads.registry import HEADS
+
+        return sorted(HEADS)
+
+    def methods() -> list[str]:
+        from .methods import METHODS
+
+        return sorted(METHODS)
+
+    tables: dict[str, Any] = {
+        "rewards": rewards,
+        "methods": methods,
+        "models": bundled.models,
+        "recipes": bundled.recipes,
+        "prompts": bundled.prompts,
+        "assets": lambda: bundled.models() + bundled.prompts(),
+    }
+    if what not in tables:
+        raise UserError(f"list {what!r}: have {sorted(tables)}")
+    names = tables[what]()
+    print(json.dumps(names) if as_json else "\n".join(names))
+
+
+def parse_reward(text: str) -> tuple[str, dict[str, Any]]:
+    """Read [LABEL=]NAME[:key=value,…] as (label, options with "name"); values are YAML, lists in brackets."""
+    import yaml
+
+    match = re.fullmatch(r"(?:(?P<label>[\w-]+)=)?(?P<name>[^=]+?)(?::(?P<options>\w+=.*))?", text, re.DOTALL)
+    if match is None:
+        raise UserError(f"--reward {text!r}: want [LABEL=]NAME[:key=value,…]")
+    name, options = match["name"], match["options"] or ""
+    try:
+        parsed = yaml.safe_load("{" + re.sub(r"(^|,)\s*(\w+)=", r"\1 \2: ", options) + "}")
+    except yaml.YAMLError as error:
+        raise UserError(f"--reward {text!r}: options want key=value,key=[a, b]") from error
+    return match["label"] or name, {"name": name, **parsed}
+
+
+def _numbers(text: str, option: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"{option} {text!r}: want numbers with commas, 0,1,2") from None
+
+
+def _size(text: str | None) -> tuple[int | None, int | None]:
+    if text is None:
+        return None, None
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if match is None:
+        raise UserError(f"--size {text!r}: want HEIGHTxWIDTH, 512x512")
+    return int(match[1]), int(match[2])
+
+
+def _mean(column: list[float | None]) -> float:
+    values = [value for value in column if value is not None]
+    return sum(values) / len(values) if values else float("nan")
+
+
+def _table(result: Any) -> str:
+    """A comparison as aligned text."""
+    lines = [
+        f"{'':16} {'before':>10} {'after':>10} {'change':>10}  {'95 % interval':>24} {'wins':>6} {'p':>8} {'pairs':>6}"
+    ]
+    groups = {"": result.columns, **result.slices}
+    for group, columns in groups.items():
+        if group:
+            lines.append(f"[{group}]")
+        for name, c in columns.items():
+            interval = f"[{c.ci_low:+.5f}, {c.ci_high:+.5f}]"
+            lines.append(
+                f"{name:16} {c.before:10.5f} {c.after:10.5f} {c.delta:+10.5f}  {interval:>24} "
+                f"{c.win_rate:6.1%} {c.p:8.4f} {c.n:6d}"
+            )
+    return "\n".join(lines)

@@ -1,0 +1,328 @@
+"""The loop around a method: load, resume, evaluate, step, save, export. It knows no algorithm."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from . import bundled, checkpoint, methods, pipelines
+from .batches import Prompts
+from .errors import UserError, user_mistakes
+from .gallery import whole_file
+from .placebo import Shuffled
+from .prompts import load_prompts, require_disjoint
+from .recipe import Recipe, checked, difference
+from .reward_heads import RewardSet, reward_set
+from .sampling import sample
+from .scores import ScoresTable, score
+from .state import TrainState
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+SCORES = "scores.parquet"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Listener = Callable[[str, int, int, Mapping[str, Any]], None]  # phase, done, total, numbers to show
+
+
+def silent(phase: str, done: int, total: int, numbers: Mapping[str, Any]) -> None:
+    """A listener that says nothing."""
+
+
+@dataclass
+class Run:
+    """A finished run: its folder, and what was measured before and after."""
+
+    folder: Path
+    recipe: Recipe
+    before: ScoresTable
+    after: ScoresTable
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    denoiser_calls: int = 0
+
+
+def finetune(
+    recipe: Recipe | str, out: str | Path | None = None, *, listen: Listener = silent, model: Any = None
+) -> Run:
+    """Fine-tune a generator towards rewards, measuring before, during and after.
+
+    Writes the run directory ``out`` (or ``recipe.run.out``). The same call again resumes where it stopped, and returns
+    at once when the run is finished.
+
+    Args:
+        model: a Model or pipeline object to train instead of loading ``recipe.model.path``.
+
+    Raises:
+        UserError: a mistake in the recipe, its files or ``out``; nothing is written then.
+    """
+    from accelerate import Accelerator
+
+    recipe = Recipe.load(recipe) if isinstance(recipe, str) else recipe
+    run = Path(out or recipe.run.out or "runs/latest")
+    text = recipe.to_yaml()
+    _require_same(run, text)
+    train, held_out = load_prompts(recipe.prompts.train), load_prompts(recipe.prompts.eval)
+    require_disjoint(train, held_out)
+    with user_mistakes():
+        rewards = reward_set(bundled.reward_spec(recipe.rewards))
+        judges = _judges(recipe, rewards)
+        judges.require(())
+        model = prepare_model(recipe, model)
+    _claim(run, text)
+
+    trackers = None if recipe.run.tracker == "none" else recipe.run.tracker
+    precision = {"fp32": "no"}.get(recipe.model.dtype, recipe.model.dtype)
+    accelerator = Accelerator(mixed_precision=precision, log_with=trackers, project_dir=str(run))
+    if trackers:
+        accelerator.init_trackers("align_gen", config={"recipe": text})
+    state = prepare_state(recipe, model, accelerator)
+    rewards.to(accelerator.device)
+    judges.to(accelerator.device)
+    if recipe.run.placebo:
+        rewards = Shuffled(rewards.heads, rewards.weights, seed=recipe.run.seed)
+    progress = checkpoint.load(state, run)
+    metrics = _read_metrics(run, state.step)
+    options = checked(methods.load(recipe.method["name"]).Options, recipe.method, "recipe")
+    take_step = methods.load(recipe.method["name"]).step
+
+    before = evaluate(state, recipe, judges, held_out, run / "before", "before", listen)
+    guard = Guard(recipe, before, worse=progress.get("worse", 0))
+    counter = count_calls(model, state)
+    while state.step < recipe.run.steps and not guard.stop:
+        started = time.monotonic()
+        batch = draw_prompts(model, train, recipe, state)
+        numbers = take_step(state, batch, model, rewards, options, recipe.sampling)
+        state.step += 1
+        numbers = {"step": state.step, **numbers, "seconds": round(time.monotonic() - started, 3)}
+        if recipe.evaluate.every and state.step % recipe.evaluate.every == 0 and state.step < recipe.run.steps:
+            name = f"step-{state.step:06d}"
+            counter.pause = True
+            table = evaluate(state, recipe, judges, held_out, run / "samples" / name, name, listen)
+            counter.pause = False
+            numbers |= {f"eval/{head}/mean": mean(table, head) for head in table.heads}
+            guard.see(table)
+        metrics.append(numbers)
+        _append(run / "metrics.jsonl", numbers)
+        if trackers:
+            accelerator.log({k: v for k, v in numbers.items() if k != "step"}, step=state.step)
+        listen("train", state.step, recipe.run.steps, numbers)
+        if state.step % recipe.run.save_every == 0 or state.step == recipe.run.steps or guard.stop:
+            checkpoint.save(state, run, {"worse": guard.worse})
+    counter.remove()
+    after = evaluate(state, recipe, judges, held_out, run / "samples" / "final", "after", listen)
+    with state.averaged():
+        model.export(run / "export")
+    if trackers:
+        accelerator.end_training()
+    return Run(run, recipe, before, after, metrics, state.denoiser_calls)
+
+
+# --- making ready ----------------------------------------------------------------------------------------------------
+
+
+def prepare_model(recipe: Recipe, model: Any = None) -> "pipelines.Model":
+    """The recipe's model, with its LoRA or its full copy."""
+    section = recipe.model
+    source = bundled.model_path(section.path) if model is None else model
+    made = pipelines.load(source, **({"dtype": DTYPES[section.dtype]} if section.dtype != "fp32" else {}))
+    if section.adapter is not None:
+        made.reload(Path(section.adapter))
+    if section.lora is None:
+        made.train_full()
+    else:
+        lora = section.lora
+        made.train_lora(pipelines.LoraOptions(lora.rank, lora.alpha, lora.target_modules))
+    for parameter in made.parameters():  # small updates vanish in half precision
+        parameter.data = parameter.data.float()
+    return made
+
+
+def prepare_state(recipe: Recipe, model: "pipelines.Model", accelerator: "Accelerator") -> TrainState:
+    """Optimizer, average and devices."""
+    optim = recipe.optim
+    model.to(accelerator.device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=optim.lr, weight_decay=optim.weight_decay)
+    for name, module in model.trainable.items():
+        model.trainable[name] = accelerator.prepare(module)
+    ema = None
+    if optim.ema is not None:
+        from diffusers.training_utils import EMAModel
+
+        ema = EMAModel(model.parameters(), decay=optim.ema)
+    return TrainState(
+        model, optimizer, accelerator, optim.max_grad_norm, recipe.run.seed, ema=ema, micro_batch=optim.micro_batch
+    )
+
+
+def draw_prompts(model: "pipelines.Model", rows: list[dict[str, Any]], recipe: Recipe, state: TrainState) -> Prompts:
+    """This process's share of the step's prompts: epochs are permutations, a function of (seed, step) alone."""
+    count = recipe.method["prompts_per_step"]
+    rank, ranks = state.accelerator.process_index, state.accelerator.num_processes
+    if count % ranks:
+        raise UserError(f"method.prompts_per_step: {count} cannot be shared by {ranks} processes")
+    first = state.step * count
+    ids = [
+        _shuffled(len(rows), recipe.run.seed, (first + i) // len(rows))[(first + i) % len(rows)] for i in range(count)
+    ]
+    ids = ids[rank * count // ranks : (rank + 1) * count // ranks]
+    texts = [rows[i]["prompt"] for i in ids]
+    condition = model.encode_prompts(texts, height=recipe.sampling.height, width=recipe.sampling.width)
+    return Prompts(texts, condition, ids)
+
+
+def _shuffled(count: int, seed: int, epoch: int) -> list[int]:
+    from .pipelines.seeding import generator
+
+    order: list[int] = torch.randperm(count, generator=generator(seed, "prompts", epoch)).tolist()
+    return order
+
+
+def _judges(recipe: Recipe, rewards: RewardSet) -> RewardSet:
+    """Optimised and held-out heads together, for galleries."""
+    held_out = reward_set(bundled.reward_spec(recipe.eval_rewards)).heads if recipe.eval_rewards else {}
+    return RewardSet({**rewards.heads, **held_out})
+
+
+# --- measuring -------------------------------------------------------------------------------------------------------
+
+
+def evaluate(
+    state: TrainState,
+    recipe: Recipe,
+    judges: RewardSet,
+    prompts: list[dict[str, Any]],
+    folder: Path,
+    phase: str,
+    listen: Listener,
+) -> ScoresTable:
+    """Sample held-out prompts with the averaged weights and score them; what is already there is not made again."""
+    if (folder / SCORES).is_file():
+        return ScoresTable.load(folder / SCORES)
+    settings = recipe.evaluate
+    guidance = settings.guidance_scale if settings.guidance_scale is not None else recipe.sampling.guidance_scale
+
+    def report(done: int, total: int) -> None:
+        listen(phase, done, total, {})
+
+    with state.averaged():
+        gallery = sample(
+            state.model,
+            prompts,
+            out=folder,
+            seeds=settings.seeds,
+            num_inference_steps=settings.num_inference_steps,
+            guidance_scale=guidance,
+            eta=settings.eta,
+            height=recipe.sampling.height,
+            width=recipe.sampling.width,
+            batch_size=settings.batch_size,
+            progress=report,
+        )
+    table = score(gallery, judges)
+    table.save(folder / SCORES)
+    return table
+
+
+@dataclass
+class Guard:
+    """Stops a run whose held-out rewards stay clearly below where they began."""
+
+    recipe: Recipe
+    before: ScoresTable
+    worse: int = 0
+
+    @property
+    def stop(self) -> bool:
+        return self.recipe.stop.when == "eval_rewards_fall" and self.worse >= self.recipe.stop.patience
+
+    def see(self, table: ScoresTable) -> None:
+        """Count evaluations in a row in which some held-out mean is 0.25 standard deviations below its start."""
+        fallen = [
+            name
+            for name in self.recipe.eval_rewards
+            if mean(table, name) < mean(self.before, name) - 0.25 * spread(self.before, name)
+        ]
+        self.worse = self.worse + 1 if fallen else 0
+
+
+def mean(table: ScoresTable, head: str) -> float:
+    """Mean over the pictures that could be read."""
+    values = [value for value in table.heads[head] if value is not None]
+    return sum(values) / max(len(values), 1)
+
+
+def spread(table: ScoresTable, head: str) -> float:
+    """Standard deviation over pictures (ddof 1)."""
+    values = torch.tensor([value for value in table.heads[head] if value is not None], dtype=torch.float64)
+    return values.std().item() if len(values) > 1 else 0.0
+
+
+class count_calls:
+    """Counts samples that pass through the trained networks, in ``state.denoiser_calls``."""
+
+    def __init__(self, model: "pipelines.Model", state: TrainState):
+        self.pause = False
+        self.state = state
+        self.hooks = [module.register_forward_pre_hook(self._count) for module in model.trainable.values()]
+
+    def _count(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if not self.pause:
+            self.state.denoiser_calls += len(inputs[0])
+
+    def remove(self) -> None:
+        for hook in self.hooks:
+            hook.remove()
+
+
+# --- the run directory -----------------------------------------------------------------------------------------------
+
+
+def _require_same(run: Path, text: str) -> None:
+    """A run directory belongs to one recipe."""
+    file = run / "recipe.yaml"
+    if file.is_file():
+        theirs = file.read_text()
+        if theirs != text:
+            raise UserError(f"{run}: holds the run of another recipe; it differs in: {difference(text, theirs)}")
+    elif run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise UserError(f"{run}: want a new or empty folder, or one of the same recipe")
+
+
+def _claim(run: Path, text: str) -> None:
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        with whole_file(run / "recipe.yaml") as file:
+            file.write(text.encode())
+    except OSError as error:
+        raise UserError(f"{run}: cannot be written ({error.strerror})") from error
+
+
+def _read_metrics(run: Path, step: int) -> list[dict[str, Any]]:
+    """The metrics up to ``step``; later lines, of a run that was killed after them, are dropped from the file."""
+    file = run / "metrics.jsonl"
+    if not file.is_file():
+        return []
+    kept = []
+    for line in file.read_text().splitlines():
+        try:
+            numbers = json.loads(line)
+        except ValueError:  # torn by a kill
+            break
+        if numbers["step"] <= step:
+            kept.append(numbers)
+    with whole_file(file) as stream:
+        stream.write("".join(json.dumps(numbers) + "\n" for numbers in kept).encode())
+    return kept
+
+
+def _append(file: Path, numbers: Mapping[str, Any]) -> None:
+    with file.open("a") as stream:
+        stream.write(json.dumps(numbers) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())

@@ -1,0 +1,232 @@
+"""Galleries: a folder of pictures and `metadata.jsonl`, one object a line: the datasets library's convention."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from align_gen.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+METADATA = "metadata.jsonl"
+PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}  # suffix -> decoder, no other is tried
+MAX_PIXELS = 64 * 2**20  # 64 megapixels: 768 MB as float32; what asks for more is a mistake or a decompression bomb
+OWN_FILES = re.compile(r"\d{5,}\.png|metadata\.jsonl|scores\.parquet")  # what write_gallery may replace
+
+
+class UnreadablePicture(Exception):
+    """A picture that cannot be read; the message is the reason, without the path."""
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """A folder of pictures and what is known of each: `rows[i]` has "file_name", usually "prompt" and "seed"."""
+
+    folder: Path
+    rows: list[dict[str, Any]]
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Gallery:
+        """Read the rows, not the pictures. Without metadata.jsonl, the folder's pictures by name.
+
+        Raises UserError for a missing or empty folder, and, with the line, for a row that is not an object, lacks
+        "file_name", names a file outside the folder or has a "prompt" that is not text.
+        """
+        folder = _surviving(Path(folder))
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder; want a folder of pictures, with or without {METADATA}")
+        metadata = folder / METADATA
+        if metadata.is_file():
+            rows = [_parse(line, folder, f"{metadata} line {n}") for n, line in _lines(metadata)]
+        else:
+            names = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in PICTURES)
+            rows = [{"file_name": _inside(folder, name, str(folder))} for name in names]
+        if not rows:
+            raise UserError(f"{folder}: no pictures; want {METADATA} with rows, or {', '.join(PICTURES)} files")
+        return cls(folder, rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def path(self, index: int) -> Path:
+        """Where the picture of row `index` lies."""
+        return self.folder / str(self.rows[index]["file_name"])
+
+    def image(self, index: int) -> Tensor:
+        """The picture of row `index`: float32 (3,H,W), RGB, [0,1]; raises UnreadablePicture. Safe in threads."""
+        return read_picture(self.path(index))
+
+
+def read_picture(path: Path) -> Tensor:
+    """A picture as float32 (3,H,W), RGB, [0,1]: turned upright, transparency laid on white, first frame only.
+
+    Raises UnreadablePicture when it is missing, broken, of another kind, or larger than MAX_PIXELS.
+    """
+    import numpy as np
+    import torch
+
+    if path.suffix.lower() not in PICTURES:
+        raise UnreadablePicture(f"kind {path.suffix!r} is not one of {', '.join(PICTURES)}")
+    if not path.is_file():
+        raise UnreadablePicture("no such file")
+    try:
+        with Image.open(path, formats=tuple(set(PICTURES.values()))) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise UnreadablePicture(f"{picture.width}x{picture.height} is more than {MAX_PIXELS} pixels")
+            pixels = np.array(_upright_rgb(picture))
+    except UnreadablePicture:
+        raise
+    except UnidentifiedImageError as error:  # its message is the path, which says nothing
+        raise UnreadablePicture("not a PNG, JPEG or WebP picture") from error
+    except Exception as error:  # broken files make decoders raise anything: OSError, SyntaxError, struct.error …
+        raise UnreadablePicture(f"{type(error).__name__}: {error}") from error
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous().float().div(255)
+
+
+def write_gallery(folder: str | Path, media: Tensor, rows: Sequence[Mapping[str, Any]]) -> Gallery:
+    """Write `media` (B,3,H,W) in [0,1] as 00000.png … with `rows` (B,) as metadata; each row gets its "file_name".
+
+    The folder appears complete or not at all; a gallery already there is replaced, its scores.parquet too, and
+    survives until the new one is whole. Raises UserError when the folder holds anything else or cannot be written,
+    ValueError when shapes disagree or a pixel is not finite or leaves [0,1].
+    """
+    pixels = _to_bytes(media)
+    if len(rows) != len(pixels):
+        raise ValueError(f"{len(rows)} rows for {len(pixels)} pictures")
+    named = [{**row, "file_name": f"{n:05d}.png"} for n, row in enumerate(rows)]
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in named)
+
+    target = Path(folder).resolve()
+    part = _prepare(target)
+    try:
+        for row, picture in zip(named, pixels, strict=True):
+            with whole_file(part / row["file_name"]) as file:
+                Image.fromarray(picture).save(file, "PNG")
+        with whole_file(part / METADATA) as file:
+            file.write(lines.encode())
+        _sync(part)
+        if target.exists():
+            os.replace(target, _aside(target))  # a kill here leaves the old gallery aside, where load and write find it
+        os.replace(part, target)
+        _sync(target.parent)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    shutil.rmtree(_aside(target), ignore_errors=True)
+    return Gallery.load(folder)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A binary file that appears at `path` complete or not at all: written beside it, synced to disk, renamed."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with open(part, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    # Bytes, split at newlines alone: a prompt may hold U+2028, where str.splitlines would cut it in two.
+    return ((n, line) for n, line in enumerate(path.read_bytes().split(b"\n"), start=1) if line.strip())
+
+
+def _parse(line: bytes, folder: Path, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line.decode("utf-8-sig"))
+        json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair parses, but could never be written again
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not a line of JSON ({error})") from error
+    if not isinstance(row, dict):
+        raise UserError(f'{where}: want an object like {{"file_name": "00000.png", "prompt": "…", "seed": 0}}')
+    _inside(folder, row.get("file_name"), where)
+    if not isinstance(row.get("prompt", ""), str):
+        raise UserError(f"{where}: prompt is {row['prompt']!r}, want text")
+    return row
+
+
+def _inside(folder: Path, name: object, where: str) -> str:
+    """`name`, once it is known to lie in the folder, links followed; UserError otherwise."""
+    if not isinstance(name, str) or not name:
+        raise UserError(f"{where}: file_name is {name!r}, want the name of a picture in the folder")
+    try:
+        escapes = ".." in Path(name).parts or not (folder / name).resolve().is_relative_to(folder.resolve())
+    except (ValueError, OSError, RuntimeError) as error:  # a NUL byte, a name too long, links that go in circles
+        raise UserError(f"{where}: file_name {name!r} is no file name ({error})") from error
+    if escapes or Path(name).is_absolute():
+        raise UserError(f"{where}: file_name {name!r} leaves the folder; want a relative path inside it")
+    return name
+
+
+def _upright_rgb(picture: Image.Image) -> Image.Image:
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I"):  # 16-bit grey; Pillow would clip it at 255
+        picture = picture.convert("I").point(lambda value: value * (1 / 257)).convert("L")
+    if not picture.has_transparency_data:
+        return picture.convert("RGB")
+    picture = picture.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+
+
+def _to_bytes(media: Tensor) -> Any:
+    """(B,3,H,W) in [0,1] -> uint8 numpy (B,H,W,3). A 1e-3 overshoot is rounding; more is another range."""
+    if media.ndim != 4 or media.shape[1] != 3 or media.shape[0] == 0:
+        raise ValueError(f"media: want (B,3,H,W) with B > 0, got {tuple(media.shape)}")
+    media = media.detach().float().cpu()
+    low, high = media.min().item(), media.max().item()
+    if not (low >= -1e-3 and high <= 1 + 1e-3):  # written so that NaN fails
+        raise ValueError(f"media: want finite values in [0,1], got {low} to {high}")
+    return media.clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")
+
+
+def _surviving(folder: Path) -> Path:
+    """The folder, or the old gallery put aside by a write that was killed between its two renames."""
+    aside = _aside(folder.resolve())
+    return aside if not folder.exists() and aside.is_dir() else folder
+
+
+def _prepare(target: Path) -> Path:
+    """An empty folder beside `target` to write into; clears what a killed write left. UserError if it may not be."""
+    if target.exists() and not target.is_dir():
+        raise UserError(f"{target}: is a file; want a folder for the gallery")
+    foreign = sorted(p.name for p in target.iterdir() if not OWN_FILES.fullmatch(p.name)) if target.exists() else []
+    if foreign:
+        raise UserError(f"{target}: holds {foreign[0]!r}, which no gallery of ours does; want a new folder")
+    part = target.with_name(f".{target.name}.part")
+    try:
+        if target.exists():
+            shutil.rmtree(_aside(target), ignore_errors=True)
+        elif _aside(target).exists():
+            os.replace(_aside(target), target)
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written ({error.strerror}); want a folder that can") from error
+    return part
+
+
+def _sync(folder: Path) -> None:
+    """Make renames in the folder last through a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

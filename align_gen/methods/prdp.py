@@ -1,0 +1,198 @@
+"""PRDP: proximal reward difference prediction (Deng et al., CVPR 2024, arXiv 2402.08714), algorithm 1.
+
+Regress the difference of two samples' log-ratios log pi_theta / pi_ref onto their reward difference / beta. At zero
+loss pi_theta is the KL-regularised optimum, with no estimate of its normaliser.
+"""
+
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from ..batches import Prompts, Sampling
+from ..errors import UserError
+from ..losses import rdp_coefficients, rdp_loss
+from ..pipelines import Condition, Model, Rollout, rollout
+from ..pipelines.sampling import step_log_prob
+from ..pipelines.seeding import generator
+from ..reward_heads import RewardSet
+from ..state import TrainState
+
+
+class Options(BaseModel):
+    """PRDP's own numbers; Table 4 of the paper gives three settings (recipes/paper).
+
+    beta and clip are in the units of ``log_prob``: mean over latent elements (as published code of this family does),
+    or sum.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Literal["prdp"] = "prdp"
+    images_per_prompt: int = Field(8, ge=2)
+    prompts_per_step: int = Field(4, ge=1)
+    gradient_steps: int = Field(2, ge=1)
+    beta: float = Field(1.0, gt=0)
+    clip: float = Field(1e-4, gt=0)
+    log_prob: Literal["mean", "sum"] = "mean"
+
+
+def check(options: Options, sampling: Sampling) -> None:
+    """What no single key shows: UserError when these settings cannot learn."""
+    if sampling.eta == 0:
+        raise UserError("sampling.eta: 0 leaves no stochastic step, and prdp needs log-probabilities; want eta > 0")
+
+
+def calls(options: Options, sampling: Sampling) -> dict[str, int]:
+    """Samples through the denoiser per step, guidance counted twice: the floor of this algorithm.
+
+    Rollout and reference once each; every gradient step a forward and backward, and from the second on a first pass
+    that finds the coefficients. An upper bound: clipped calls are left out, and a step with std 0 is not replayed.
+    """
+    images = options.images_per_prompt * options.prompts_per_step
+    each = images * sampling.num_inference_steps * (2 if sampling.guidance_scale > 1 else 1)
+    return {"forwards": each * (2 * options.gradient_steps + 1), "backwards": each * options.gradient_steps}
+
+
+def step(
+    state: TrainState, batch: Prompts, model: Model, rewards: RewardSet, options: Options, sampling: Sampling
+) -> dict[str, float]:
+    """Sample -> score -> compare -> learn; one on-policy round.
+
+    G images of a prompt stay together: B = prompts * G, S stochastic steps, siblings adjacent.
+    """
+    group = options.images_per_prompt
+    condition = batch.condition.repeat(group)
+    texts = [text for text in batch.texts for _ in range(group)]
+    generators = [generator(state.seed, "rollout", state.step, f"{i}/{j}") for i in batch.ids for j in range(group)]
+
+    # 1. Sample with the current policy, keeping every latent.
+    parts = []
+    for rows in slices(len(texts), state.micro_batch):
+        drawn = rollout(
+            model,
+            condition[rows],
+            num_inference_steps=sampling.num_inference_steps,
+            eta=sampling.eta,
+            guidance_scale=sampling.guidance_scale,
+            generator=generators[rows],
+            reduction=options.log_prob,
+        )
+        parts.append((drawn, decode(model, drawn.final)))
+    samples = concatenate([drawn for drawn, _ in parts])
+    media = torch.cat([pictures for _, pictures in parts])
+
+    # 2. Score in the background; higher is better. Meanwhile, the reference's log-probabilities, once for all steps.
+    pending = rewards.start(media, texts)
+    with model.as_reference():
+        log_probs_ref = replay(state, samples, condition, options, sampling)
+    scores = pending.result()
+    reward = scores.combined.to(samples.log_probs.device)
+
+    # 3. Compare siblings, 4. learn. With theta = theta_old the first pass is the rollout's own log-probabilities.
+    log_probs_old = samples.log_probs
+    informative = [rows for rows in slices(len(texts), group) if reward[rows].min() < reward[rows].max()]
+    total = state.accelerator.reduce(torch.tensor(float(len(informative)), device=reward.device)).item()
+    metrics = {f"reward/{name}": value.mean().item() for name, value in scores.heads.items()}
+    metrics |= {"reward/combined": reward.mean().item(), "reward/std": reward.std().item()}
+    metrics |= {"groups_skipped": float(len(batch) - len(informative))}
+    if total == 0:
+        return metrics | {"clip_fraction": 0.0}
+    clipped = []
+    for k in range(options.gradient_steps):
+        log_probs = log_probs_old if k == 0 else replay(state, samples, condition, options, sampling)
+        coefficients, losses = torch.zeros_like(log_probs), []
+        for rows in informative:
+            terms = (log_probs[rows], log_probs_old[rows], log_probs_ref[rows], reward[rows])
+            coefficients[rows] = rdp_coefficients(*terms, beta=options.beta, clip=options.clip)
+            losses.append(rdp_loss(*terms, beta=options.beta, clip=options.clip).mean())
+        scale = state.accelerator.num_processes / total  # DDP averages over processes; we want the mean over prompts
+        backward(state, samples, condition, coefficients * scale, options, sampling)
+        metrics["grad_norm"] = state.update()
+        clipped.append(((log_probs - log_probs_old).abs() > options.clip).float().mean())
+        metrics["loss"] = torch.stack(losses).mean().item() if losses else 0.0
+    metrics["clip_fraction"] = torch.stack(clipped[1:] or clipped).mean().item()
+    metrics["log_prob_change"] = (log_probs - log_probs_old).abs().mean().item()
+    metrics["kl_binding"] = kl_binding(log_probs - log_probs_ref, reward, informative, options.beta)
+    return metrics
+
+
+def backward(
+    state: TrainState,
+    samples: Rollout,
+    condition: Condition,
+    coefficients: Tensor,
+    options: Options,
+    sampling: Sampling,
+) -> None:
+    """Accumulate the gradient of sum c_{i,t} log pi_theta, one step of a few samples at a time.
+
+    Memory is that of one denoiser call, however many steps a trajectory has. Calls whose coefficients are all zero (the
+    pair is clipped there) are left out.
+    """
+    work = [
+        (rows, column, step)
+        for rows in slices(len(coefficients), state.micro_batch)
+        for column, step in enumerate(samples.stochastic.tolist())
+        if state.accelerator.num_processes > 1 or bool(coefficients[rows, column].any())
+    ]
+    for n, (rows, column, step) in enumerate(work):
+        with state.accumulate(last=n == len(work) - 1):
+            log_prob = step_log_prob(
+                state.model,
+                samples,
+                step,
+                condition[rows],
+                eta=sampling.eta,
+                guidance_scale=sampling.guidance_scale,
+                reduction=options.log_prob,
+                rows=rows,
+            )
+            state.backward((coefficients[rows, column] * log_prob).sum())
+
+
+@torch.no_grad()
+def replay(state: TrainState, samples: Rollout, condition: Condition, options: Options, sampling: Sampling) -> Tensor:
+    """Log-probabilities of the stored trajectories under the model as it is now, (B, S)."""
+    columns = []
+    for step in samples.stochastic.tolist():
+        parts = [
+            step_log_prob(
+                state.model,
+                samples,
+                step,
+                condition[rows],
+                eta=sampling.eta,
+                guidance_scale=sampling.guidance_scale,
+                reduction=options.log_prob,
+                rows=rows,
+            )
+            for rows in slices(len(condition), state.micro_batch)
+        ]
+        columns.append(torch.cat(parts))
+    return torch.stack(columns, 1)
+
+
+@torch.no_grad()
+def decode(model: Model, latents: Tensor) -> Tensor:
+    """Pictures to score; no gradient is wanted."""
+    return model.decode(latents).float()
+
+
+def slices(total: int, size: int) -> list[slice]:
+    """Consecutive slices of at most ``size`` that cover range(total)."""
+    return [slice(start, min(start + size, total)) for start in range(0, total, size)]
+
+
+def concatenate(parts: list[Rollout]) -> Rollout:
+    """Rollouts over the same times as one, in order."""
+    latents = torch.cat([part.latents for part in parts])
+    return Rollout(latents, parts[0].times, parts[0].stochastic, torch.cat([part.log_probs for part in parts]))
+
+
+def kl_binding(log_ratios: Tensor, reward: Tensor, groups: list[slice], beta: float) -> float:
+    """mean |drhat| / mean |dr / beta|: near 1, the KL term holds the policy back; near 0, only the clip does."""
+    predicted = torch.stack([torch.pdist(log_ratios[rows].mean(1, keepdim=True)).mean() for rows in groups])
+    target = torch.stack([torch.pdist(reward[rows, None]).mean() for rows in groups]) / beta
+    return (predicted.mean() / target.mean()).item()

@@ -1,0 +1,48 @@
+"""Progress of long work: a bar on a terminal, plain lines elsewhere; always on stderr."""
+
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+PLAIN_SECONDS = 10.0  # between lines where there is no terminal
+
+
+class Progress:
+    """A listener of the engine: ``progress(phase, done, total, numbers)``."""
+
+    def __init__(self) -> None:
+        self.bar: Any = None
+        self.tasks: dict[str, Any] = {}
+        self.spoken = 0.0
+
+    def __enter__(self) -> "Progress":
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            columns = (TextColumn("{task.description:12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            self.bar = Bar(
+                *columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=Console(stderr=True)
+            )
+            self.bar.start()
+        return self
+
+    def __call__(self, phase: str, done: int, total: int, numbers: Mapping[str, Any]) -> None:
+        shown = {key: value for key, value in numbers.items() if key.startswith("reward/") or key == "loss"}
+        note = "  ".join(f"{key} {value:.4g}" for key, value in shown.items() if isinstance(value, float))
+        if self.bar is not None:
+            if phase not in self.tasks:
+                self.tasks[phase] = self.bar.add_task(phase, total=total, note="")
+            self.bar.update(self.tasks[phase], completed=done, total=total, note=note)
+        elif done == total or time.monotonic() - self.spoken > PLAIN_SECONDS:
+            self.spoken = time.monotonic()
+            print(f"{phase} {done}/{total} {note}".rstrip(), file=sys.stderr, flush=True)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.bar is not None:
+            self.bar.stop()

@@ -1,0 +1,82 @@
+"""Reports of run directories and galleries: what to show, handed to the page that shows it."""
+
+import json
+import shlex
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from .comparison import compare
+from .errors import UserError
+from .recipe import Recipe
+from .scores import ScoresTable
+
+
+def report_run(run: Path, out: Path | None = None, summary: Mapping[str, Any] | None = None) -> Path:
+    """The report of a finished run directory, ``run/report.html`` unless said otherwise."""
+    from .report import build_report
+
+    before, after = run / "before" / "scores.parquet", run / "samples" / "final" / "scores.parquet"
+    for file in (run / "recipe.yaml", before, after):
+        if not file.is_file():
+            raise UserError(f"{run}: no finished run ({file.relative_to(run)} is missing)")
+    recipe = Recipe.load(run / "recipe.yaml")
+    tables = ScoresTable.load(before), ScoresTable.load(after)
+    metrics_file = run / "metrics.jsonl"
+    metrics = [json.loads(line) for line in metrics_file.read_text().splitlines()] if metrics_file.is_file() else []
+    provenance = {"recipe": recipe.to_yaml(), **({"summary": dict(summary)} if summary else {})}
+    return build_report(
+        before=tables[0],
+        after=tables[1],
+        out=out or run / "report.html",
+        title=f"{recipe.model.path}, fine-tuned by {recipe.method['name'].upper()}",
+        comparison=compare(*tables),
+        optimised=[str(name) for name in recipe.rewards],
+        held_out=[str(name) for name in recipe.eval_rewards],
+        metrics=metrics,
+        provenance=provenance,
+        command=command_for(recipe, run),
+    )
+
+
+def report_galleries(sources: list[Path], out: Path) -> Path:
+    """The report of one scored gallery, or of two, before and after."""
+    from .report import build_report
+
+    if not 1 <= len(sources) <= 2:
+        raise UserError(f"report: want one or two galleries, or run directories, got {len(sources)}")
+    tables = [_scores_of(source) for source in sources]
+    before = tables[0] if len(tables) == 2 else None
+    return build_report(
+        before=before,
+        after=tables[-1],
+        out=out,
+        title=" → ".join(source.name for source in sources),
+        comparison=None if before is None else compare(before, tables[-1]),
+        optimised=[],
+        held_out=[],
+    )
+
+
+def command_for(recipe: Recipe, run: Path) -> Callable[[Mapping[str, Any]], str]:
+    """A function from a picture's row to the command that makes it again."""
+    settings = recipe.evaluate
+    guidance = settings.guidance_scale if settings.guidance_scale is not None else recipe.sampling.guidance_scale
+    size = [recipe.sampling.height, recipe.sampling.width]
+
+    def command(row: Mapping[str, Any]) -> str:
+        words = ["align-gen", "sample", recipe.model.path, "--adapter", str(run / "export")]
+        words += ["--prompt", row["prompt"], "--seed", str(row["seed"]), "--steps", str(settings.num_inference_steps)]
+        words += ["--guidance", str(guidance), "--eta", str(settings.eta), "--out", "again"]
+        if all(size):
+            words += ["--size", f"{size[0]}x{size[1]}"]
+        return shlex.join(words)
+
+    return command
+
+
+def _scores_of(source: Path) -> ScoresTable:
+    file = source / "scores.parquet" if source.is_dir() else source
+    if not file.is_file():
+        raise UserError(f"{source}: no scores; make them with: align-gen score {source} --reward NAME --out {file}")
+    return ScoresTable.load(file)

@@ -1,0 +1,77 @@
+"""Sampling into galleries."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .gallery import Gallery, write_gallery
+from .pipelines.seeding import seed_of
+
+if TYPE_CHECKING:
+    from .pipelines import Model
+    from .pipelines.guidance import Guide
+
+
+def sample(
+    model: "Model | Any",
+    prompts: Sequence[str | Mapping[str, Any]],
+    *,
+    out: str | Path,
+    seeds: Sequence[int] = (0,),
+    seed: int | None = None,
+    num_inference_steps: int = 30,
+    guidance_scale: float = 5.0,
+    eta: float = 0.0,
+    height: int | None = None,
+    width: int | None = None,
+    negative: str | None = None,
+    guide: "Guide | None" = None,
+    batch_size: int = 16,
+    note: Mapping[str, Any] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Gallery:
+    """One picture for every prompt and seed, as a gallery at ``out``.
+
+    A picture's own seed is a hash of (seed, prompt), written in its row: ``torch.Generator().manual_seed(row["seed"])``
+    given to the diffusers pipeline makes the same picture again. It depends on no other row, batch or process.
+
+    Args:
+        model: a Model, a diffusers pipeline, or what ``pipelines.load`` takes.
+        prompts: texts, or rows with "prompt" and further columns, which the gallery keeps. A row with its own "seed",
+            as in a gallery's metadata, is made again exactly.
+        seeds: one picture of each prompt for every number; ``seed=3`` is short for ``seeds=[3]``.
+        guide: steers sampling by a reward, see ``pipelines.guidance``.
+        note: columns added to every row.
+    """
+    import torch
+
+    from . import pipelines
+
+    model = pipelines.load(model)
+    seeds = seeds if seed is None else (seed,)
+    described = [{"prompt": row} if isinstance(row, str) else dict(row) for row in prompts]
+    rows = []
+    for row in described:
+        own = [row["seed"]] if "seed" in row else [seed_of(number, "sample", 0, row["prompt"]) for number in seeds]
+        rows += [{**row, "seed": number, **(note or {})} for number in own]
+    condition = model.encode_prompts([row["prompt"] for row in rows], negative, height=height, width=width)
+    draw = guide.sample if guide is not None else pipelines.sample
+    done = 0
+
+    def report(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress(done, len(rows))
+
+    media = draw(
+        model,
+        condition,
+        num_inference_steps=num_inference_steps,
+        eta=eta,
+        guidance_scale=guidance_scale,
+        generator=[torch.Generator().manual_seed(row["seed"]) for row in rows],
+        batch_size=batch_size,
+        progress=report,
+    )
+    return write_gallery(out, media, rows)

@@ -1,0 +1,44 @@
+"""How to sample: model adapters, diffusion and flow processes, rollouts, guidance. Names resolve on first use."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .base import Condition, LoraOptions, Model
+    from .process import Diffusion, Flow, Process, gaussian_log_prob
+    from .registry import load
+    from .sampling import Rollout, rollout, sample
+
+_NAMES = {
+    "Condition": "base",
+    "LoraOptions": "base",
+    "Model": "base",
+    "Diffusion": "process",
+    "Flow": "process",
+    "Process": "process",
+    "gaussian_log_prob": "process",
+    "load": "registry",
+    "Rollout": "sampling",
+    "rollout": "sampling",
+    "sample": "sampling",
+}
+
+__all__ = [
+    "Condition",
+    "Diffusion",
+    "Flow",
+    "LoraOptions",
+    "Model",
+    "Process",
+    "Rollout",
+    "gaussian_log_prob",
+    "load",
+    "rollout",
+    "sample",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NAMES:
+        raise AttributeError(f"{__name__} has no {name!r}; have {sorted(_NAMES)}")
+    return getattr(import_module(f"{__name__}.{_NAMES[name]}"), name)

@@ -1,0 +1,222 @@
+"""The Model contract: one adapter a family, wrapping a real diffusers pipeline, unmodified."""
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from .process import Process
+
+Guidance = float | Mapping[str, float]
+Reference = Literal["off", "start", "copy"]
+POLICY, START = "policy", "start"  # names of the trained LoRA and of the frozen one it started from
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a denoiser is told besides (x_t, t). Every tensor has B rows; indexing and repeating go by rows.
+
+    ``latent_shape`` is the shape of one sample's latents, (C, H, W) or (C, F, H, W), so that a condition alone is
+    enough to start sampling.
+    """
+
+    prompts: tuple[str, ...]
+    tensors: dict[str, Tensor]
+    latent_shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        for name, tensor in self.tensors.items():
+            if len(tensor) != len(self.prompts):
+                raise ValueError(f"condition {name}: want {len(self.prompts)} rows, got {tuple(tensor.shape)}")
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __getitem__(self, rows: slice | Sequence[int] | Tensor) -> "Condition":
+        index = torch.arange(len(self))[rows]
+        tensors = {name: tensor[index.to(tensor.device)] for name, tensor in self.tensors.items()}
+        return Condition(tuple(self.prompts[i] for i in index), tensors, self.latent_shape)
+
+    def repeat(self, times: int) -> "Condition":
+        """Each row ``times`` times, siblings adjacent."""
+        return self[torch.arange(len(self)).repeat_interleave(times)]
+
+    @staticmethod
+    def cat(parts: Sequence["Condition"]) -> "Condition":
+        """Rows of several conditions of one size bucket, in order."""
+        if len({part.latent_shape for part in parts}) != 1:
+            raise ValueError(f"conditions of several sizes: {[part.latent_shape for part in parts]}")
+        tensors = {name: torch.cat([part.tensors[name] for part in parts]) for name in parts[0].tensors}
+        return Condition(tuple(p for part in parts for p in part.prompts), tensors, parts[0].latent_shape)
+
+
+@dataclass(frozen=True)
+class LoraOptions:
+    """Low-rank adaptation of every trainable component (Hu et al. 2021), by peft."""
+
+    rank: int
+    alpha: float | None = None  # None: the rank, so that the update is B A x
+    target_modules: tuple[str, ...] | None = None  # None: the family's default
+
+
+class Model(ABC):
+    """A generator: how to condition it, run it, and turn latents into pictures and back.
+
+    Latents are unpacked, (B, C, H, W) or (B, C, F, H, W); packing, position ids and per-frame repetition happen inside
+    ``predict``, from the latents' shape. ``trainable`` maps component names to the modules that ``predict`` runs:
+    what is put there (by DDP, by torch.compile) is what runs.
+    """
+
+    process: Process
+    trainable: dict[str, nn.Module]
+    default_lora_targets: tuple[str, ...] = ()
+    default_size: tuple[int, int] = (512, 512)
+
+    def __init__(self, pipeline: Any):
+        self.pipeline = pipeline
+        self.reference: Reference = "off"
+        self._copies: dict[str, nn.Module] = {}
+
+    # -- conditioning and shapes
+
+    @abstractmethod
+    def times(self, num_inference_steps: int, latent_shape: Sequence[int]) -> Tensor:
+        """Pairs (t, s) from noise to clean, (n, 2) float64 on the CPU, in the process's unit."""
+
+    @abstractmethod
+    def encode_prompts(
+        self,
+        prompts: Sequence[str],
+        negative: str | Sequence[str] | None = None,
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        num_frames: int = 1,
+        **inputs: Any,
+    ) -> Condition:
+        """What does not change along a trajectory, computed once. ``inputs``: control maps, source images …"""
+
+    @abstractmethod
+    def latent_shape(self, height: int, width: int, num_frames: int = 1) -> tuple[int, ...]:
+        """Shape of one sample's latents."""
+
+    # -- the network
+
+    @abstractmethod
+    def predict(self, x_t: Tensor, t: Tensor, condition: Condition, guidance: Guidance) -> Tensor:
+        """The guided output in the process's convention, of x_t's shape. t: () or (B,), process time."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor, frames: Sequence[int] | None = None) -> Tensor:
+        """Latents -> media in [0, 1], (B, 3, H, W) or (B, F, 3, H, W); differentiable."""
+
+    @abstractmethod
+    def encode(self, media: Tensor) -> Tensor:
+        """Media in [0, 1] -> latents; the encoder's mean, no sampling."""
+
+    # -- training and the frozen reference
+
+    @property
+    def device(self) -> torch.device:
+        return next(next(iter(self.trainable.values())).parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(next(iter(self.trainable.values())).parameters()).dtype
+
+    def components(self) -> dict[str, nn.Module]:
+        """Every module of the pipeline, trained or not."""
+        return {name: part for name, part in self.pipeline.components.items() if isinstance(part, nn.Module)}
+
+    def to(self, device: torch.device | str) -> "Model":
+        for module in self.components().values():
+            module.to(device)
+        return self
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What is trained, in a fixed order."""
+        return [p for module in self.trainable.values() for p in module.parameters() if p.requires_grad]
+
+    def train_lora(self, options: LoraOptions) -> None:
+        """Freeze everything and add a LoRA, initially the identity, to each trainable component.
+
+        A LoRA already loaded under the name "policy" is what training goes on from; it is also kept, frozen, as the
+        reference.
+        """
+        from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+
+        self._freeze()
+        targets = list(options.target_modules or self.default_lora_targets)
+        config = LoraConfig(
+            r=options.rank, lora_alpha=options.alpha or options.rank, target_modules=targets, init_lora_weights=True
+        )
+        for module in map(unwrap, self.trainable.values()):
+            if POLICY in getattr(module, "peft_config", {}):
+                self.reference = "start"
+                module.add_adapter(copy.deepcopy(module.peft_config[POLICY]), adapter_name=START)
+                set_peft_model_state_dict(module, get_peft_model_state_dict(module, adapter_name=POLICY), START)
+            else:
+                module.add_adapter(config, adapter_name=POLICY)
+            self._activate(module, POLICY)
+
+    def train_full(self) -> None:
+        """Train every weight of the trainable components, against a frozen copy."""
+        self._freeze()
+        self._copies = {name: copy.deepcopy(module) for name, module in self.trainable.items()}
+        self.reference = "copy"
+        for module in self.trainable.values():
+            module.requires_grad_(True)
+
+    @contextmanager
+    def as_reference(self) -> Iterator[None]:
+        """Inside, ``predict`` runs the frozen reference; gradients are off."""
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            if self.reference == "copy":
+                kept, self.trainable = self.trainable, {**self._copies}
+                stack.callback(setattr, self, "trainable", kept)
+            for module in map(unwrap, self.trainable.values()):
+                if self.reference == "off" and POLICY in getattr(module, "peft_config", {}):
+                    module.disable_adapters()
+                    stack.callback(module.enable_adapters)
+                elif self.reference == "start":
+                    self._activate(module, START)
+                    stack.callback(self._activate, module, POLICY)
+            yield
+
+    def _freeze(self) -> None:
+        for module in self.components().values():
+            module.requires_grad_(False).eval()
+
+    @staticmethod
+    def _activate(module: nn.Module, adapter: str) -> None:
+        """Run one LoRA of a component; only the policy is trained, never the frozen start."""
+        module.set_adapter(adapter)  # type: ignore[operator]
+        for name, parameter in module.named_parameters():
+            if f".{POLICY}." in name or f".{START}." in name:
+                parameter.requires_grad_(f".{POLICY}." in name)
+
+    # -- taking the result away
+
+    @abstractmethod
+    def export(self, folder: Path) -> None:
+        """Write what was trained so that ``reload``, and diffusers itself, can load it."""
+
+    @abstractmethod
+    def reload(self, folder: Path) -> None:
+        """Load an export into this model. A reload that changes nothing is a ValueError."""
+
+
+def unwrap(module: nn.Module) -> Any:
+    """The module inside DDP and torch.compile wrappers."""
+    while True:
+        inner = getattr(module, "_orig_mod", None) or getattr(module, "module", None)
+        if not isinstance(inner, nn.Module):
+            return module
+        module = inner

@@ -1,0 +1,136 @@
+"""Noise processes: what x_t is made of, and one transition formula for diffusion and flow alike.
+
+With x_t = alpha_t x0 + sigma_t x1 (x0 clean, x1 ~ N(0, I)), a process knows (alpha, sigma) at every time and turns the
+network's output into (x0, x1). Everything else is shared. Processes hold constants and no state; all methods are pure.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Prediction = Literal["epsilon", "v_prediction", "sample"]
+Reduction = Literal["mean", "sum"]
+
+
+def _like(values: Tensor, x: Tensor) -> Tensor:
+    """Per-sample values () or (B,) shaped to multiply x (B, ...), in x's dtype and on its device."""
+    values = values.to(x.device, x.dtype)
+    return values.reshape(-1, *[1] * (x.ndim - 1)) if values.ndim else values
+
+
+class Process(ABC):
+    """A Gaussian noise process. Times are () or (B,) tensors in the process's own unit, noisy to clean descending."""
+
+    @abstractmethod
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(alpha, sigma) at time t, float64, of t's shape."""
+
+    @abstractmethod
+    def split(self, x_t: Tensor, output: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The network's output at x_t as predicted (x0, x1), both of x_t's shape."""
+
+    @abstractmethod
+    def target(self, x0: Tensor, x1: Tensor, t: Tensor) -> Tensor:
+        """What a perfect network outputs at x_t = add_noise(x0, x1, t), conditional on x0 and x1."""
+
+    def add_noise(self, x0: Tensor, x1: Tensor, t: Tensor) -> Tensor:
+        """x_t = alpha_t x0 + sigma_t x1."""
+        alpha, sigma = self.coefficients(t)
+        return _like(alpha, x0) * x0 + _like(sigma, x0) * x1
+
+    def std(self, t: Tensor, s: Tensor, eta: float) -> Tensor:
+        """Standard deviation of the step t -> s, float64; eta=0 is the ODE (DDIM), eta=1 the DDPM posterior.
+
+        var = eta^2 (sigma_s^2 / sigma_t^2) (sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2); Song et al. 2021 eq. 16,
+        written so that it is finite at alpha_t = 0 (flow at t=1) and zero at sigma_s = 0.
+        """
+        if not 0 <= eta <= 1:
+            raise ValueError(f"eta: want a number in [0, 1], got {eta}")
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = self.coefficients(t), self.coefficients(s)
+        variance = sigma_s**2 / sigma_t**2 * (sigma_t**2 - (alpha_t / alpha_s) ** 2 * sigma_s**2)
+        return eta * variance.clamp(min=0).sqrt()
+
+    def transition(self, x_t: Tensor, output: Tensor, t: Tensor, s: Tensor, eta: float) -> tuple[Tensor, Tensor]:
+        """Mean (like x_t) and std (float64, t's shape) of p(x_s | x_t): alpha_s x0 + sqrt(sigma_s^2 - std^2) x1."""
+        x0, x1 = self.split(x_t, output, t)
+        alpha_s, sigma_s = self.coefficients(s)
+        std = self.std(t, s, eta)
+        direction = (sigma_s**2 - std**2).clamp(min=0).sqrt()
+        return _like(alpha_s, x_t) * x0 + _like(direction, x_t) * x1, std
+
+
+@dataclass(frozen=True)
+class Diffusion(Process):
+    """Variance-preserving diffusion on integer timesteps: (alpha, sigma) = (sqrt(abar), sqrt(1 - abar)).
+
+    Args:
+        alphas_cumprod: abar of every training timestep, (N,).
+        final_alpha_cumprod: abar for times below 0, where DDIM's last step may land.
+        prediction: what the network outputs: the noise, v = alpha x1 - sigma x0 (Salimans & Ho 2022), or x0.
+        clip_sample: clamp predicted x0 to [-clip_sample, clip_sample]; schedulers of pixel models ask for it.
+    """
+
+    alphas_cumprod: Tensor
+    final_alpha_cumprod: float
+    prediction: Prediction = "epsilon"
+    clip_sample: float | None = None
+
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        index = t.to("cpu", torch.long)
+        known = self.alphas_cumprod.double()[index.clamp(min=0)]
+        alpha_bar = torch.where(index < 0, known.new_tensor(self.final_alpha_cumprod), known)
+        return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+
+    def split(self, x_t: Tensor, output: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        alpha, sigma = (_like(c, x_t) for c in self.coefficients(t))
+        output = output.to(x_t.dtype)
+        if self.prediction == "epsilon":
+            x0, x1 = (x_t - sigma * output) / alpha, output
+        elif self.prediction == "v_prediction":
+            x0, x1 = alpha * x_t - sigma * output, alpha * output + sigma * x_t
+        else:
+            x0, x1 = output, (x_t - alpha * output) / sigma
+        if self.clip_sample is not None:
+            x0 = x0.clamp(-self.clip_sample, self.clip_sample)
+        return x0, x1
+
+    def target(self, x0: Tensor, x1: Tensor, t: Tensor) -> Tensor:
+        if self.prediction == "epsilon":
+            return x1
+        if self.prediction == "sample":
+            return x0
+        alpha, sigma = self.coefficients(t)
+        return _like(alpha, x0) * x1 - _like(sigma, x0) * x0
+
+
+@dataclass(frozen=True)
+class Flow(Process):
+    """Rectified flow: x_t = (1 - t) x0 + t x1, t in [0, 1], the network outputs v = x1 - x0 (Liu et al. 2023)."""
+
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        t = t.to("cpu", torch.float64)
+        return 1 - t, t
+
+    def split(self, x_t: Tensor, output: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        alpha, sigma = (_like(c, x_t) for c in self.coefficients(t))
+        output = output.to(x_t.dtype)
+        return x_t - sigma * output, x_t + alpha * output
+
+    def target(self, x0: Tensor, x1: Tensor, t: Tensor) -> Tensor:
+        return x1 - x0
+
+
+def gaussian_log_prob(x: Tensor, mean: Tensor, std: Tensor, reduction: Reduction = "mean") -> Tensor:
+    """log N(x; mean, std^2 I), (B, ...) -> (B,) float32, reduced over latent elements in float64.
+
+    ``mean`` divides by the number of elements d, as ddpo-pytorch and flow_grpo do: every beta and clip range of that
+    family is in those units (beta_sum = beta_mean / d, clip_sum = d clip_mean). ``sum`` is the density itself.
+    """
+    scale = _like(std, x.double())
+    density = -0.5 * ((x.double() - mean.double()) / scale) ** 2 - scale.log() - 0.5 * math.log(2 * math.pi)
+    flat = density.flatten(1)
+    return (flat.mean(1) if reduction == "mean" else flat.sum(1)).float()

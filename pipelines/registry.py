@@ -1,0 +1,107 @@
+"""Model families by pipeline class name, resolved lazily; ``load`` picks one."""
+
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from .base import Model
+
+FAMILIES = {  # _class_name in model_index.json -> adapter
+    "StableDiffusionPipeline": "stable_diffusion:StableDiffusion",
+}
+TOYS = {"toy-diffusion": "toy:toy_diffusion", "toy-flow": "toy:toy_flow"}
+
+
+def _resolve(target: str) -> Any:
+    module, name = target.split(":")
+    return getattr(import_module(f".{module}", __package__), name)
+
+
+def _family(class_name: str) -> Any:
+    if class_name not in FAMILIES:
+        raise ValueError(f"no adapter for pipeline class {class_name!r}; have {sorted(FAMILIES)}")
+    return _resolve(FAMILIES[class_name])
+
+
+def load(source: Any, *, dtype: Any = None, **options: Any) -> Model:
+    """A Model from a pipeline folder, a hub repository, a diffusers pipeline object, or a toy's name.
+
+    The family is read from ``_class_name`` in model_index.json. Components that are null there are passed as explicit
+    None, without which some pipelines (SD3 without T5) do not load. Weights come from safetensors; no remote code runs.
+
+    Args:
+        source: path, "owner/name", pipeline object, or one of ``TOYS``.
+        dtype: torch dtype of the weights; None keeps float32.
+        options: passed to ``from_pretrained`` (``variant``, ``revision`` …).
+
+    Raises:
+        ValueError: the folder is no pipeline, or its class has no adapter; the message lists what exists.
+    """
+    if isinstance(source, Model):
+        return source
+    if isinstance(source, str) and source in TOYS:
+        model: Model = _resolve(TOYS[source])(**options)
+        return model
+    if not isinstance(source, (str, Path)):
+        model = _family(type(source).__name__)(source)
+        return model
+
+    import diffusers
+    import torch
+
+    index = _model_index(source, options.get("revision"))
+    family = _family(index.get("_class_name", ""))
+    missing = {name: None for name, row in index.items() if isinstance(row, list) and row[0] is None}
+    pipeline_class = getattr(diffusers, index["_class_name"])
+    with _quiet():
+        pipeline = pipeline_class.from_pretrained(source, torch_dtype=dtype or torch.float32, **missing, **options)
+    model = family(pipeline)
+    return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the libraries' own progress bars, which have no switch a call; left as they were."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    silenced = [log for log in (diffusers.utils.logging, transformers.utils.logging) if log.is_progress_bar_enabled()]
+    for log in silenced:
+        log.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)
+            yield
+    finally:
+        for log in silenced:
+            log.enable_progress_bar()
+
+
+def _model_index(source: str | Path, revision: str | None) -> dict[str, Any]:
+    folder = Path(source)
+    if folder.is_dir():
+        file = folder / "model_index.json"
+        if not file.is_file():
+            raise ValueError(f"{folder}: no diffusers pipeline (model_index.json is missing)")
+    elif folder.exists() or str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
+        raise ValueError(
+            f"{source}: no such pipeline folder; want a folder with model_index.json or a hub name owner/model"
+        )
+    else:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+        try:
+            file = Path(hf_hub_download(str(source), "model_index.json", revision=revision))
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+            raise ValueError(
+                f"{source}: no such folder, and the hub did not give it: {error.__class__.__name__}"
+            ) from error
+    index = json.loads(file.read_text())
+    if not isinstance(index, dict):
+        raise ValueError(f"{file}: want a JSON object")
+    return index

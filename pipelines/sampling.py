@@ -1,0 +1,168 @@
+"""Sampling: trajectories with their log-probabilities, and finished media."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from .base import Condition, Guidance, Model
+from .process import Reduction, gaussian_log_prob
+
+Generators = Generator | Sequence[Generator] | None
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """B trajectories of T steps.
+
+    Attributes:
+        latents: every x_t, noise first, (B, T+1, *latent), float32.
+        times: the (t, s) pair of each step, (T, 2).
+        stochastic: indices of the S steps with std > 0; only these have a density.
+        log_probs: log p(x_s | x_t) at the stored x_s on the stochastic steps, (B, S), float32.
+    """
+
+    latents: Tensor
+    times: Tensor
+    stochastic: Tensor
+    log_probs: Tensor
+
+    @property
+    def final(self) -> Tensor:
+        """The finished latents, (B, *latent)."""
+        return self.latents[:, -1]
+
+
+def gaussian_noise(shape: Sequence[int], batch: int, generator: Generators) -> Tensor:
+    """(batch, *shape) from N(0, I) on the CPU; with one generator a sample, no sample depends on its batch mates."""
+    if isinstance(generator, Sequence):
+        if len(generator) != batch:
+            raise ValueError(f"generator: want one, or one for each of {batch} samples, got {len(generator)}")
+        return torch.stack([torch.randn(tuple(shape), generator=g) for g in generator])
+    return torch.randn((batch, *shape), generator=generator)
+
+
+@torch.no_grad()
+def trajectory(
+    model: Model,
+    condition: Condition,
+    times: Tensor,
+    *,
+    eta: float,
+    guidance_scale: Guidance,
+    generator: Generators,
+    latents: Tensor | None,
+) -> Iterator[tuple[Tensor, Tensor | None, Tensor | None]]:
+    """Yields (x, None, None) for the initial noise, then (x_s, mean, std) for each step."""
+    batch = len(condition)
+    if latents is None:
+        latents = gaussian_noise(condition.latent_shape, batch, generator)
+    x = latents.to(model.device, torch.float32)
+    yield x, None, None
+    for t, s in times:
+        output = model.predict(x, t, condition, guidance_scale)
+        mean, std = model.process.transition(x, output, t, s, eta)
+        if std > 0:
+            noise = gaussian_noise(x.shape[1:], batch, generator).to(x.device)
+            mean, x = mean, mean + std.to(x) * noise
+        else:
+            x = mean
+        yield x, mean, std
+
+
+def rollout(
+    model: Model,
+    condition: Condition,
+    *,
+    num_inference_steps: int = 50,
+    eta: float = 1.0,
+    guidance_scale: Guidance = 5.0,
+    generator: Generators = None,
+    latents: Tensor | None = None,
+    reduction: Reduction = "mean",
+) -> Rollout:
+    """Sample, and keep every latent and the log-probability of every stochastic step.
+
+    Args:
+        eta: 0 is the ODE (DDIM), 1 the DDPM posterior; in [0, 1].
+        guidance_scale: classifier-free guidance; the policy is the *guided* model.
+        generator: one, or a list of one a sample (then samples do not depend on their batch mates).
+        latents: initial noise (B, *latent); drawn when not given.
+        reduction: of log-probabilities over latent elements, see ``gaussian_log_prob``.
+    """
+    times = model.times(num_inference_steps, condition.latent_shape)
+    kept, log_probs, stochastic = [], [], []
+    steps = trajectory(
+        model, condition, times, eta=eta, guidance_scale=guidance_scale, generator=generator, latents=latents
+    )
+    for step, (x, mean, std) in enumerate(steps, start=-1):
+        kept.append(x)
+        if mean is not None and std is not None and std > 0:
+            log_probs.append(gaussian_log_prob(x, mean, std, reduction))
+            stochastic.append(step)
+    stacked = torch.stack(log_probs, 1) if log_probs else torch.empty(len(condition), 0, device=kept[0].device)
+    return Rollout(torch.stack(kept, 1), times, torch.tensor(stochastic, dtype=torch.long), stacked)
+
+
+def step_log_prob(
+    model: Model,
+    trajectories: Rollout,
+    step: int,
+    condition: Condition,
+    *,
+    eta: float,
+    guidance_scale: Guidance,
+    reduction: Reduction = "mean",
+    rows: slice = slice(None),
+) -> Tensor:
+    """log p(x_s | x_t) of one stored step under the model as it is now, (b,); differentiable.
+
+    ``condition`` holds the chosen ``rows`` only.
+    """
+    t, s = trajectories.times[step]
+    x_t, x_s = trajectories.latents[rows, step], trajectories.latents[rows, step + 1]
+    output = model.predict(x_t, t, condition, guidance_scale)
+    mean, std = model.process.transition(x_t, output, t, s, eta)
+    return gaussian_log_prob(x_s, mean, std, reduction)
+
+
+def sample(
+    model: Model,
+    condition: Condition,
+    *,
+    num_inference_steps: int = 50,
+    eta: float = 0.0,
+    guidance_scale: Guidance = 5.0,
+    generator: Generators = None,
+    latents: Tensor | None = None,
+    batch_size: int = 16,
+    progress: Callable[[int], None] | None = None,
+) -> Tensor:
+    """Finished media in [0, 1], (B, 3, H, W) or (B, F, 3, H, W), on the CPU. ``batch_size`` bounds memory only.
+
+    ``progress`` is told how many samples were just finished.
+    """
+    times = model.times(num_inference_steps, condition.latent_shape)
+    if latents is None and not isinstance(generator, Sequence):
+        latents = gaussian_noise(condition.latent_shape, len(condition), generator)
+    media = []
+    for start in range(0, len(condition), batch_size):
+        rows = slice(start, start + batch_size)
+        part = condition[rows]
+        steps = trajectory(
+            model,
+            part,
+            times,
+            eta=eta,
+            guidance_scale=guidance_scale,
+            generator=generator[rows] if isinstance(generator, Sequence) else generator,
+            latents=None if latents is None else latents[rows],
+        )
+        for x, _, _ in steps:
+            final = x
+        with torch.no_grad():
+            media.append(model.decode(final).float().cpu())
+        if progress is not None:
+            progress(len(part))
+    return torch.cat(media)

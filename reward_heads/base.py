@@ -1,0 +1,58 @@
+"""The reward head contract."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+
+class RewardHead(ABC):
+    """Judges pictures: ``(media, prompts, **context) -> (B,)`` float32, higher is better.
+
+    Attributes:
+        differentiable: gradients flow from the score to the media.
+        media: "image" takes (B, 3, H, W); "video" takes (B, F, 3, H, W). RGB, [0, 1].
+        needs: keys of the context that must be given ("t", "control", "source", "reference" …).
+        range: the scores' bounds, where known.
+    """
+
+    differentiable: bool = False
+    media: Literal["image", "video"] = "image"
+    needs: tuple[str, ...] = ()
+    range: tuple[float, float] = (float("-inf"), float("inf"))
+
+    @abstractmethod
+    def __call__(self, media: Tensor, prompts: Sequence[str], **context: Any) -> Tensor:
+        """One score a sample, (B,)."""
+
+    def provenance(self) -> dict[str, Any]:
+        """What a score depends on besides the picture: scores are comparable only where this agrees."""
+        return {"weights_sha256": None, "preprocessing": "none", "dtype": "float32", "options": {}}
+
+    def to(self, device: torch.device | str) -> "RewardHead":
+        """Move weights, where there are any."""
+        return self
+
+
+class CallableHead(RewardHead):
+    """Any ``f(media, prompts) -> (B,)`` as a head. Not assumed differentiable unless it says so."""
+
+    def __init__(self, function: Callable[..., Any], name: str | None = None):
+        self.function = function
+        self.name = name or getattr(function, "__qualname__", type(function).__name__)
+        self.differentiable = bool(getattr(function, "differentiable", False))
+        self.needs = tuple(getattr(function, "needs", ()))
+
+    def __call__(self, media: Tensor, prompts: Sequence[str], **context: Any) -> Tensor:
+        return torch.as_tensor(self.function(media, prompts, **context), dtype=torch.float32)
+
+    def provenance(self) -> dict[str, Any]:
+        return super().provenance() | {"options": {"callable": self.name}}
+
+
+def check_images(images: Tensor) -> None:
+    """Reward input: float (B, 3, H, W), RGB, [0, 1]."""
+    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+        raise ValueError(f"images: want float (B, 3, H, W), got {images.dtype} {tuple(images.shape)}")

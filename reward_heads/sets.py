@@ -1,0 +1,93 @@
+"""Several heads as one reward."""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .base import RewardHead
+
+
+class MissingContext(ValueError):
+    """A head needs context that the caller does not have; names the head and the key."""
+
+
+class RewardFailure(RuntimeError):
+    """A head gave no usable score; names the head."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of B samples.
+
+    Attributes:
+        combined: weighted sum of the heads, (B,) float32.
+        heads: each head's own scores, (B,) float32.
+        uncertainty: (B,) where a head estimates it, else None.
+    """
+
+    combined: Tensor
+    heads: dict[str, Tensor]
+    uncertainty: Tensor | None = None
+
+
+@dataclass
+class RewardSet:
+    """Named heads with weights. The same object serves training, galleries and guidance."""
+
+    heads: dict[str, RewardHead]
+    weights: dict[str, float] = field(default_factory=dict)
+    _pool: ThreadPoolExecutor | None = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        self.weights = {name: float(self.weights.get(name, 1.0)) for name in self.heads}
+
+    def __call__(self, media: Tensor, prompts: Sequence[str], **context: Any) -> Scores:
+        """Score B samples.
+
+        Raises:
+            MissingContext: a head needs a key that ``context`` lacks.
+            RewardFailure: a head returned a wrong shape or a non-finite score.
+        """
+        self.require(context)
+        heads = {name: self._score(name, head, media, prompts, context) for name, head in self.heads.items()}
+        combined = torch.stack([self.weights[name] * score for name, score in heads.items()]).sum(0)
+        return Scores(combined, heads)
+
+    def start(self, media: Tensor, prompts: Sequence[str], **context: Any) -> "Future[Scores]":
+        """Score in the background: a slow or remote head overlaps other work."""
+        self.require(context)
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reward")
+        return self._pool.submit(self, media, prompts, **context)
+
+    def require(self, context: Mapping[str, Any] | Sequence[str]) -> None:
+        """Fail early when a head needs more than ``context`` offers."""
+        for name, head in self.heads.items():
+            for key in head.needs:
+                if key not in context:
+                    offered = sorted(context) or "nothing"
+                    raise MissingContext(f"reward {name!r} needs {key!r}, which is not given (given: {offered})")
+
+    def provenance(self) -> dict[str, dict[str, Any]]:
+        return {name: head.provenance() for name, head in self.heads.items()}
+
+    def to(self, device: torch.device | str) -> "RewardSet":
+        for head in self.heads.values():
+            head.to(device)
+        return self
+
+    @staticmethod
+    def _score(
+        name: str, head: RewardHead, media: Tensor, prompts: Sequence[str], context: Mapping[str, Any]
+    ) -> Tensor:
+        score = head(media, prompts, **context).float()
+        if score.shape != (len(media),):
+            raise RewardFailure(f"reward {name!r} returned shape {tuple(score.shape)}, want ({len(media)},)")
+        if not bool(score.isfinite().all()):
+            bad = int((~score.isfinite()).sum())
+            raise RewardFailure(f"reward {name!r} returned {bad} non-finite of {len(media)} scores")
+        return score

@@ -1,0 +1,73 @@
+"""The demo, cut short: every part of it on the bundled models."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from align_gen.demo import COLUMNS, Judged, demo
+from align_gen.recipe import Recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+FIGURES = {"before", "after", "std", "ci_low", "ci_high", "p"}
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One step of the demo on six held-out prompts."""
+    folder = tmp_path_factory.mktemp("demo")
+    prompts = (ROOT / "assets" / "prompts" / "emoji-heldout.jsonl").read_text().splitlines()[:6]
+    (folder / "few.jsonl").write_text("\n".join(prompts))
+    cut = (
+        "run.steps=1",
+        "method.prompts_per_step=1",
+        "sampling.num_inference_steps=3",
+        "evaluate.num_inference_steps=3",
+    )
+    demo(out=folder / "run", overrides=(*cut, f"prompts.eval={folder / 'few.jsonl'}"))
+    return folder / "run"
+
+
+def test_summary_has_every_figure(short: Path) -> None:
+    summary = json.loads((short / "summary.json").read_text())
+    assert {"method", "steps", "seconds", "images", "clip_fraction", "denoiser_calls"} <= summary.keys()
+    assert summary["method"] == "prdp"
+    assert summary["steps"] == 1
+    assert summary["prompts"] == 6
+    for name in COLUMNS:
+        assert summary[name].keys() >= FIGURES
+    # 8 images, guidance doubles; rollout 3 steps, then over the stochastic ones: reference, backward, replay, backward.
+    stochastic = 3
+    assert summary["denoiser_calls"] == 8 * 2 * (3 + 4 * stochastic)
+
+
+def test_figures_can_be_recomputed_without_us(short: Path) -> None:
+    """scripts/recheck_demo.py imports open_clip and nothing of align_gen, and agrees to 1e-4."""
+    script = ROOT / "scripts" / "recheck_demo.py"
+    assert "align_gen" not in [
+        line.split()[1].split(".")[0]
+        for line in script.read_text().splitlines()
+        if line.startswith(("import ", "from "))
+    ]
+    done = subprocess.run([sys.executable, str(script), str(short)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_demo_recipe_lets_the_clip_act() -> None:
+    """With one gradient step theta = theta_old throughout and the clip could never act (algorithm 1 with K = 1)."""
+    recipe = Recipe.load("emoji-sd-prdp")
+    assert recipe.method["gradient_steps"] >= 2
+    assert len(recipe.evaluate.seeds) >= 2  # diversity within a prompt needs two
+
+
+def test_judged_knows_a_perfect_gallery(short: Path) -> None:
+    """Recall is a share and diversity a mean of 1 - cosine: in [0, 1] and [0, 2]."""
+    from align_gen.scores import ScoresTable
+
+    judged = Judged.of(
+        ScoresTable.load(short / "before" / "scores.parquet"), str(ROOT / "assets/models/emoji-heldout-clip")
+    )
+    assert 0 <= judged.recall_at_5 <= 1
+    assert 0 < judged.diversity < 2

@@ -1,0 +1,333 @@
+"""PRDP's step: the exact gradient in two passes, its closed form on the toys, and what it does with odd rewards."""
+
+import copy
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from align_gen import pipelines
+from align_gen.batches import Prompts, Sampling
+from align_gen.errors import UserError
+from align_gen.losses import rdp_loss
+from align_gen.methods import prdp
+from align_gen.pipelines import Model, Rollout, gaussian_log_prob, rollout
+from align_gen.pipelines.seeding import generator
+from align_gen.reward_heads import RewardFailure, RewardSet, reward_set
+from align_gen.state import TrainState
+
+CORNERS = ((-1.0, 0.5), (1.0, -0.5))
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tensors of a few numbers: handing them to other threads costs more than the work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def first_coordinate(media: Tensor, prompts: Sequence[str]) -> Tensor:
+    return media[:, 0, 0, 0]
+
+
+class Recorder(torch.optim.SGD):
+    """SGD that remembers every step: the parameters before it, and their gradient."""
+
+    def __init__(self, parameters: Any, lr: float):
+        super().__init__(parameters, lr=lr)
+        self.seen: list[tuple[list[Tensor], list[Tensor | None]]] = []
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        parameters = self.param_groups[0]["params"]
+        gradients = [None if p.grad is None else p.grad.clone() for p in parameters]
+        self.seen.append(([p.detach().clone() for p in parameters], gradients))
+        super().step(closure)
+
+
+def toy(name: str = "toy-diffusion", **mixture: Any) -> Model:
+    model = pipelines.load(name, **mixture)
+    model.train_full()
+    return model
+
+
+def state_of(model: Model, *, lr: float = 1.0, micro_batch: int = 4096) -> TrainState:
+    optimizer = Recorder(model.parameters(), lr=lr)
+    return TrainState(model, optimizer, Accelerator(cpu=True), max_grad_norm=1e9, micro_batch=micro_batch)
+
+
+def prompts_of(model: Model, *texts: str) -> Prompts:
+    return Prompts(texts, model.encode_prompts(texts), range(len(texts)))
+
+
+def take(model: Model, rewards: Any = (first_coordinate,), texts: Sequence[str] = ("a", "b"), **more: Any) -> Any:
+    """One step on a toy; returns (metrics, what the optimizer saw)."""
+    state = state_of(model, lr=more.pop("lr", 1.0), micro_batch=more.pop("micro_batch", 4096))
+    options = prdp.Options(**{"images_per_prompt": 6, "gradient_steps": 2, "beta": 5.0, "clip": 1e-3, **more})
+    rewards = rewards if isinstance(rewards, RewardSet) else reward_set(list(rewards))
+    metrics = prdp.step(state, prompts_of(model, *texts), model, rewards, options, Sampling(num_inference_steps=4))
+    assert isinstance(state.optimizer, Recorder)
+    return metrics, state.optimizer.seen
+
+
+# --- the gradient ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Log-probabilities are kept in float32 on purpose; here they and the stored latents are float64."""
+
+    def exact(x: Tensor, mean: Tensor, std: Tensor, reduction: Any = "mean") -> Tensor:
+        density = torch.distributions.Normal(mean.double(), std.double()).log_prob(x.double()).flatten(1)
+        return density.mean(1) if reduction == "mean" else density.sum(1)
+
+    def double(*args: Any, **options: Any) -> Rollout:
+        drawn = rollout(*args, **options)
+        drawn = Rollout(drawn.latents.double(), drawn.times, drawn.stochastic, drawn.log_probs.double())
+        options.pop("num_inference_steps"), options.pop("generator")
+        with torch.no_grad():  # again, at the latents as stored
+            steps = drawn.stochastic.tolist()
+            columns = [pipelines.sampling.step_log_prob(args[0], drawn, i, args[1], **options) for i in steps]
+        return Rollout(drawn.latents, drawn.times, drawn.stochastic, torch.stack(columns, 1))
+
+    monkeypatch.setattr("align_gen.pipelines.sampling.gaussian_log_prob", exact)
+    monkeypatch.setattr("align_gen.methods.prdp.rollout", double)
+
+
+@pytest.mark.usefixtures("in_float64")
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("name", ["toy-diffusion", "toy-flow"])
+def test_two_passes_equal_one_backward_through_all_steps(name: str, reduction: str) -> None:
+    """Oracle: autograd of mean over prompts of mean(rdp_loss) with the graph of every step of every sample alive.
+
+    In float64, at both of K = 2 gradient steps; before the second the clip binds on some steps and not on others.
+    """
+    texts, group, sampling = ("a", "b", "c"), 6, Sampling(num_inference_steps=4)
+    clip = {"mean": 3e-3, "sum": 6e-3}[reduction]
+    options = prdp.Options(
+        images_per_prompt=group, prompts_per_step=3, gradient_steps=2, beta=5.0, clip=clip, log_prob=reduction
+    )
+    model = pipelines.load(name, means=CORNERS, stds=(0.5, 0.8))
+    model.trainable["denoiser"].double()
+    model.train_full()
+    with torch.no_grad():  # away from the reference, as after some training
+        noise = torch.randn(model.parameters()[0].shape, generator=torch.Generator().manual_seed(1))
+        model.parameters()[0].add_(0.05 * noise)
+    state = state_of(model, lr=0.05, micro_batch=5)
+    before = copy.deepcopy(model.trainable["denoiser"].state_dict())
+    metrics = prdp.step(state, prompts_of(model, *texts), model, reward_set([first_coordinate]), options, sampling)
+    assert isinstance(state.optimizer, Recorder) and len(state.optimizer.seen) == 2
+    assert 0 < metrics["clip_fraction"] < 1
+
+    # The same trajectories, from the weights they were drawn with.
+    model.trainable["denoiser"].load_state_dict(before)
+    condition = prompts_of(model, *texts).condition.repeat(group)
+    generators = [generator(0, "rollout", 0, f"{i}/{j}") for i in range(3) for j in range(group)]
+    settings: dict[str, Any] = {"eta": 1.0, "guidance_scale": 5.0, "reduction": reduction}
+    drawn = prdp.rollout(model, condition, num_inference_steps=4, generator=generators, **settings)
+    rewards = first_coordinate(drawn.final, ()).float()
+
+    def log_probs() -> Tensor:
+        steps = drawn.stochastic.tolist()
+        return torch.stack([pipelines.sampling.step_log_prob(model, drawn, i, condition, **settings) for i in steps], 1)
+
+    with model.as_reference():
+        reference = log_probs()
+    parameter = model.parameters()[0]
+    for value, (found,) in state.optimizer.seen:
+        with torch.no_grad():
+            parameter.copy_(value[0])
+        new, losses = log_probs(), []
+        for start in range(0, len(condition), group):
+            rows = slice(start, start + group)
+            terms = (new[rows], drawn.log_probs[rows], reference[rows], rewards[rows])
+            losses.append(rdp_loss(*terms, beta=options.beta, clip=options.clip).mean())
+        (expected,) = torch.autograd.grad(torch.stack(losses).mean(), parameter)
+        assert found is not None and expected.abs().max() > 0
+        assert (found - expected).abs().max() <= 1e-10 * expected.abs().max()
+
+
+def test_the_first_gradient_step_is_unclipped() -> None:
+    """theta = theta_old at k = 1, so no step has left its range: with K = 1 the clip never acts."""
+    metrics, _ = take(toy(), gradient_steps=1, lr=10.0)
+    assert metrics["clip_fraction"] == 0
+    metrics, seen = take(toy(), gradient_steps=2, lr=10.0)
+    assert len(seen) == 2 and metrics["clip_fraction"] > 0
+
+
+def test_the_stored_log_probabilities_are_replayed() -> None:
+    """Without an update in between, pass 1 of the second step finds what the rollout stored, to rounding."""
+    metrics, _ = take(toy(means=CORNERS, stds=(0.5, 0.8)), lr=0.0)
+    assert metrics["log_prob_change"] < 1e-6 and metrics["clip_fraction"] == 0
+
+
+@pytest.mark.parametrize("micro_batch", [1, 5, 12])
+def test_micro_batches_change_nothing(micro_batch: int) -> None:
+    """12 samples at once, one by one, or unevenly: same gradients and metrics to 1e-6."""
+    expected, whole = take(toy(), lr=0.05)
+    metrics, parts = take(toy(), lr=0.05, micro_batch=micro_batch)
+    assert metrics == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    for (_, (a,)), (_, (b,)) in zip(whole, parts, strict=True):
+        assert a is not None and b is not None
+        assert (a - b).abs().max() <= 1e-6 * a.abs().max()
+
+
+# --- what it converges to --------------------------------------------------------------------------------------------
+
+
+def closed_form(model: Model, steps: int, slope: float, beta: float) -> float:
+    """slope V / beta, V <- m_t^2 V + std^2 along the chain: Var_ref(x_0 | x_T), m_t the slope of step t's mean.
+
+    The optimum over trajectories tilts p(x_0 | x_T), a Gaussian of variance V, by exp(slope x_0 / beta).
+    """
+    variance, points = 0.0, torch.tensor([0.0, 1.0]).view(2, 1, 1, 1)
+    condition = model.encode_prompts(["a", "a"])
+    for t, s in model.times(steps, (1, 1, 1)):
+        with model.as_reference():
+            output = model.predict(points, t, condition, 1.0)
+        mean, std = model.process.transition(points, output, t, s, 1.0)
+        variance = (mean[1] - mean[0]).item() ** 2 * variance + std.item() ** 2
+    return slope * variance / beta
+
+
+@pytest.mark.parametrize("name", ["toy-diffusion", "toy-flow"])
+def test_reaches_its_own_closed_form(name: str) -> None:
+    """N(0, 1), r = x, beta = 2 over the whole trajectory: the mean moves to V / 2, .32 for ten steps, within .03.
+
+    The loss averages over S steps, so a trajectory weight of 2 is beta = 2 S with summed log-probabilities. The same
+    noise gives the same sample shifted, so four samples measure the mean's move exactly.
+    """
+    model, steps, rounds = toy(name), 10, 20
+    condition = model.encode_prompts(["a"])
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.15, betas=(0.8, 0.99))
+    state = TrainState(model, optimizer, Accelerator(cpu=True), max_grad_norm=1e9, micro_batch=4096)
+    stochastic = len(rollout(model, condition, num_inference_steps=steps).stochastic)
+    options = prdp.Options(images_per_prompt=32, gradient_steps=3, beta=2 * stochastic, clip=1e6, log_prob="sum")
+    rewards = reward_set([first_coordinate])
+    for state.step in range(rounds):
+        optimizer.param_groups[0]["lr"] = 0.15 * (1 - state.step / rounds)
+        batch = Prompts(["a"], condition, [0])
+        prdp.step(state, batch, model, rewards, options, Sampling(num_inference_steps=steps))
+
+    def drawn() -> Tensor:
+        four = model.encode_prompts(["a"] * 4)
+        return rollout(model, four, num_inference_steps=steps, generator=torch.Generator().manual_seed(5)).final
+
+    with model.as_reference():
+        reference = drawn()
+    expected = closed_form(model, steps, slope=1.0, beta=2.0)
+    assert expected == pytest.approx(0.32, abs=0.01)
+    assert (drawn() - reference).mean().item() == pytest.approx(expected, abs=0.03)
+
+
+def test_closed_form_of_the_paper_schedule() -> None:
+    """The recursion itself, against numbers known from elsewhere: 10 steps .317-.32, 50 steps .444 (slope 1, beta 2)."""
+    model = toy("toy-diffusion")
+    assert closed_form(model, 10, 1.0, 2.0) == pytest.approx(0.317, abs=0.005)
+    assert closed_form(model, 50, 1.0, 2.0) == pytest.approx(0.444, abs=0.005)
+
+
+# --- odd rewards -----------------------------------------------------------------------------------------------------
+
+
+def flat_for_b(media: Tensor, prompts: Sequence[str]) -> Tensor:
+    return torch.stack([x * (prompt != "b") for x, prompt in zip(media[:, 0, 0, 0], prompts, strict=True)])
+
+
+def test_a_group_without_reward_variance_is_skipped_and_counted() -> None:
+    """Prompt b's rewards all tie: the update is the one of prompt a alone, not its half."""
+    metrics, both = take(toy(), rewards=[flat_for_b], texts=("a", "b"), lr=0.05)
+    assert metrics["groups_skipped"] == 1
+    alone, one = take(toy(), rewards=[flat_for_b], texts=("a",), lr=0.05)
+    assert alone["groups_skipped"] == 0
+    assert metrics["loss"] == pytest.approx(alone["loss"], rel=1e-5)
+    for (_, (a,)), (_, (b,)) in zip(both, one, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_no_pair_anywhere_is_no_step() -> None:
+    """All rewards tie: nothing is divided by zero, the optimizer is not called, the weights stay."""
+    model = toy()
+    metrics, seen = take(model, rewards=[lambda media, prompts: torch.ones(len(media))])
+    assert metrics["groups_skipped"] == 2 and not seen
+    assert all(value == value for value in metrics.values())
+    assert not model.parameters()[0].any()
+
+
+def test_a_process_whose_groups_all_tie_still_reports() -> None:
+    """Other processes may have pairs: this one must go on to the common update, so its metrics cannot fail."""
+    assert prdp.kl_binding(torch.zeros(4, 2), torch.ones(4), [], 1.0) is not None
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_score_that_is_no_number_fails_the_step_and_names_the_head(bad: float) -> None:
+    def sour(media: Tensor, prompts: Sequence[str]) -> Tensor:
+        return torch.where(torch.arange(len(media)) == 3, bad, media[:, 0, 0, 0])
+
+    model = toy()
+    rewards = reward_set({"fine": {"name": first_coordinate}, "sour": {"name": sour}})
+    with pytest.raises(RewardFailure, match="'sour' returned 1 non-finite of 12"):
+        take(model, rewards=rewards)
+    assert not model.parameters()[0].any()  # the weights stay
+
+
+def test_metrics_hold_every_head_and_their_weighted_sum() -> None:
+    rewards = RewardSet(reward_set({"x": {"name": first_coordinate}}).heads, {"x": 3.0})
+    metrics, _ = take(toy(), rewards=rewards)
+    assert metrics["reward/combined"] == pytest.approx(3 * metrics["reward/x"], rel=1e-5)
+    assert {"loss", "grad_norm", "clip_fraction", "reward/std", "kl_binding"} <= metrics.keys()
+
+
+def test_siblings_and_prompts_do_not_share_noise() -> None:
+    """12 samples of 2 prompts are 12 different pictures, though here the prompts condition nothing."""
+    seen = []
+
+    def look(media: Tensor, prompts: Sequence[str]) -> Tensor:
+        seen.append((media.flatten().tolist(), list(prompts)))
+        return media[:, 0, 0, 0]
+
+    take(toy(), rewards=[look])
+    ((values, prompts),) = seen
+    assert len(set(values)) == 12 and prompts == ["a"] * 6 + ["b"] * 6
+
+
+# --- options ---------------------------------------------------------------------------------------------------------
+
+
+def test_eta_zero_is_refused() -> None:
+    with pytest.raises(UserError, match=r"sampling\.eta"):
+        prdp.check(prdp.Options(), Sampling(eta=0.0))
+
+
+def test_call_table() -> None:
+    """B = 2 prompts x 3 images, T = 4, guidance doubles: 48 a pass.
+
+    Forward: rollout, reference, K backward passes and K - 1 first passes = 2 + 2 + 1 = 5; backward: K = 2.
+    """
+    options = prdp.Options(images_per_prompt=3, prompts_per_step=2, gradient_steps=2)
+    guided, plain = Sampling(num_inference_steps=4), Sampling(num_inference_steps=4, guidance_scale=1.0)
+    assert prdp.calls(options, guided) == {"forwards": 48 * 5, "backwards": 48 * 2}
+    assert prdp.calls(options, plain) == {"forwards": 24 * 5, "backwards": 24 * 2}
+
+
+def test_calls_made_are_the_calls_promised() -> None:
+    """The toy's last step has no density and is not replayed: 12 samples x (4 + 3 reference + 3 + 2 x 3) at most."""
+    model, counts = toy(), []
+    model.trainable["denoiser"].register_forward_pre_hook(lambda module, inputs: counts.append(len(inputs[0])))
+    take(model, lr=0.0)
+    samples, steps, stochastic = 12, 4, 3
+    promised = prdp.calls(prdp.Options(images_per_prompt=6, prompts_per_step=2), Sampling(num_inference_steps=4, guidance_scale=1.0))
+    reference = samples * stochastic  # its copy bears no hook
+    assert sum(counts) == samples * (steps + 3 * stochastic)
+    assert sum(counts) + reference <= promised["forwards"]
+
+
+def test_log_probability_units() -> None:
+    """sum = d x mean: the toy in two dimensions."""
+    x, mean, std = torch.tensor([[0.3, -1.0]]), torch.zeros(1, 2), torch.tensor(0.5)
+    summed, averaged = gaussian_log_prob(x, mean, std, "sum"), gaussian_log_prob(x, mean, std, "mean")
+    torch.testing.assert_close(summed, 2 * averaged)

@@ -1,0 +1,251 @@
+"""Scoring galleries: order, batches and null rows; Parquet that gives back what it was given, or refuses."""
+
+import os
+import re
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch import Tensor
+
+from align_gen.errors import UserError
+from align_gen.gallery import Gallery, write_gallery
+from align_gen.scores import ScoresTable, _by_shape, score
+
+PROVENANCE = {"weights_sha256": "ab", "preprocessing": "x-1", "dtype": "float32", "options": {}}
+
+
+def mean_level(media: Tensor, prompts: Sequence[str]) -> Tensor:
+    """The mean pixel, in 255ths."""
+    return (media.mean((1, 2, 3)) * 255).round()
+
+
+def prompt_number(media: Tensor, prompts: Sequence[str]) -> Tensor:
+    return torch.tensor([float(prompt) for prompt in prompts])
+
+
+def levels(folder: Path, *values: int, size: int = 4) -> Gallery:
+    """A gallery of pictures filled with the values; the prompt is the value."""
+    media = (torch.tensor(values) / 255).view(-1, 1, 1, 1).expand(-1, 3, size, size)
+    return write_gallery(folder, media, [{"prompt": str(v), "seed": n} for n, v in enumerate(values)])
+
+
+def mixed_shapes(folder: Path, count: int) -> Gallery:
+    """Row n: filled with n, prompt n, side 2 to 4 in turn."""
+    gallery = levels(folder, *range(count))
+    for n, row in enumerate(gallery.rows):
+        side = levels(folder.parent / "one", n, size=2 + n % 3)
+        os.replace(side.path(0), folder / row["file_name"])
+    return gallery
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 64])
+def test_rows_keep_their_order_over_shapes_and_batches(tmp_path: Path, batch_size: int) -> None:
+    """Picture and prompt n are both n, so both heads give n in row n, whatever the batches were."""
+    batches: list[int] = []
+
+    def watched(media: Tensor, prompts: Sequence[str]) -> Tensor:
+        batches.append(len(media))
+        return mean_level(media, prompts)
+
+    table = score(mixed_shapes(tmp_path / "g", 13), {"pixel": {"name": watched}, "text": {"name": prompt_number}},
+                  batch_size=batch_size)  # fmt: skip
+    assert table.heads == {"pixel": list(range(13)), "text": list(range(13))}
+    assert table.errors == [None] * 13
+    assert sum(batches) == 13
+    assert max(batches) <= batch_size
+    assert batch_size > 1 or len(batches) == 13
+
+
+def test_many_shapes_do_not_pile_up() -> None:
+    """No two pictures alike: without a bound, all 100 would be read before the first batch. 4 batches of 2 may wait."""
+    read = 0
+
+    def pictures() -> Any:
+        nonlocal read
+        for read in range(1, 101):
+            yield read, torch.zeros(3, 1, read)
+
+    batches = []
+    for batch in _by_shape(pictures(), 2):
+        batches.append(batch)
+        assert read - sum(map(len, batches)) < 8
+    assert sorted(index for batch in batches for index, _ in batch) == list(range(1, 101))
+
+
+def test_progress_ends_at_the_total_also_with_broken_pictures(tmp_path: Path) -> None:
+    gallery = levels(tmp_path / "g", 1, 2, 3, 4, 5)
+    gallery.path(4).write_bytes(b"")
+    seen: list[tuple[int, int]] = []
+    score(gallery, [mean_level], batch_size=2, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(2, 5), (4, 5), (5, 5)]
+
+
+def test_a_truncated_picture_is_a_null_row_with_the_reason(tmp_path: Path) -> None:
+    noise = torch.rand(3, 3, 32, 32)
+    gallery = write_gallery(tmp_path / "g", noise, [{"prompt": "a"}] * 3)
+    whole = score(gallery, ["jpeg_size", "mean_hue"])
+    gallery.path(1).write_bytes(gallery.path(1).read_bytes()[:1000])
+    gallery.path(2).unlink()
+
+    table = score(tmp_path / "g", ["jpeg_size", "mean_hue"])
+    for name in ("jpeg_size", "mean_hue"):
+        assert table.heads[name] == [whole.heads[name][0], None, None]
+    assert table.errors[0] is None
+    assert "truncated" in str(table.errors[1])
+    assert table.errors[2] == "no such file"
+    with pytest.raises(UserError, match=r"00001\.png: .*truncated.* \(and 1 more\)"):
+        score(gallery, ["jpeg_size"], strict=True)
+
+
+def test_all_pictures_broken_is_still_a_table(tmp_path: Path) -> None:
+    gallery = levels(tmp_path / "g", 1)
+    gallery.path(0).unlink()
+    assert score(gallery, [mean_level]).heads == {"mean_level": [None]}
+
+
+def test_a_head_that_fails_stops_the_scoring(tmp_path: Path) -> None:
+    def broken(media: Tensor, prompts: Sequence[str]) -> Tensor:
+        return torch.full((len(media),), float("nan"))
+
+    with pytest.raises(RuntimeError, match=r"broken.*non-finite"):
+        score(levels(tmp_path / "g", 1, 2), [broken])
+
+
+def test_wrong_rewards_are_the_users_mistake(tmp_path: Path) -> None:
+    gallery = levels(tmp_path / "g", 1)
+
+    class Needy:
+        needs = ("source",)
+
+        def __call__(self, media: Tensor, prompts: Sequence[str], source: Any) -> Tensor:
+            return torch.zeros(len(media))
+
+    with pytest.raises(UserError, match="jpeg_size"):
+        score(gallery, ["nonesuch"])
+    with pytest.raises(UserError, match="needs 'source'"):
+        score(gallery, [Needy()])
+    with pytest.raises(UserError, match="batch_size"):
+        score(gallery, [mean_level], batch_size=0)
+    with pytest.raises(UserError, match="reward 'seed'"):
+        score(gallery, {"seed": {"name": mean_level}})
+    assert score(gallery, "jpeg_size").heads.keys() == {"jpeg_size"}  # not a reward for each letter
+
+
+HOSTILE_ROWS: list[dict[str, Any]] = [
+    {
+        "file_name": "a.png",
+        "seed": 2**63 - 1,
+        "f": 0.1,
+        "mixed": 1,
+        "big": 2**70,
+        "flag": True,
+        "none": None,
+        "": "",
+    },
+    {"file_name": "b.png", "seed": -(2**63), "f": 5e-324, "mixed": 1.0, "big": 1, "flag": False, "late": "猫\0\u2028"},
+    {"file_name": "c.png", "f": -0.0, "mixed": "1", "nested": {"a": [1, None, 0.1]}, "late": ""},
+    {},
+    {"f": float("inf"), "mixed": None, "a.b": float("nan"), "seed": 2**53 + 1, "flags": True, "none": 0},
+]
+
+
+def exact(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+    """repr tells 1 from 1.0 from True, 0.0 from -0.0, and gives a float to its last bit."""
+    return [{key: repr(value) for key, value in row.items()} for row in rows]
+
+
+def test_parquet_gives_back_every_row_and_number(tmp_path: Path) -> None:
+    heads: dict[str, list[float | None]] = {"clip": [1 / 3, None, -0.0, 1e-310, float(torch.tensor(0.1))]}
+    errors = [None, "truncated", None, None, None]
+    table = ScoresTable(HOSTILE_ROWS, heads, errors, {"clip": PROVENANCE}, {"torch": "2"}, "g")
+    table.save(tmp_path / "s.parquet")
+    found = ScoresTable.load(tmp_path / "s.parquet")
+    assert exact(found.rows) == exact(HOSTILE_ROWS)
+    assert list(map(repr, found.heads["clip"])) == list(map(repr, heads["clip"]))
+    assert (found.errors, found.provenance, found.versions, found.folder) == (
+        errors, {"clip": PROVENANCE}, {"torch": "2"}, "g")  # fmt: skip
+    assert [p.name for p in tmp_path.iterdir()] == ["s.parquet"]
+
+
+def test_columns_of_one_type_are_natural_to_other_readers(tmp_path: Path) -> None:
+    rows = [{"seed": 1, "f": 0.5, "flag": True, "prompt": "a", "mixed": 1}, {"seed": 2, "mixed": "x"}]
+    ScoresTable(rows, {"clip": [1.0, None]}, [None, "gone"], {}, {}).save(tmp_path / "s.parquet")
+    table = pq.read_table(tmp_path / "s.parquet")
+    types = {"seed": pa.int64(), "f": pa.float64(), "flag": pa.bool_(), "prompt": pa.string(), "mixed": pa.string()}
+    assert {field.name: field.type for field in table.schema} == types | {"clip": pa.float64(), "error": pa.string()}
+    assert table["seed"].to_pylist() == [1, 2]
+    assert table["clip"].to_pylist() == [1.0, None]
+
+
+def test_no_metadata_at_all_survives(tmp_path: Path) -> None:
+    ScoresTable([{}, {}], {}, [None, None], {}, {}).save(tmp_path / "s.parquet")
+    assert ScoresTable.load(tmp_path / "s.parquet").rows == [{}, {}]
+
+
+def test_a_scored_gallery_survives_the_file(tmp_path: Path) -> None:
+    table = score(levels(tmp_path / "g", 3, 5), {"level": {"name": mean_level}, "jpeg_size": 1.0})
+    table.save(tmp_path / "s.parquet")
+    assert ScoresTable.load(tmp_path / "s.parquet") == table
+    assert table.provenance["jpeg_size"]["options"]["quality"] == 95
+    assert table.versions["torch"] == version("torch")
+    assert table.folder == str(tmp_path / "g")
+
+
+def test_names_that_would_clash_are_refused() -> None:
+    with pytest.raises(UserError, match="reward 'clip'"):
+        ScoresTable([{"clip": 1}], {"clip": [1.0]}, [None], {}, {})
+    with pytest.raises(UserError, match="column 'error'"):
+        ScoresTable([{"error": 1}], {}, [None], {}, {})
+    with pytest.raises(ValueError, match="'clip' has 2 entries for 1 rows"):
+        ScoresTable([{}], {"clip": [1.0, 2.0]}, [None], {}, {})
+
+
+def test_a_file_that_is_not_ours_is_refused_by_name(tmp_path: Path) -> None:
+    ours = tmp_path / "ours.parquet"
+    ScoresTable([{"seed": 1}], {"clip": [1.0]}, [None], {"clip": PROVENANCE}, {}).save(ours)
+    pq.write_table(pa.table({"seed": [1]}), tmp_path / "plain.parquet")
+    (tmp_path / "text.parquet").write_text("no parquet")
+    (tmp_path / "cut.parquet").write_bytes(ours.read_bytes()[:-20])
+    (tmp_path / "folder.parquet").mkdir()
+    (tmp_path / "folder.parquet" / "inside.parquet").write_bytes(ours.read_bytes())
+    table = pq.read_table(ours)
+    for name, about in {"json": b"{", "list": b"[]", "keys": b'{"format": 1}', "number": b"1"}.items():
+        pq.write_table(table.replace_schema_metadata({b"align_gen": about}), tmp_path / f"{name}.parquet")
+    pq.write_table(table.drop_columns(["clip"]), tmp_path / "column.parquet")
+
+    refused = sorted(set(tmp_path.iterdir()) - {ours})
+    assert len(refused) == 9
+    for path in refused:
+        with pytest.raises(UserError, match=rf"{re.escape(str(path))}: not a scores file"):
+            ScoresTable.load(path)
+    with pytest.raises(UserError, match="no such file"):
+        ScoresTable.load(tmp_path / "missing.parquet")
+
+
+def test_a_later_format_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "s.parquet"
+    pq.write_table(pa.table({"a": [1]}).replace_schema_metadata({b"align_gen": b'{"format": 2}'}), path)
+    with pytest.raises(UserError, match="format 2; this version reads 1"):
+        ScoresTable.load(path)
+
+
+def test_an_interrupted_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "s.parquet"
+    old = ScoresTable([{"seed": 1}], {"clip": [1.0]}, [None], {}, {})
+    old.save(path)
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(UserError, match="No space left"):
+            ScoresTable([{"seed": 2}], {"clip": [2.0]}, [None], {}, {}).save(path)
+    assert ScoresTable.load(path) == old
+    assert [p.name for p in tmp_path.iterdir()] == ["s.parquet"]

@@ -1,0 +1,26 @@
+"""Fixtures shared by every package's tests. What builds the tiny pipelines is ``tests/tiny.py``."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Stable Diffusion as ``from_pretrained`` reads it. Only to be read: every test shares it."""
+    from tests.tiny import stable_diffusion
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-sd"
+    stable_diffusion().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny_model() -> Iterator[Callable[..., Any]]:
+    """Makes an adapter of a fresh tiny pipeline: ``tiny_model(scheduler=…, seed=…, **unet options)``."""
+    from align_gen.pipelines.stable_diffusion import StableDiffusion
+    from tests.tiny import stable_diffusion
+
+    yield lambda **options: StableDiffusion(stable_diffusion(**options))

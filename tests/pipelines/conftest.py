@@ -1,0 +1,15 @@
+"""One thread for tiny networks: handing 50 thousand weights to several costs more than it saves, a lot on a busy machine."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Restored afterwards, as other packages' tests may want all cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -1,0 +1,299 @@
+"""Conditions by rows, LoRA at its start, and the three frozen references."""
+
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Generator, Tensor, nn
+
+from align_gen.pipelines import Condition, LoraOptions, Model, rollout
+from align_gen.pipelines.base import unwrap
+from align_gen.pipelines.sampling import step_log_prob
+from align_gen.pipelines.seeding import generator
+
+Maker = Callable[..., Any]
+X = torch.randn(2, 4, 8, 8, generator=Generator().manual_seed(0))
+T = torch.tensor(301.0)
+
+
+# -- conditions
+
+
+def condition(rows: int, start: int = 0) -> Condition:
+    numbers = torch.arange(start, start + rows)
+    return Condition(
+        tuple(str(i) for i in numbers.tolist()),
+        {"embeds": numbers[:, None, None] * torch.ones(1, 3, 2), "size": numbers},
+        (4, 8, 8),
+    )
+
+
+def same(a: Condition, b: Condition) -> bool:
+    return (
+        a.prompts == b.prompts
+        and a.latent_shape == b.latent_shape
+        and a.tensors.keys() == b.tensors.keys()
+        and all(torch.equal(a.tensors[name], b.tensors[name]) for name in a.tensors)
+    )
+
+
+@pytest.mark.parametrize(
+    ("rows", "kept"),
+    [
+        (slice(1, 3), [1, 2]),
+        (slice(None, None, 2), [0, 2]),
+        (slice(3, 9), [3]),
+        ([2], [2]),
+        ([3, 0, 0], [3, 0, 0]),
+        ([-1], [3]),
+        (torch.tensor([1, 2]), [1, 2]),
+        (torch.tensor([True, False, False, True]), [0, 3]),
+        ([], []),
+    ],
+)
+def test_indexing_takes_the_same_rows_of_everything(rows: Any, kept: list[int]) -> None:
+    found = condition(4)[rows]
+    assert found.prompts == tuple(str(i) for i in kept)
+    assert found.tensors["size"].tolist() == kept
+    assert found.tensors["embeds"].shape == (len(kept), 3, 2)
+    assert found.latent_shape == (4, 8, 8)
+
+
+def test_one_row_keeps_its_axis() -> None:
+    one = condition(1)
+    assert len(one) == 1
+    assert same(one[:1], one)
+    assert same(one[[0]], one)
+    assert one.tensors["size"].shape == (1,)
+
+
+def test_siblings_stand_together() -> None:
+    assert condition(2).repeat(3).prompts == ("0", "0", "0", "1", "1", "1")
+    assert same(condition(3).repeat(1), condition(3))
+    assert same(condition(2).repeat(3)[::3], condition(2))
+    assert same(condition(1).repeat(4), condition(1)[[0, 0, 0, 0]])
+
+
+def test_cat_undoes_slicing() -> None:
+    whole = condition(5)
+    assert same(Condition.cat([whole[:2], whole[2:3], whole[3:]]), whole)
+    assert same(Condition.cat([whole]), whole)
+    assert same(Condition.cat([condition(2), condition(3, start=2)]), whole)
+
+
+def test_sizes_do_not_mix() -> None:
+    other = Condition(("x",), {}, (4, 8, 16))
+    with pytest.raises(ValueError, match="several sizes"):
+        Condition.cat([condition(1), other])
+
+
+def test_every_tensor_has_a_row_a_prompt() -> None:
+    with pytest.raises(ValueError, match=r"condition embeds: want 2 rows, got \(3, 1\)"):
+        Condition(("a", "b"), {"embeds": torch.zeros(3, 1)}, (4, 8, 8))
+
+
+# -- LoRA and full training
+
+
+def predicted(model: Model, **weights: Any) -> Tensor:
+    with torch.no_grad():
+        return model.predict(X, T, model.encode_prompts(["a cat", "dogs"]), 4.0)
+
+
+def perturb(model: Model, seed: int = 1, scale: float = 0.1) -> None:
+    """A step of training in a random direction: every trained weight moves."""
+    noise = Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += scale * torch.randn(parameter.shape, generator=noise)
+
+
+def trained_names(model: Model) -> list[str]:
+    return [n for module in model.trainable.values() for n, p in module.named_parameters() if p.requires_grad]
+
+
+def test_a_fresh_lora_changes_no_bit(tiny_model: Maker) -> None:
+    model = tiny_model()
+    before = predicted(model)
+    model.train_lora(LoraOptions(2))
+    assert torch.equal(predicted(model), before)
+    with model.as_reference():
+        assert torch.equal(predicted(model), before)
+
+
+def test_only_the_lora_is_trained(tiny_model: Maker) -> None:
+    """A (r, in) and B (out, r) for each target, so r (in + out) numbers a target; everything else is frozen, in eval."""
+    model = tiny_model()
+    targets = [
+        module
+        for name, module in model.trainable["unet"].named_modules()
+        if name.endswith(("to_q", "to_k", "to_v", "to_out.0"))
+    ]
+    wanted = sum(3 * (module.in_features + module.out_features) for module in targets)
+    model.pipeline.vae.train()
+    model.train_lora(LoraOptions(3))
+    assert len(targets) == 4 * 2 * 4  # transformer blocks, attentions in each, projections in each
+    assert sum(p.numel() for p in model.parameters()) == wanted
+    assert all(p.requires_grad for p in model.parameters())
+    assert not any(p.requires_grad for part in ("vae", "text_encoder") for p in model.components()[part].parameters())
+    assert not any(module.training for module in model.components().values())
+
+
+def test_full_training_trains_the_unet_only(tiny_model: Maker) -> None:
+    model = tiny_model()
+    model.train_full()
+    assert len(model.parameters()) == len(list(model.pipeline.unet.parameters()))
+    assert not any(p.requires_grad for p in model.pipeline.text_encoder.parameters())
+    assert not model.pipeline.unet.training
+
+
+def test_what_stands_in_trainable_is_what_runs(tiny_model: Maker) -> None:
+    """DDP and torch.compile replace the entry; nothing may go past them to the pipeline's own module."""
+    model = tiny_model()
+    calls: list[int] = []
+    wrapped = nn.DataParallel(model.trainable["unet"])
+    wrapped.register_forward_hook(lambda *_: calls.append(1))
+    model.trainable["unet"] = wrapped
+    predicted(model)
+    assert calls == [1]
+    assert unwrap(wrapped) is model.pipeline.unet
+    assert unwrap(torch.compile(nn.DataParallel(wrapped))) is model.pipeline.unet
+    assert unwrap(model.pipeline.unet) is model.pipeline.unet
+
+
+# -- references
+
+
+def lora_off(tiny_model: Maker, folder: Path) -> tuple[Model, Tensor]:
+    model: Model = tiny_model()
+    before = predicted(model)
+    model.train_lora(LoraOptions(2))
+    return model, before
+
+
+def lora_start(tiny_model: Maker, folder: Path) -> tuple[Model, Tensor]:
+    """Training goes on from an export: the reference is what was exported, not the base model."""
+    first: Model = tiny_model()
+    first.train_lora(LoraOptions(2, alpha=6))
+    perturb(first, seed=7)
+    first.export(folder)
+    model: Model = tiny_model()
+    base = predicted(model)
+    model.reload(folder)
+    model.train_lora(LoraOptions(2, alpha=6))
+    assert float((predicted(first) - base).abs().max()) > 0.01
+    return model, predicted(first)
+
+
+def full_copy(tiny_model: Maker, folder: Path) -> tuple[Model, Tensor]:
+    model: Model = tiny_model()
+    before = predicted(model)
+    model.train_full()
+    return model, before
+
+
+REFERENCES = {"off": lora_off, "start": lora_start, "copy": full_copy}
+
+
+@pytest.mark.parametrize("wrap", [False, True], ids=["bare", "wrapped"])
+@pytest.mark.parametrize("kind", sorted(REFERENCES))
+def test_the_reference_is_where_training_began(tiny_model: Maker, tmp_path: Path, kind: str, wrap: bool) -> None:
+    """And the policy, its trainable weights and its gradients are untouched after the context, also by an exception."""
+    model, begun = REFERENCES[kind](tiny_model, tmp_path)
+    assert model.reference == kind
+    assert torch.allclose(predicted(model), begun, atol=1e-6)
+    if wrap:
+        model.trainable["unet"] = nn.DataParallel(model.trainable["unet"])
+    names = trained_names(model)
+    assert names
+    perturb(model)
+    policy = predicted(model)
+    assert float((policy - begun).abs().max()) > 0.01
+
+    for failing in (False, True):
+        with suppress(ZeroDivisionError), model.as_reference():
+            assert torch.allclose(predicted(model), begun, atol=1e-6)
+            output = model.predict(X, T, model.encode_prompts(["a", "b"]), 4.0)
+            assert not output.requires_grad
+            if failing:
+                raise ZeroDivisionError
+        assert torch.equal(predicted(model), policy)
+        assert trained_names(model) == names
+
+    model.predict(X, T, model.encode_prompts(["a", "b"]), 4.0).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    if kind == "start":
+        assert all(".policy." in name for name in names)
+
+
+@pytest.mark.parametrize("kind", sorted(REFERENCES))
+def test_reference_densities(tiny_model: Maker, tmp_path: Path, kind: str) -> None:
+    """A trajectory drawn before training has, under the reference, the density it was drawn with, whatever came after."""
+    model, _ = REFERENCES[kind](tiny_model, tmp_path)
+    texts = model.encode_prompts(["a cat", "dogs"])
+    kept = rollout(model, texts, num_inference_steps=3, generator=[generator(0, "t", index=i) for i in range(2)])
+    perturb(model)
+    for column, step in enumerate(kept.stochastic.tolist()):
+        with model.as_reference():
+            found = step_log_prob(model, kept, step, texts, eta=1.0, guidance_scale=5.0)
+        assert torch.allclose(found, kept.log_probs[:, column], atol=2e-6)
+        now = step_log_prob(model, kept, step, texts, eta=1.0, guidance_scale=5.0)
+        assert float((now - found).detach().abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("kind", sorted(REFERENCES))
+def test_references_nest(tiny_model: Maker, tmp_path: Path, kind: str) -> None:
+    """A helper that asks for the reference inside the reference must not bring the policy back too early."""
+    model, begun = REFERENCES[kind](tiny_model, tmp_path)
+    perturb(model)
+    policy = predicted(model)
+    with model.as_reference():
+        with model.as_reference():
+            assert torch.allclose(predicted(model), begun, atol=1e-6)
+        assert torch.allclose(predicted(model), begun, atol=1e-6)
+    assert torch.equal(predicted(model), policy)
+
+
+def test_the_frozen_start_never_moves(tiny_model: Maker, tmp_path: Path) -> None:
+    """An optimiser step after the reference was used, which switches adapters, still reaches the policy alone."""
+    model, begun = lora_start(tiny_model, tmp_path)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    for _ in range(2):
+        with model.as_reference():
+            predicted(model)
+        model.predict(X, T, model.encode_prompts(["a", "b"]), 4.0).square().mean().backward()
+        optimizer.step()
+    with model.as_reference():
+        assert torch.allclose(predicted(model), begun, atol=1e-6)
+    assert float((predicted(model) - begun).abs().max()) > 1e-3
+
+
+def test_an_untrained_model_is_its_own_reference(tiny_model: Maker) -> None:
+    model = tiny_model()
+    before = predicted(model)
+    with model.as_reference():
+        assert torch.equal(predicted(model), before)
+
+
+def test_a_rank_that_the_loaded_lora_has_not_is_refused(tiny_model: Maker, tmp_path: Path) -> None:
+    """Going on from rank 2 while the recipe says 8 would train rank 2 and say nothing."""
+    lora_start(tiny_model, tmp_path)
+    model = tiny_model()
+    model.reload(tmp_path)
+    with pytest.raises(ValueError, match="rank"):
+        model.train_lora(LoraOptions(8))
+
+
+def test_moving_the_model_moves_everything(tiny_model: Maker) -> None:
+    """Encoded texts kept from before and the frozen copy included; "meta" stands for a second device."""
+    model = tiny_model()
+    model.encode_prompts(["a cat"])
+    model.train_full()
+    model.to("meta")
+    assert model.device.type == "meta"
+    with model.as_reference():
+        assert {p.device.type for p in model.trainable["unet"].parameters()} == {"meta"}
+    assert model.encode_prompts(["a cat"]).tensors["prompt_embeds"].device.type == "meta"

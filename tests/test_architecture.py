@@ -1,0 +1,189 @@
+"""Arrows between modules point one way, read from the imports themselves; names and sizes the house forbids."""
+
+import ast
+import subprocess
+from collections.abc import Iterator
+from functools import cache
+from graphlib import TopologicalSorter
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("pipelines", "reward_heads", "align_gen")
+# From the bottom to the top; what is not named is a leaf: losses, state, gallery, scores, compare, report …
+LAYERS = [{"methods"}, {"recipe"}, {"engine", "reports"}, {"demo", "dry_run"}, {"cli"}, {"__init__"}]
+HEAVY = {"torch", "torchvision", "diffusers", "transformers", "open_clip", "accelerate", "peft", "pyarrow", "xformers"}
+MB = 1_000_000
+
+
+@cache
+def our_entries() -> tuple[Path, ...]:
+    """What is committed or about to be, relative to the root; links count as themselves."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    entries = tuple(Path(name) for name in listed)
+    assert {Path("pyproject.toml"), Path("Makefile"), Path("align_gen/__init__.py")} <= set(entries)
+    return entries
+
+
+def our_files() -> list[Path]:
+    return [path for path in our_entries() if (ROOT / path).is_file() and not (ROOT / path).is_symlink()]
+
+
+def sources(package: str) -> list[Path]:
+    return [path for path in our_files() if path.parts[0] == package and path.suffix == ".py"]
+
+
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse((ROOT / path).read_text(encoding="utf-8"), str(path))
+
+
+def imports(path: Path) -> Iterator[tuple[str, ...]]:
+    """Every import of a file, wherever it stands, as dotted parts from the top; relative ones resolved.
+
+    ``from a import b`` gives (a, b): b may be a module, and where it is not, the arrow to a is seen all the same.
+    """
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Import):
+            yield from (tuple(alias.name.split(".")) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = path.parts[: len(path.parts) - node.level] if node.level else ()
+            start = (*above, *(node.module or "").split(".")) if node.module else above
+            yield from ((*start, alias.name) for alias in node.names)
+
+
+def absolute_imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module
+
+
+def unit(parts: tuple[str, ...]) -> str:
+    """The module or package directly below align_gen; a name that is none of them belongs to its __init__."""
+    name = parts[1].removesuffix(".py") if len(parts) > 1 else "__init__"
+    here = ROOT / "align_gen" / name
+    return name if here.is_dir() or here.with_suffix(".py").is_file() else "__init__"
+
+
+def arrows() -> dict[str, set[str]]:
+    """Which units of align_gen each unit imports; the façade __init__, lazy by its table, left out."""
+    found: dict[str, set[str]] = {}
+    for path in sources("align_gen"):
+        if path != Path("align_gen/__init__.py"):
+            ours = [parts for parts in imports(path) if parts[0] == "align_gen" and parts[1:] != ("__version__",)]
+            targets = {unit(parts) for parts in ours}
+            found.setdefault(unit(path.parts), set()).update(targets - {unit(path.parts)})
+    return found
+
+
+def layer(name: str) -> int:
+    return next((height for height, names in enumerate(LAYERS, start=1) if name in names), 0)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("import torch.nn as nn", ("torch", "nn")),
+        ("from .base import Model", ("align_gen", "methods", "base", "Model")),
+        ("from . import base", ("align_gen", "methods", "base")),
+        ("from ..engine import finetune", ("align_gen", "engine", "finetune")),
+        ("def f():\n    from ... import pipelines", ("pipelines",)),
+    ],
+)
+def test_imports_are_resolved(line: str, expected: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "tree_of", lambda path: ast.parse(line))
+    assert list(imports(Path("align_gen/methods/prdp.py"))) == [expected]
+
+
+def test_the_scan_sees_the_three_packages() -> None:
+    seen = {str(path) for package in PACKAGES for path in sources(package)}
+    assert seen >= {
+        "pipelines/__init__.py",
+        "pipelines/base.py",
+        "pipelines/stable_diffusion.py",
+        "reward_heads/__init__.py",
+        "reward_heads/clip.py",
+        "align_gen/cli.py",
+        "align_gen/engine.py",
+        "align_gen/losses/rdp.py",
+        "align_gen/methods/prdp.py",
+        "align_gen/report/__init__.py",
+    }
+
+
+@pytest.mark.parametrize("package", ["pipelines", "reward_heads"])
+def test_sampling_and_judging_stand_alone(package: str) -> None:
+    """They import libraries, and themselves relatively; neither each other nor align_gen, nor by a name that only a
+    checkout has.
+    """
+    found = {path: list(imports(path)) for path in sources(package)}
+    assert any(parts[0] == package for every in found.values() for parts in every)
+    foreign = {*PACKAGES, "scripts", "tests"} - {package}
+    assert not [f"{path}: {'.'.join(parts)}" for path, every in found.items() for parts in every if parts[0] in foreign]
+    assert not [str(path) for path in found if any(name.split(".")[0] == package for name in absolute_imports(path))]
+
+
+def test_arrows_never_point_upward() -> None:
+    found = arrows()
+    assert {"cli", "engine", "methods"} <= found.keys()
+    assert "losses" in found["methods"]
+    assert "engine" in found["cli"]
+    upward = [f"{name} -> {target}" for name in found for target in found[name] if layer(target) > layer(name)]
+    assert not upward
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    order = list(TopologicalSorter(arrows()).static_order())
+    assert order.index("losses") < order.index("methods") < order.index("engine") < order.index("cli")
+
+
+def test_scripts_are_used_by_nothing() -> None:
+    users = [path for package in PACKAGES for path in sources(package) for parts in imports(path) if "scripts" in parts]
+    assert not users
+
+
+@pytest.mark.parametrize("name", ["align_gen/__init__.py", "align_gen/cli.py"])
+def test_the_door_is_light(name: str) -> None:
+    """At module level: no library that takes seconds to import, nothing printed."""
+    light, names = (ast.FunctionDef, ast.ClassDef), set[str]()
+    for node in tree_of(Path(name)).body:
+        if isinstance(node, light) or (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+            continue
+        names |= {alias.name for alias in node.names} if isinstance(node, ast.Import) else set()
+        names |= {node.module or "."} if isinstance(node, ast.ImportFrom) else set()
+        calls = [ast.unparse(inner.func) for inner in ast.walk(node) if isinstance(inner, ast.Call)]
+        assert "print" not in calls
+    assert "typing" in names
+    assert not {module.split(".")[0] for module in names} & HEAVY
+
+
+def test_no_folder_of_code_is_named_as_one_of_diffusers() -> None:
+    """diffusers would take a saved component of ours to be its own pipeline of that name."""
+    spec = find_spec("diffusers")
+    assert spec is not None
+    assert spec.submodule_search_locations
+    theirs = {path.name for path in Path(spec.submodule_search_locations[0], "pipelines").iterdir() if path.is_dir()}
+    assert {"flux", "wan", "controlnet"} <= theirs
+    ours = {part for package in PACKAGES for path in sources(package) for part in path.parent.parts}
+    assert set(PACKAGES) <= ours
+    assert not ours & theirs
+
+
+def test_the_three_links_are_the_only_ones_and_relative() -> None:
+    links = {str(path): str((ROOT / path).readlink()) for path in our_entries() if (ROOT / path).is_symlink()}
+    assert links == {f"align_gen/{name}": f"../{name}" for name in ("pipelines", "reward_heads", "assets")}
+
+
+def test_no_file_of_code_is_called_utils() -> None:
+    assert not [path for path in our_files() if path.name == "utils.py"]
+
+
+def test_files_stay_small() -> None:
+    sizes = {path: (ROOT / path).stat().st_size for path in our_files()}
+    assert not {path: size for path, size in sizes.items() if size > 20 * MB}
+    assets = [size for path, size in sizes.items() if path.parts[0] == "assets"]
+    assert 0 < sum(assets) < 80 * MB
