@@ -10,7 +10,10 @@ from .pipelines import Condition
 
 @dataclass(frozen=True)
 class Prompts:
-    """One step's prompts: their encoded condition and their stable ids (for seeds), one size bucket."""
+    """One step's prompts, one size bucket.
+
+    ``ids`` are their places in the run's whole stream of prompts: they seed the noise, whatever process draws it.
+    """
 
     texts: Sequence[str]
     condition: Condition

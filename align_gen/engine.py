@@ -13,6 +13,7 @@ from torch import nn
 
 from . import bundled, checkpoint, methods, pipelines
 from .batches import Prompts
+from .card import card
 from .errors import UserError, user_mistakes
 from .gallery import whole_file
 from .placebo import Shuffled
@@ -74,11 +75,10 @@ def finetune(
         judges = _judges(recipe, rewards)
         judges.require(())
         model = prepare_model(recipe, model)
+        trackers = None if recipe.run.tracker == "none" else recipe.run.tracker
+        precision = {"fp32": "no"}.get(recipe.model.dtype, recipe.model.dtype)
+        accelerator = Accelerator(mixed_precision=precision, log_with=trackers, project_dir=str(run))
     _claim(run, text)
-
-    trackers = None if recipe.run.tracker == "none" else recipe.run.tracker
-    precision = {"fp32": "no"}.get(recipe.model.dtype, recipe.model.dtype)
-    accelerator = Accelerator(mixed_precision=precision, log_with=trackers, project_dir=str(run))
     if trackers:
         accelerator.init_trackers("align_gen", config={"recipe": text})
     state = prepare_state(recipe, model, accelerator)
@@ -118,6 +118,8 @@ def finetune(
     after = evaluate(state, recipe, judges, held_out, run / "samples" / "final", "after", listen)
     with state.averaged():
         model.export(run / "export")
+    with whole_file(run / "export" / "README.md") as file:
+        file.write(card(recipe, before, after).encode())
     if trackers:
         accelerator.end_training()
     return Run(run, recipe, before, after, metrics, state.denoiser_calls)
@@ -148,6 +150,7 @@ def prepare_state(recipe: Recipe, model: "pipelines.Model", accelerator: "Accele
     optim = recipe.optim
     model.to(accelerator.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=optim.lr, weight_decay=optim.weight_decay)
+    optimizer = accelerator.prepare(optimizer)
     for name, module in model.trainable.items():
         model.trainable[name] = accelerator.prepare(module)
     ema = None
@@ -167,13 +170,11 @@ def draw_prompts(model: "pipelines.Model", rows: list[dict[str, Any]], recipe: R
     if count % ranks:
         raise UserError(f"method.prompts_per_step: {count} cannot be shared by {ranks} processes")
     first = state.step * count
-    ids = [
-        _shuffled(len(rows), recipe.run.seed, (first + i) // len(rows))[(first + i) % len(rows)] for i in range(count)
-    ]
-    ids = ids[rank * count // ranks : (rank + 1) * count // ranks]
-    texts = [rows[i]["prompt"] for i in ids]
+    places = range(first + rank * count // ranks, first + (rank + 1) * count // ranks)
+    order = [_shuffled(len(rows), recipe.run.seed, place // len(rows))[place % len(rows)] for place in places]
+    texts = [rows[index]["prompt"] for index in order]
     condition = model.encode_prompts(texts, height=recipe.sampling.height, width=recipe.sampling.width)
-    return Prompts(texts, condition, ids)
+    return Prompts(texts, condition, list(places))
 
 
 def _shuffled(count: int, seed: int, epoch: int) -> list[int]:
@@ -222,6 +223,7 @@ def evaluate(
             height=recipe.sampling.height,
             width=recipe.sampling.width,
             batch_size=settings.batch_size,
+            note={"weights": "average" if state.ema is not None else "raw"},
             progress=report,
         )
     table = score(gallery, judges)

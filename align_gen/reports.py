@@ -21,7 +21,7 @@ def report_run(run: Path, out: Path | None = None, summary: Mapping[str, Any] | 
         if not file.is_file():
             raise UserError(f"{run}: no finished run ({file.relative_to(run)} is missing)")
     recipe = Recipe.load(run / "recipe.yaml")
-    tables = ScoresTable.load(before), ScoresTable.load(after)
+    tables = _scores_of(before.parent), _scores_of(after.parent)
     metrics_file = run / "metrics.jsonl"
     metrics = [json.loads(line) for line in metrics_file.read_text().splitlines()] if metrics_file.is_file() else []
     provenance = {"recipe": recipe.to_yaml(), **({"summary": dict(summary)} if summary else {})}
@@ -79,4 +79,7 @@ def _scores_of(source: Path) -> ScoresTable:
     file = source / "scores.parquet" if source.is_dir() else source
     if not file.is_file():
         raise UserError(f"{source}: no scores; make them with: align-gen score {source} --reward NAME --out {file}")
-    return ScoresTable.load(file)
+    table = ScoresTable.load(file)
+    if source.is_dir():
+        table.folder = str(source)  # wherever it was when it was scored
+    return table

@@ -293,7 +293,7 @@ class ClipDesign:
 
 CLIPS = {
     "emoji-clip": ClipDesign(1, 32, (1, 2, 2, 1), 128, 128, False, steps=3000),
-    "emoji-heldout-clip": ClipDesign(2, 24, (2, 2, 2, 2), 96, 96, True, steps=2500),
+    "emoji-heldout-clip": ClipDesign(2, 24, (2, 2, 2, 2), 96, 96, True, steps=1600),
 }
 
 

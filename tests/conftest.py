@@ -1,6 +1,6 @@
 """Fixtures shared by every package's tests. What builds the tiny pipelines is ``tests/tiny.py``."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def tiny_model() -> Iterator[Callable[..., Any]]:
+def tiny_model() -> Callable[..., Any]:
     """Makes an adapter of a fresh tiny pipeline: ``tiny_model(scheduler=…, seed=…, **unet options)``."""
     from align_gen.pipelines.stable_diffusion import StableDiffusion
     from tests.tiny import stable_diffusion
 
-    yield lambda **options: StableDiffusion(stable_diffusion(**options))
+    return lambda **options: StableDiffusion(stable_diffusion(**options))

@@ -61,7 +61,7 @@ def ddim(**options: Any) -> DDIMScheduler:
 def stable_diffusion(seed: int = 0, scheduler: Any = None, **unet: Any) -> StableDiffusionPipeline:
     """Latents (4, 8, 8), pictures 16 x 16, every component random but the same at equal ``seed``.
 
-    ``scheduler`` is put in after construction, because the pipeline's constructor rewrites steps_offset and clip_sample.
+    ``scheduler`` is put in after construction: the pipeline's constructor rewrites steps_offset and clip_sample.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -47,7 +47,7 @@ def equal(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 @pytest.mark.parametrize("ema", [True, False])
 def test_going_on_from_a_checkpoint_is_going_on(tmp_path: Path, ema: bool) -> None:
-    """Two updates, saved, loaded into a fresh state, two more = four updates: optimizer moments and average included."""
+    """Two updates, saved, loaded into a fresh state, two more = four updates; moments and average too."""
     whole, first, second = state_of(ema=ema), state_of(ema=ema), state_of(ema=ema)
     for _ in range(4):
         learn(whole)
@@ -140,7 +140,7 @@ def test_optimizer_files_run_no_code(tmp_path: Path) -> None:
     state = state_of()
     checkpoint.save(state, tmp_path, {})
     torch.save(Trap(), tmp_path / "checkpoints/step-000000/optimizer.pt")
-    with pytest.raises(Exception, match="[Ww]eights"):
+    with pytest.raises(Exception, match=r"[Ww]eights"):
         checkpoint.load(state, tmp_path)
     assert not (tmp_path / "sprung").exists()
 

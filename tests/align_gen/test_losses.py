@@ -73,7 +73,7 @@ def test_golden_value() -> None:
 
 def test_golden_value_in_single_precision() -> None:
     """Same arithmetic in the engine's own dtype."""
-    case = {key: value.float() if isinstance(value, Tensor) else value for key, value in golden().items()}
+    case: dict[str, Any] = {k: v.float() if isinstance(v, Tensor) else v for k, v in golden().items()}
     assert rdp_loss(**case).mean().item() == pytest.approx(6.5e-4, rel=1e-4)
 
 
@@ -97,13 +97,13 @@ def test_one_value_a_pair_with_a_gap(rewards: list[float], pairs: int) -> None:
 
 
 def test_one_sample_is_no_pair() -> None:
-    case = {key: value[:1] if isinstance(value, Tensor) else value for key, value in golden().items()}
+    case: dict[str, Any] = {k: v[:1] if isinstance(v, Tensor) else v for k, v in golden().items()}
     assert rdp_loss(**case).shape == (0,)
     assert rdp_coefficients(**case).tolist() == [[0.0, 0.0]]
 
 
 def test_before_learning_the_loss_is_the_squared_target() -> None:
-    """theta = old = ref: every log-ratio is 0, so each pair has ((r_i - r_j) / beta)^2: (.02, .01, .01)^2, mean 2e-4."""
+    """theta = old = ref: all log-ratios are 0, each pair has ((r_i - r_j) / beta)^2: (.02, .01, .01)^2, mean 2e-4."""
     case = golden()
     case |= {"log_probs": case["log_probs_ref"], "log_probs_old": case["log_probs_ref"]}
     assert rdp_loss(**case).mean().item() == pytest.approx((4e-4 + 1e-4 + 1e-4) / 3, rel=1e-9)
@@ -118,7 +118,7 @@ def test_a_constant_added_to_the_rewards_changes_nothing(seed: int) -> None:
 
 
 def test_zero_at_the_tilted_optimum_of_three_categories() -> None:
-    """ref = (.5, .3, .2), r = (0, 1, 2), beta = 1: pi* ~ ref exp(r) = (.1790, .2919, .5291); log pi*/ref = r - log Z."""
+    """ref = (.5, .3, .2), r = (0, 1, 2), beta = 1: pi* ~ ref exp(r) = (.1790, .2919, .5291), log pi*/ref = r + c."""
     reference = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
     rewards = torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64)
     optimum = reference * rewards.exp() / (reference * rewards.exp()).sum()
@@ -167,7 +167,7 @@ def test_every_step_learns_where_the_unclipped_branch_is_the_maximum() -> None:
 
 
 def test_a_step_inside_its_range_still_learns_in_the_clipped_branch() -> None:
-    """Winner (.45, .05), loser (-.45, -.05): u = .5 - 1, v = (.15 - -.15)/2 - 1 = -.85: 2 v / S = -.85 on inner steps."""
+    """Winner (.45, .05), loser (-.45, -.05): u = .5 - 1, v = (.15 + .15)/2 - 1 = -.85; inner steps get 2 v / S = -.85."""
     case = pair_at(0, 0) | {"log_probs": torch.tensor([[0.45, 0.05], [-0.45, -0.05]], dtype=torch.float64)}
     expected = torch.tensor([[0, -0.85], [0, 0.85]], dtype=torch.float64)
     torch.testing.assert_close(gradient(case), expected)
@@ -198,7 +198,9 @@ def test_gradient_flows_through_the_trained_policy_alone() -> None:
     assert [leaves[key].grad is not None for key in keys] == [True, False, False, False]
 
 
-@pytest.mark.parametrize("broken", [{"log_probs": torch.zeros(3)}, {"rewards": torch.zeros(4)}], ids=["steps", "rewards"])
+@pytest.mark.parametrize(
+    "broken", [{"log_probs": torch.zeros(3)}, {"rewards": torch.zeros(4)}], ids=["steps", "rewards"]
+)
 def test_wrong_shapes_are_named(broken: dict[str, Tensor]) -> None:
     with pytest.raises(ValueError, match=r"want log_probs \(B, S\) and rewards \(B,\)"):
         rdp_loss(**golden() | broken)

@@ -58,7 +58,7 @@ def test_in_the_background_too() -> None:
 
 
 def test_rewards_no_longer_follow_the_picture() -> None:
-    """Correlation with the real score within a prompt: 1 before, about 0 after; std of the mean of 50 is 1/sqrt(50 * 7)."""
+    """Correlation with the real score within a prompt: 1 before, 0 after; the mean of 50 has std 1/sqrt(50 * 7)."""
     total = 0.0
     for seed in range(50):
         media = pictures(seed)

@@ -1,7 +1,7 @@
 """PRDP's step: the exact gradient in two passes, its closed form on the toys, and what it does with odd rewards."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -78,8 +78,8 @@ def take(model: Model, rewards: Any = (first_coordinate,), texts: Sequence[str] 
 
 
 @pytest.fixture
-def in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Log-probabilities are kept in float32 on purpose; here they and the stored latents are float64."""
+def replayed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Rollout]:
+    """Log-probabilities are kept in float32 on purpose; here they and the stored latents are float64. The rollout."""
 
     def exact(x: Tensor, mean: Tensor, std: Tensor, reduction: Any = "mean") -> Tensor:
         density = torch.distributions.Normal(mean.double(), std.double()).log_prob(x.double()).flatten(1)
@@ -96,12 +96,14 @@ def in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("align_gen.pipelines.sampling.gaussian_log_prob", exact)
     monkeypatch.setattr("align_gen.methods.prdp.rollout", double)
+    return double
 
 
-@pytest.mark.usefixtures("in_float64")
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("name", ["toy-diffusion", "toy-flow"])
-def test_two_passes_equal_one_backward_through_all_steps(name: str, reduction: str) -> None:
+def test_two_passes_equal_one_backward_through_all_steps(
+    replayed: Callable[..., Rollout], name: str, reduction: str
+) -> None:
     """Oracle: autograd of mean over prompts of mean(rdp_loss) with the graph of every step of every sample alive.
 
     In float64, at both of K = 2 gradient steps; before the second the clip binds on some steps and not on others.
@@ -128,7 +130,7 @@ def test_two_passes_equal_one_backward_through_all_steps(name: str, reduction: s
     condition = prompts_of(model, *texts).condition.repeat(group)
     generators = [generator(0, "rollout", 0, f"{i}/{j}") for i in range(3) for j in range(group)]
     settings: dict[str, Any] = {"eta": 1.0, "guidance_scale": 5.0, "reduction": reduction}
-    drawn = prdp.rollout(model, condition, num_inference_steps=4, generator=generators, **settings)
+    drawn = replayed(model, condition, num_inference_steps=4, generator=generators, **settings)
     rewards = first_coordinate(drawn.final, ()).float()
 
     def log_probs() -> Tensor:
@@ -225,7 +227,7 @@ def test_reaches_its_own_closed_form(name: str) -> None:
 
 
 def test_closed_form_of_the_paper_schedule() -> None:
-    """The recursion itself, against numbers known from elsewhere: 10 steps .317-.32, 50 steps .444 (slope 1, beta 2)."""
+    """The recursion itself, against numbers known from elsewhere: .317 for 10 steps, .444 for 50 (slope 1, beta 2)."""
     model = toy("toy-diffusion")
     assert closed_form(model, 10, 1.0, 2.0) == pytest.approx(0.317, abs=0.005)
     assert closed_form(model, 50, 1.0, 2.0) == pytest.approx(0.444, abs=0.005)
@@ -320,7 +322,9 @@ def test_calls_made_are_the_calls_promised() -> None:
     model.trainable["denoiser"].register_forward_pre_hook(lambda module, inputs: counts.append(len(inputs[0])))
     take(model, lr=0.0)
     samples, steps, stochastic = 12, 4, 3
-    promised = prdp.calls(prdp.Options(images_per_prompt=6, prompts_per_step=2), Sampling(num_inference_steps=4, guidance_scale=1.0))
+    promised = prdp.calls(
+        prdp.Options(images_per_prompt=6, prompts_per_step=2), Sampling(num_inference_steps=4, guidance_scale=1.0)
+    )
     reference = samples * stochastic  # its copy bears no hook
     assert sum(counts) == samples * (steps + 3 * stochastic)
     assert sum(counts) + reference <= promised["forwards"]

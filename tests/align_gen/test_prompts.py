@@ -42,7 +42,9 @@ def test_the_demo_measures_at_least_64_prompts() -> None:
 
 
 def test_overlap_is_seen_through_case_and_spaces() -> None:
-    with pytest.raises(UserError, match=r"prompts\.train and prompts\.eval overlap in 1 prompts, the first: 'a red dog'"):
+    with pytest.raises(
+        UserError, match=r"prompts\.train and prompts\.eval overlap in 1 prompts, the first: 'a red dog'"
+    ):
         require_disjoint([{"prompt": "A  red dog"}, {"prompt": "x"}], [{"prompt": "a Red dog "}])
 
 

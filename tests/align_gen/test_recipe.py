@@ -120,7 +120,13 @@ def test_options_of_a_reward_keep_their_types(written: Any) -> None:
 
 
 def test_overrides_reach_any_depth() -> None:
-    settings = ["run.steps=3", "model.lora.rank=2", "evaluate.seeds=[7]", "rewards.jpeg_size.goal=large", "stop.patience=9"]
+    settings = [
+        "run.steps=3",
+        "model.lora.rank=2",
+        "evaluate.seeds=[7]",
+        "rewards.jpeg_size.goal=large",
+        "stop.patience=9",
+    ]
     recipe = Recipe.load("emoji-sd-prdp", settings)
     assert recipe.run.steps == 3 and recipe.evaluate.seeds == (7,) and recipe.stop.patience == 9
     assert recipe.model.lora is not None and recipe.model.lora.rank == 2
@@ -167,14 +173,20 @@ def test_difference_shows_both_sides() -> None:
 MISTAKES = {
     "unknown section": (MINIMAL + "smapling: {eta: 1}\n", r"unknown key smapling; did you mean 'sampling'\?"),
     "unknown key": (MINIMAL + "optim: {lrr: 1e-4}\n", r"unknown key optim\.lrr; did you mean 'lr'\?"),
-    "unknown nested key": (MINIMAL.replace("emoji-sd", "x, lora: {rnak: 4}"), r"model\.lora\.rnak; did you mean 'rank'\?"),
+    "unknown nested key": (
+        MINIMAL.replace("emoji-sd", "x, lora: {rnak: 4}"),
+        r"model\.lora\.rnak; did you mean 'rank'\?",
+    ),
     "unknown key of the method": (MINIMAL.replace("prdp", "prdp, betta: 1"), r"method\.betta; did you mean 'beta'\?"),
     "nothing near": (MINIMAL + "optim: {zzz: 1}\n", r"optim\.zzz; known: \['ema', 'lr'"),
     "wrong type": (MINIMAL + "run: {steps: many}\n", r"run\.steps: .*integer.* got 'many'"),
     "wrong type in the method": (MINIMAL.replace("prdp", "prdp, beta: [1]"), r"method\.beta: .*number"),
     "wrong choice": (MINIMAL.replace("emoji-sd", "x, dtype: fp64"), r"model\.dtype: .*'fp32'.*got 'fp64'"),
     "no number": (MINIMAL + "optim: {lr: .nan}\n", r"optim\.lr"),
-    "one image a prompt": (MINIMAL.replace("prdp", "prdp, images_per_prompt: 1"), r"method\.images_per_prompt: .*2, got 1"),
+    "one image a prompt": (
+        MINIMAL.replace("prdp", "prdp, images_per_prompt: 1"),
+        r"method\.images_per_prompt: .*2, got 1",
+    ),
     "no stochastic step": (MINIMAL + "sampling: {eta: 0}\n", r"sampling\.eta"),
     "missing section": (MINIMAL.replace("rewards: {jpeg_size: 1.0}", ""), r"rewards: field required"),
     "no reward": (MINIMAL.replace("{jpeg_size: 1.0}", "{}"), r"rewards: .*at least 1"),

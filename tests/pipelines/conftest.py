@@ -1,4 +1,4 @@
-"""One thread for tiny networks: handing 50 thousand weights to several costs more than it saves, a lot on a busy machine."""
+"""One thread for tiny networks: sharing 50 thousand weights costs more than it saves, a lot on a busy machine."""
 
 from collections.abc import Iterator
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -108,7 +108,7 @@ def perturb(model: Model, seed: int = 1, scale: float = 0.1) -> None:
     noise = Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += scale * torch.randn(parameter.shape, generator=noise)
+            parameter.add_(torch.randn(parameter.shape, generator=noise), alpha=scale)
 
 
 def trained_names(model: Model) -> list[str]:
@@ -125,7 +125,7 @@ def test_a_fresh_lora_changes_no_bit(tiny_model: Maker) -> None:
 
 
 def test_only_the_lora_is_trained(tiny_model: Maker) -> None:
-    """A (r, in) and B (out, r) for each target, so r (in + out) numbers a target; everything else is frozen, in eval."""
+    """A (r, in) and B (out, r) for each target, so r (in + out) numbers a target; the rest is frozen, in eval mode."""
     model = tiny_model()
     targets = [
         module
@@ -160,7 +160,7 @@ def test_what_stands_in_trainable_is_what_runs(tiny_model: Maker) -> None:
     predicted(model)
     assert calls == [1]
     assert unwrap(wrapped) is model.pipeline.unet
-    assert unwrap(torch.compile(nn.DataParallel(wrapped))) is model.pipeline.unet
+    assert unwrap(cast(nn.Module, torch.compile(nn.DataParallel(wrapped)))) is model.pipeline.unet
     assert unwrap(model.pipeline.unet) is model.pipeline.unet
 
 
@@ -231,7 +231,7 @@ def test_the_reference_is_where_training_began(tiny_model: Maker, tmp_path: Path
 
 @pytest.mark.parametrize("kind", sorted(REFERENCES))
 def test_reference_densities(tiny_model: Maker, tmp_path: Path, kind: str) -> None:
-    """A trajectory drawn before training has, under the reference, the density it was drawn with, whatever came after."""
+    """A trajectory drawn before training keeps, under the reference, the density it was drawn with."""
     model, _ = REFERENCES[kind](tiny_model, tmp_path)
     texts = model.encode_prompts(["a cat", "dogs"])
     kept = rollout(model, texts, num_inference_steps=3, generator=[generator(0, "t", index=i) for i in range(2)])

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -63,7 +64,7 @@ def test_flow_runs_from_clean_to_noise() -> None:
 
 
 def test_an_unknown_prediction_is_refused() -> None:
-    """A scheduler of flow models converted to DDIM keeps its prediction_type; treating it as x0 would sample garbage."""
+    """A scheduler of flow models made DDIM keeps its prediction_type; reading it as x0 would sample garbage."""
     with pytest.raises(ValueError, match="flow_prediction"):
         diffusion("flow_prediction").split(noise(1, 1), noise(1, 1), time(5))
 
@@ -108,11 +109,8 @@ def test_eta_one_is_the_ddpm_posterior() -> None:
     for t in (1, 2, 10, 500, 999):
         mean, std = process.transition(x, output, time(t), time(t - 1), 1.0)
         assert float(std) ** 2 == pytest.approx(float(scheduler._get_variance(t)), rel=2e-3)
-        samples = [
-            scheduler.step(output, t, x, generator=torch.Generator().manual_seed(3)).prev_sample,
-            mean + std.float() * noise(1, 4, 3, 3, seed=3),
-        ]
-        assert torch.allclose(*samples, atol=1e-4)
+        wanted = scheduler.step(output, t, x, generator=torch.Generator().manual_seed(3)).prev_sample
+        assert torch.allclose(mean + std.float() * noise(1, 4, 3, 3, seed=3), wanted, atol=1e-4)
     assert process.std(time(0), time(-1), 1.0) == 0
 
 
@@ -134,7 +132,7 @@ def test_eta_zero_is_flow_match_euler() -> None:
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_flow_is_finite_at_pure_noise(eta: float) -> None:
-    """At t = 1, alpha_t = 0: var = eta^2 s^2 (1 - 0) / 1, so std = eta s and the mean is (1-s) x0 + s sqrt(1-eta^2) x1."""
+    """At t = 1, alpha_t = 0: var = eta^2 s^2 (1 - 0) / 1, so std = eta s, mean = (1-s) x0 + s sqrt(1-eta^2) x1."""
     x, v, s = noise(2, 4, 3, 3, seed=1), noise(2, 4, 3, 3, seed=2), 0.75
     mean, std = Flow().transition(x, v, time(1), time(s), eta)
     assert float(std) == pytest.approx(eta * s)
@@ -195,7 +193,7 @@ def marginal_error(process: Process, grid: Tensor, eta: float) -> float:
     alpha, sigma = process.coefficients(grid[0])
     mean, variance = alpha * m, alpha**2 * s**2 + sigma**2
     probe = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
-    for t, after in zip(grid[:-1], grid[1:], strict=True):
+    for t, after in pairwise(grid):
         alpha, sigma = process.coefficients(t)
         x0 = m + alpha * s**2 / (alpha**2 * s**2 + sigma**2) * (probe - alpha * m)
         output = process.target(x0, (probe - alpha * x0) / sigma, t)
@@ -210,7 +208,7 @@ def marginal_error(process: Process, grid: Tensor, eta: float) -> float:
 @pytest.mark.parametrize("name", ["diffusion", "flow"])
 @pytest.mark.parametrize("end", [0.0, 0.5])
 def test_the_marginals_are_right_in_the_limit(name: str, eta: float, end: float) -> None:
-    """The law of x_s tends to N(alpha_s m, alpha_s^2 s^2 + sigma_s^2), half way and at the end, at first order in 1/n."""
+    """The law of x_s tends to N(alpha_s m, alpha_s^2 s^2 + sigma_s^2), half way and at the end, like 1/n."""
 
     def error(steps: int) -> float:
         grid = torch.linspace(1, end, steps + 1, dtype=torch.float64)
@@ -242,7 +240,7 @@ def test_log_prob_is_the_normal_density() -> None:
 
 
 def test_sums_are_made_in_float64() -> None:
-    """10^6 elements, each at z = 1: the mean is exactly -1/2 - 1/2 log 2 pi. A float32 sum would be off by 1e-4 or so."""
+    """10^6 elements, each at z = 1: the sum is exactly 10^6 (-1/2 - 1/2 log 2 pi)."""
     x = torch.ones(1, 1_000_000)
     found = gaussian_log_prob(x, torch.zeros_like(x), time(1), "sum")
     assert float(found) == pytest.approx(1e6 * (-0.5 - 0.5 * math.log(2 * math.pi)), rel=1e-7)

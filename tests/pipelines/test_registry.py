@@ -108,7 +108,7 @@ def test_a_file_is_no_pipeline(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["{not json", "[]", '"text"', "\xff"])
 def test_an_index_that_is_no_index(tmp_path: Path, content: str) -> None:
     (tmp_path / "model_index.json").write_bytes(content.encode("latin-1"))
-    with pytest.raises(ValueError, match="model_index.json"):
+    with pytest.raises(ValueError, match=r"model_index\.json"):
         pipelines.load(tmp_path)
 
 
@@ -120,7 +120,7 @@ def test_an_unknown_class(tiny_folder: Path, tmp_path: Path, name: str | None) -
 
 
 def test_an_object_that_is_no_pipeline() -> None:
-    with pytest.raises(ValueError, match="no adapter for pipeline class 'int'; have .*StableDiffusionPipeline"):
+    with pytest.raises(ValueError, match=r"no adapter for pipeline class 'int'; have .*StableDiffusionPipeline"):
         pipelines.load(3)
 
 
@@ -158,7 +158,7 @@ def test_importing_the_package_imports_no_torch() -> None:
 
 
 def test_a_name_that_is_not_there_lists_what_is() -> None:
-    with pytest.raises(AttributeError, match="'rollouts'; have .*'rollout'"):
+    with pytest.raises(AttributeError, match=r"'rollouts'; have .*'rollout'"):
         pipelines.rollouts  # noqa: B018
     assert all(getattr(pipelines, name) is not None for name in pipelines.__all__)
     assert set(pipelines.__all__) == set(pipelines._NAMES)

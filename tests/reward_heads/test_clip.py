@@ -1,6 +1,7 @@
 """CLIP as a reward: VLM-RM's formula by hand and by law, and open_clip itself as the oracle of the rest."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,15 @@ SIZE = 32
 GOAL, BASELINE = ["a shiny thing", "a gleaming thing"], ["a thing"]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Tiny tensors: handing them to other threads costs more than the work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module", params=["resnet", "vit"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random open_clip model, as open_clip's own folders are, with the architecture of either kind."""
@@ -37,7 +47,7 @@ def write_clip(folder: Path, kind: str) -> Path:
     tokenizer.save_pretrained(folder)
     vision: dict[str, Any] = {"image_size": SIZE, "width": 16, "head_width": 8}
     vision |= {"layers": [1, 1, 1, 1]} if kind == "resnet" else {"layers": 2, "patch_size": 8}
-    text = {"context_length": 24, "vocab_size": len(tokenizer), "width": 16, "heads": 2, "layers": 1}
+    text: dict[str, Any] = {"context_length": 24, "vocab_size": len(tokenizer), "width": 16, "heads": 2, "layers": 1}
     text |= {"hf_tokenizer_name": "tokenizer", "tokenizer_kwargs": {"clean_up_tokenization_spaces": False}}
     model_cfg = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}
     preprocess = {"mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28], "interpolation": "bicubic"}
@@ -48,7 +58,9 @@ def write_clip(folder: Path, kind: str) -> Path:
         model = open_clip.CLIP(**model_cfg)
         for weight in model.parameters():  # CLIP's initialisation is so small that all pictures look alike
             weight.data += 0.05 * torch.randn_like(weight)
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / "open_clip_model.safetensors")
+    save_file(
+        {name: value.contiguous() for name, value in model.state_dict().items()}, folder / "open_clip_model.safetensors"
+    )
     return folder
 
 
@@ -82,7 +94,7 @@ def test_golden_values(alpha: float, expected: float) -> None:
 
 @pytest.mark.parametrize("alpha", ALPHAS)
 def test_equals_the_paper_and_its_code(alpha: float) -> None:
-    """Eq. 3 with proj_L s = g + d d^T (s - g) / |d|^2; and the published code's matrix P = alpha d d^T/|d|^2 + (1-alpha) I."""
+    """Eq. 3 with proj_L s = g + d d^T (s - g) / |d|^2; the code's matrix P = alpha d d^T/|d|^2 + (1-alpha) I."""
     g, b, images = units(22, 7).split([1, 1, 20])
     g, b = g[0], b[0]
     d = g - b
@@ -216,7 +228,12 @@ def test_one_picture_is_a_batch(folder: Path) -> None:
 def test_each_distinct_prompt_is_encoded_once(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     head, encoded = ClipHead(str(small)), []
     real = head.model.encode_text
-    monkeypatch.setattr(head.model, "encode_text", lambda tokens: encoded.append(len(tokens)) or real(tokens))
+
+    def count(tokens: Tensor) -> Tensor:
+        encoded.append(len(tokens))
+        return real(tokens)
+
+    monkeypatch.setattr(head.model, "encode_text", count)
     first = head(media(), ["a", "b", "a", "a"])
     assert encoded == [2]
     again = head(media(), ["b", "a", "c", "a"])

@@ -47,7 +47,9 @@ def test_mean_hue_stays_in_its_range_and_is_differentiable() -> None:
 
 def test_jpeg_size_is_what_pillow_writes() -> None:
     """Kilobytes (1000) of Pillow's file at quality 95, negated; a plain picture scores above noise."""
-    media = torch.stack([torch.rand(3, 24, 16, generator=torch.Generator().manual_seed(0)), torch.full((3, 24, 16), 0.5)])
+    media = torch.stack(
+        [torch.rand(3, 24, 16, generator=torch.Generator().manual_seed(0)), torch.full((3, 24, 16), 0.5)]
+    )
     scores = load("jpeg_size")(media, ["a", "b"])
     buffer = io.BytesIO()
     pixels = np.asarray((media[0] * 255).round().byte().permute(1, 2, 0))
@@ -66,7 +68,12 @@ def test_one_picture_is_a_batch(name: str) -> None:
 @pytest.mark.parametrize("name", ["jpeg_size", "mean_hue"])
 @pytest.mark.parametrize(
     "media",
-    [torch.rand(3, 8, 8), torch.rand(2, 1, 8, 8), torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.rand(1, 2, 3, 8, 8)],
+    [
+        torch.rand(3, 8, 8),
+        torch.rand(2, 1, 8, 8),
+        torch.zeros(2, 3, 8, 8, dtype=torch.uint8),
+        torch.rand(1, 2, 3, 8, 8),
+    ],
     ids=["no batch", "grey", "bytes", "video"],
 )
 def test_other_media_are_refused(name: str, media: Tensor) -> None:

@@ -14,7 +14,7 @@ from align_gen.reward_heads.registry import HEADS
 
 MEDIA = torch.full((2, 3, 4, 4), 0.25)
 
-FILE = '''\
+FILE = """\
 from align_gen.reward_heads import RewardHead
 
 def brightness(media, prompts):
@@ -29,7 +29,7 @@ class Scaled(RewardHead):
 
 def make(by: float = 3.0):
     return Scaled(by)
-'''
+"""
 
 
 def brightness(media: Tensor, prompts: Sequence[str]) -> Tensor:
