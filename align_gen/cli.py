@@ -34,9 +34,10 @@ def main() -> None:
             raise
         print(f"align-gen: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("align-gen: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        raise SystemExit(130) from None
+    except SystemExit as done:  # typer turns an interruption into an exit of its own
+        if done.code == 130:
+            print("align-gen: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        raise
     except Exception as error:
         if debug:
             raise
@@ -118,11 +119,11 @@ def sample(
     adapter: Annotated[Path | None, typer.Option(help="An export to load.")] = None,
     best_of: Annotated[int, typer.Option(help="Draw n candidates, keep the best by --reward.")] = 1,
     reward: Annotated[str | None, typer.Option(help="For --best-of: NAME[:key=value,…].")] = None,
-    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 30,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 30,
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale.")] = 5.0,
     eta: Annotated[float, typer.Option(help="0 is the ODE (DDIM), 1 the DDPM posterior.")] = 0.0,
     size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH; the model's own without it.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Pictures at a time.")] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 16,
     out: Annotated[Path, typer.Option(help="The gallery to write.")] = Path("gallery"),
 ) -> None:
     """Sample pictures into a gallery."""
@@ -149,7 +150,7 @@ def sample(
         loaded = pipelines.load(bundled.model_path(model))
         if adapter is not None:
             loaded.reload(adapter)
-    with Progress() as progress:
+    with user_mistakes(), Progress() as progress:
         gallery = run_sample(
             loaded,
             rows,
@@ -172,7 +173,7 @@ def score(
     gallery: Annotated[Path, typer.Argument(help="A folder of pictures, with or without metadata.jsonl.")],
     reward: Annotated[list[str], typer.Option(help="[LABEL=]NAME[:key=value,…]; may be given several times.")],
     out: Annotated[Path | None, typer.Option(help="Scores file; scores.parquet in the gallery without it.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Pictures at a time.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 64,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 1 when a picture cannot be read.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -282,12 +283,14 @@ def parse_reward(text: str) -> tuple[str, dict[str, Any]]:
     """Read [LABEL=]NAME[:key=value,…] as (label, options with "name"); values are YAML, lists in brackets."""
     import yaml
 
+    from .recipe import YamlLoader
+
     match = re.fullmatch(r"(?:(?P<label>[\w-]+)=)?(?P<name>[^=]+?)(?::(?P<options>\w+=.*))?", text, re.DOTALL)
     if match is None:
         raise UserError(f"--reward {text!r}: want [LABEL=]NAME[:key=value,…]")
     name, options = match["name"], match["options"] or ""
     try:
-        parsed = yaml.safe_load("{" + re.sub(r"(^|,)\s*(\w+)=", r"\1 \2: ", options) + "}")
+        parsed = yaml.load("{" + re.sub(r"(^|,)\s*(\w+)=", r"\1 \2: ", options) + "}", YamlLoader)
     except yaml.YAMLError as error:
         raise UserError(f"--reward {text!r}: options want key=value,key=[a, b]") from error
     return match["label"] or name, {"name": name, **parsed}

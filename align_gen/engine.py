@@ -3,7 +3,8 @@
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,10 +17,12 @@ from .batches import Prompts
 from .card import card
 from .errors import UserError, user_mistakes
 from .gallery import whole_file
+from .pipelines.seeding import seed_of
 from .placebo import Shuffled
 from .prompts import load_prompts, require_disjoint
-from .recipe import Recipe, checked, difference
+from .recipe import Recipe, difference
 from .reward_heads import RewardSet, reward_set
+from .reward_heads.base import label
 from .sampling import sample
 from .scores import ScoresTable, score
 from .state import TrainState
@@ -63,6 +66,7 @@ def finetune(
         UserError: a mistake in the recipe, its files or ``out``; nothing is written then.
     """
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
     recipe = Recipe.load(recipe) if isinstance(recipe, str) else recipe
     run = Path(out or recipe.run.out or "runs/latest")
@@ -77,6 +81,7 @@ def finetune(
         model = prepare_model(recipe, model)
         trackers = None if recipe.run.tracker == "none" else recipe.run.tracker
         precision = {"fp32": "no"}.get(recipe.model.dtype, recipe.model.dtype)
+        AcceleratorState._reset_state(reset_partial_state=False)
         accelerator = Accelerator(mixed_precision=precision, log_with=trackers, project_dir=str(run))
     _claim(run, text)
     if trackers:
@@ -86,42 +91,53 @@ def finetune(
     judges.to(accelerator.device)
     if recipe.run.placebo:
         rewards = Shuffled(rewards.heads, rewards.weights, seed=recipe.run.seed)
+    try:
+        return learn(state, recipe, run, train, held_out, rewards, judges, listen)
+    except BaseException:  # whoever holds the model gets it back as it was
+        model.untrain()
+        raise
+
+
+def learn(
+    state: TrainState,
+    recipe: Recipe,
+    run: Path,
+    train: list[dict[str, Any]],
+    held_out: list[dict[str, Any]],
+    rewards: RewardSet,
+    judges: RewardSet,
+    listen: Listener,
+) -> Run:
+    """From the last checkpoint to the end: measure, step, save, measure, export."""
     progress = checkpoint.load(state, run)
     metrics = _read_metrics(run, state.step)
-    options = checked(methods.load(recipe.method["name"]).Options, recipe.method, "recipe")
-    take_step = methods.load(recipe.method["name"]).step
-
+    options, take_step = recipe.method_options(), methods.load(recipe.method["name"]).step
     before = evaluate(state, recipe, judges, held_out, run / "before", "before", listen)
     guard = Guard(recipe, before, worse=progress.get("worse", 0))
-    counter = count_calls(model, state)
     while state.step < recipe.run.steps and not guard.stop:
         started = time.monotonic()
-        batch = draw_prompts(model, train, recipe, state)
-        numbers = take_step(state, batch, model, rewards, options, recipe.sampling)
+        batch = draw_prompts(state.model, train, recipe, state)
+        with counted_calls(state):
+            numbers = take_step(state, batch, state.model, rewards, options, recipe.sampling)
         state.step += 1
         numbers = {"step": state.step, **numbers, "seconds": round(time.monotonic() - started, 3)}
         if recipe.evaluate.every and state.step % recipe.evaluate.every == 0 and state.step < recipe.run.steps:
             name = f"step-{state.step:06d}"
-            counter.pause = True
             table = evaluate(state, recipe, judges, held_out, run / "samples" / name, name, listen)
-            counter.pause = False
             numbers |= {f"eval/{head}/mean": mean(table, head) for head in table.heads}
             guard.see(table)
         metrics.append(numbers)
         _append(run / "metrics.jsonl", numbers)
-        if trackers:
-            accelerator.log({k: v for k, v in numbers.items() if k != "step"}, step=state.step)
+        state.accelerator.log({key: value for key, value in numbers.items() if key != "step"}, step=state.step)
         listen("train", state.step, recipe.run.steps, numbers)
         if state.step % recipe.run.save_every == 0 or state.step == recipe.run.steps or guard.stop:
             checkpoint.save(state, run, {"worse": guard.worse})
-    counter.remove()
     after = evaluate(state, recipe, judges, held_out, run / "samples" / "final", "after", listen)
     with state.averaged():
-        model.export(run / "export")
+        state.model.export(run / "export")
     with whole_file(run / "export" / "README.md") as file:
         file.write(card(recipe, before, after).encode())
-    if trackers:
-        accelerator.end_training()
+    state.accelerator.end_training()
     return Run(run, recipe, before, after, metrics, state.denoiser_calls)
 
 
@@ -139,7 +155,10 @@ def prepare_model(recipe: Recipe, model: Any = None) -> "pipelines.Model":
         made.train_full()
     else:
         lora = section.lora
-        made.train_lora(pipelines.LoraOptions(lora.rank, lora.alpha, lora.target_modules))
+        with torch.random.fork_rng(devices=[]):  # its first matrices are drawn from the global generator
+            torch.manual_seed(seed_of(recipe.run.seed, "lora"))
+            made.train_lora(pipelines.LoraOptions(lora.rank, lora.alpha, lora.target_modules))
+    made.latent_shape(recipe.sampling.height or made.default_size[0], recipe.sampling.width or made.default_size[1])
     for parameter in made.parameters():  # small updates vanish in half precision
         parameter.data = parameter.data.float()
     return made
@@ -187,6 +206,8 @@ def _shuffled(count: int, seed: int, epoch: int) -> list[int]:
 def _judges(recipe: Recipe, rewards: RewardSet) -> RewardSet:
     """Optimised and held-out heads together, for galleries."""
     held_out = reward_set(bundled.reward_spec(recipe.eval_rewards)).heads if recipe.eval_rewards else {}
+    if both := sorted(rewards.heads.keys() & held_out.keys()):
+        raise UserError(f"eval_rewards: {both} is optimised too; a held-out reward needs another name")
     return RewardSet({**rewards.heads, **held_out})
 
 
@@ -247,7 +268,7 @@ class Guard:
         """Count evaluations in a row in which some held-out mean is 0.25 standard deviations below its start."""
         fallen = [
             name
-            for name in self.recipe.eval_rewards
+            for name in map(label, self.recipe.eval_rewards)
             if mean(table, name) < mean(self.before, name) - 0.25 * spread(self.before, name)
         ]
         self.worse = self.worse + 1 if fallen else 0
@@ -265,20 +286,18 @@ def spread(table: ScoresTable, head: str) -> float:
     return values.std().item() if len(values) > 1 else 0.0
 
 
-class count_calls:
-    """Counts samples that pass through the trained networks, in ``state.denoiser_calls``."""
+@contextmanager
+def counted_calls(state: TrainState) -> Iterator[None]:
+    """Inside, samples that pass through the trained networks are added to ``state.denoiser_calls``."""
 
-    def __init__(self, model: "pipelines.Model", state: TrainState):
-        self.pause = False
-        self.state = state
-        self.hooks = [module.register_forward_pre_hook(self._count) for module in model.trainable.values()]
+    def count(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        state.denoiser_calls += len(inputs[0])
 
-    def _count(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if not self.pause:
-            self.state.denoiser_calls += len(inputs[0])
-
-    def remove(self) -> None:
-        for hook in self.hooks:
+    hooks = [module.register_forward_pre_hook(count) for module in state.model.trainable.values()]
+    try:
+        yield
+    finally:
+        for hook in hooks:
             hook.remove()
 
 
@@ -288,11 +307,15 @@ class count_calls:
 def _require_same(run: Path, text: str) -> None:
     """A run directory belongs to one recipe."""
     file = run / "recipe.yaml"
-    if file.is_file():
+    try:
+        exists = file.is_file()
+    except OSError as error:
+        raise UserError(f"{run}: cannot be written ({error.strerror})") from error
+    if exists:
         theirs = file.read_text()
         if theirs != text:
             raise UserError(f"{run}: holds the run of another recipe; it differs in: {difference(text, theirs)}")
-    elif run.exists() and (not run.is_dir() or any(run.iterdir())):
+    elif run.exists() and (not run.is_dir() or any(path.name != ".recipe.yaml.part" for path in run.iterdir())):
         raise UserError(f"{run}: want a new or empty folder, or one of the same recipe")
 
 

@@ -20,7 +20,11 @@ def load_prompts(source: str | Path) -> list[dict[str, Any]]:
             f"prompts {str(source)!r}: no such file; want a .txt or .jsonl file, or one of {bundled.prompts()}"
         )
     rows: dict[str, dict[str, Any]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             row = _row(line, path, number) if path.suffix == ".jsonl" else {"prompt": line.strip()}
             rows.setdefault(row["prompt"], row)

@@ -3,6 +3,7 @@
 import difflib
 import json
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -94,8 +95,8 @@ class Recipe(Section):
         if not path.is_file():
             raise UserError(f"recipe {str(source)!r}: no such file; want a .yaml file, or one of {bundled.recipes()}")
         try:
-            data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            data = yaml.load(path.read_text(encoding="utf-8"), YamlLoader)
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
             raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
         if not isinstance(data, dict):
             raise UserError(f"{path}: want a mapping with the sections {sorted(cls.model_fields)}")
@@ -117,7 +118,7 @@ class Recipe(Section):
     def method_options(self, source: str = "recipe") -> Any:
         """The method's own checked options."""
         name = self.method.get("name")
-        if name not in methods.METHODS:
+        if not isinstance(name, str) or name not in methods.METHODS:
             raise UserError(f"{source}: method.name: no method {name!r}; have {sorted(methods.METHODS)}")
         return checked(methods.load(name).Options, self.method, source, "method.")
 
@@ -148,7 +149,7 @@ def checked(model: type[Any], data: Any, source: str, prefix: str = "") -> Any:
             hint = f"did you mean {near[0]!r}?" if near else f"known: {known}"
             raise UserError(f"{source}: unknown key {key}; {hint}") from None
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        got = "" if first["type"] == "missing" else f", got {first['input']!r}"
+        got = "" if first["type"] == "missing" else f", got {reprlib.repr(first['input'])}"
         raise UserError(f"{source}: {key}: {first['msg'].lower()}{got}{more}") from None
 
 
@@ -177,7 +178,7 @@ def _override(data: dict[str, Any], override: str) -> None:
         if not isinstance(data, dict):
             raise UserError(f"--set {override}: {parent} is no section")
     try:
-        data[last] = yaml.load(value, _Loader)
+        data[last] = yaml.load(value, YamlLoader)
     except yaml.YAMLError as error:
         raise UserError(f"--set {override}: {value!r} is not YAML") from error
 
@@ -188,11 +189,16 @@ def _named(value: Any) -> Any:
         return {_named(key): _named(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_named(item) for item in value]
-    return getattr(value, "__qualname__", repr(value)) if callable(value) else value
+    return getattr(value, "__qualname__", type(value).__name__) if callable(value) else value
 
 
-class _Loader(yaml.SafeLoader):
+class YamlLoader(yaml.SafeLoader):
     """YAML 1.2's floats: 1e-4 is a number. Duplicate keys are refused."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):  # a few lines of them can stand for more than any memory
+            raise yaml.YAMLError("aliases (*name) are not supported")
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -202,6 +208,6 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
+YamlLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)$"), list("-+0123456789.")
 )

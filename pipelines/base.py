@@ -82,6 +82,7 @@ class Model(ABC):
         self.pipeline = pipeline
         self.reference: Reference = "off"
         self._copies: dict[str, nn.Module] = {}
+        self._as_reference = False
 
     # -- conditioning and shapes
 
@@ -135,7 +136,7 @@ class Model(ABC):
         return {name: part for name, part in self.pipeline.components.items() if isinstance(part, nn.Module)}
 
     def to(self, device: torch.device | str) -> "Model":
-        for module in self.components().values():
+        for module in (*self.components().values(), *self._copies.values()):
             module.to(device)
         return self
 
@@ -158,6 +159,9 @@ class Model(ABC):
         )
         for module in map(unwrap, self.trainable.values()):
             if POLICY in getattr(module, "peft_config", {}):
+                loaded = module.peft_config[POLICY].r
+                if loaded != options.rank:
+                    raise ValueError(f"lora rank: the loaded adapter has {loaded}, want the same, got {options.rank}")
                 self.reference = "start"
                 module.add_adapter(copy.deepcopy(module.peft_config[POLICY]), adapter_name=START)
                 set_peft_model_state_dict(module, get_peft_model_state_dict(module, adapter_name=POLICY), START)
@@ -173,11 +177,34 @@ class Model(ABC):
         for module in self.trainable.values():
             module.requires_grad_(True)
 
+    def untrain(self) -> None:
+        """Back to the weights before ``train_lora`` or ``train_full``; an adapter loaded earlier stays."""
+        for name, module in self.trainable.items():
+            inner = unwrap(module)
+            adapters = getattr(inner, "peft_config", {})
+            if START in adapters:
+                from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+                set_peft_model_state_dict(inner, get_peft_model_state_dict(inner, adapter_name=START), POLICY)
+                inner.delete_adapters([START])
+            elif POLICY in adapters:
+                inner.delete_adapters([POLICY])
+            if name in self._copies:
+                inner.load_state_dict(self._copies[name].state_dict())
+            self.trainable[name] = inner
+        self._copies, self.reference = {}, "off"
+        self._freeze()
+
     @contextmanager
     def as_reference(self) -> Iterator[None]:
         """Inside, ``predict`` runs the frozen reference; gradients are off."""
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
+            if self._as_reference:  # nested: whoever came first goes back
+                yield
+                return
+            self._as_reference = True
+            stack.callback(setattr, self, "_as_reference", False)
             if self.reference == "copy":
                 kept, self.trainable = self.trainable, {**self._copies}
                 stack.callback(setattr, self, "trainable", kept)

@@ -7,7 +7,7 @@ network's output into (x0, x1). Everything else is shared. Processes hold consta
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -79,6 +79,10 @@ class Diffusion(Process):
     prediction: Prediction = "epsilon"
     clip_sample: float | None = None
 
+    def __post_init__(self) -> None:
+        if self.prediction not in get_args(Prediction):
+            raise ValueError(f"prediction: want one of {get_args(Prediction)}, got {self.prediction!r}")
+
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
         index = t.to("cpu", torch.long)
         known = self.alphas_cumprod.double()[index.clamp(min=0)]
@@ -125,7 +129,7 @@ class Flow(Process):
 
 
 def gaussian_log_prob(x: Tensor, mean: Tensor, std: Tensor, reduction: Reduction = "mean") -> Tensor:
-    """log N(x; mean, std^2 I), (B, ...) -> (B,) float32, reduced over latent elements in float64.
+    """log N(x; mean, std^2 I), (B, ...) -> (B,) in at least float32, reduced over latent elements in float64.
 
     ``mean`` divides by the number of elements d, as ddpo-pytorch and flow_grpo do: every beta and clip range of that
     family is in those units (beta_sum = beta_mean / d, clip_sum = d clip_mean). ``sum`` is the density itself.
@@ -133,4 +137,5 @@ def gaussian_log_prob(x: Tensor, mean: Tensor, std: Tensor, reduction: Reduction
     scale = _like(std, x.double())
     density = -0.5 * ((x.double() - mean.double()) / scale) ** 2 - scale.log() - 0.5 * math.log(2 * math.pi)
     flat = density.flatten(1)
-    return (flat.mean(1) if reduction == "mean" else flat.sum(1)).float()
+    reduced = flat.mean(1) if reduction == "mean" else flat.sum(1)
+    return reduced.to(torch.promote_types(x.dtype, torch.float32))

@@ -58,7 +58,7 @@ def load(source: Any, *, dtype: Any = None, **options: Any) -> Model:
     missing = {name: None for name, row in index.items() if isinstance(row, list) and row[0] is None}
     pipeline_class = getattr(diffusers, index["_class_name"])
     with _quiet():
-        pipeline = pipeline_class.from_pretrained(source, torch_dtype=dtype or torch.float32, **missing, **options)
+        pipeline = pipeline_class.from_pretrained(source, torch_dtype=dtype or torch.float32, **{**missing, **options})
     model = family(pipeline)
     return model
 
@@ -83,13 +83,14 @@ def _quiet() -> Iterator[None]:
 
 def _model_index(source: str | Path, revision: str | None) -> dict[str, Any]:
     folder = Path(source)
-    if folder.is_dir():
+    if str(source) and folder.is_dir():
         file = folder / "model_index.json"
         if not file.is_file():
             raise ValueError(f"{folder}: no diffusers pipeline (model_index.json is missing)")
     elif folder.exists() or str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
         raise ValueError(
-            f"{source}: no such pipeline folder; want a folder with model_index.json or a hub name owner/model"
+            f"{source}: no such pipeline; want a folder with model_index.json, a hub name owner/model, "
+            f"or one of {sorted(TOYS)}"
         )
     else:
         from huggingface_hub import hf_hub_download
@@ -101,7 +102,10 @@ def _model_index(source: str | Path, revision: str | None) -> dict[str, Any]:
             raise ValueError(
                 f"{source}: no such folder, and the hub did not give it: {error.__class__.__name__}"
             ) from error
-    index = json.loads(file.read_text())
+    try:
+        index = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file}: not JSON ({error})") from error
     if not isinstance(index, dict):
         raise ValueError(f"{file}: want a JSON object")
     return index

@@ -17,10 +17,10 @@ class Rollout:
     """B trajectories of T steps.
 
     Attributes:
-        latents: every x_t, noise first, (B, T+1, *latent), float32.
+        latents: every x_t, noise first, (B, T+1, *latent), in at least float32.
         times: the (t, s) pair of each step, (T, 2).
         stochastic: indices of the S steps with std > 0; only these have a density.
-        log_probs: log p(x_s | x_t) at the stored x_s on the stochastic steps, (B, S), float32.
+        log_probs: log p(x_s | x_t) at the stored x_s on the stochastic steps, (B, S), likewise.
     """
 
     latents: Tensor
@@ -58,14 +58,16 @@ def trajectory(
     batch = len(condition)
     if latents is None:
         latents = gaussian_noise(condition.latent_shape, batch, generator)
-    x = latents.to(model.device, torch.float32)
+    if latents.shape != (batch, *condition.latent_shape):
+        raise ValueError(f"latents: want {(batch, *condition.latent_shape)}, got {tuple(latents.shape)}")
+    x = latents.to(model.device, torch.promote_types(model.dtype, torch.float32))
     yield x, None, None
     for t, s in times:
         output = model.predict(x, t, condition, guidance_scale)
         mean, std = model.process.transition(x, output, t, s, eta)
         if std > 0:
-            noise = gaussian_noise(x.shape[1:], batch, generator).to(x.device)
-            mean, x = mean, mean + std.to(x) * noise
+            noise = gaussian_noise(x.shape[1:], batch, generator)
+            x = mean + std.to(x) * noise.to(x)
         else:
             x = mean
         yield x, mean, std
@@ -124,6 +126,8 @@ def step_log_prob(
     x_t, x_s = trajectories.latents[rows, step], trajectories.latents[rows, step + 1]
     output = model.predict(x_t, t, condition, guidance_scale)
     mean, std = model.process.transition(x_t, output, t, s, eta)
+    if not std > 0:
+        raise ValueError(f"step {step}: std is 0, so it has no density; use the rollout's stochastic steps")
     return gaussian_log_prob(x_s, mean, std, reduction)
 
 
@@ -144,8 +148,15 @@ def sample(
     ``progress`` is told how many samples were just finished.
     """
     times = model.times(num_inference_steps, condition.latent_shape)
-    if latents is None and not isinstance(generator, Sequence):
-        latents = gaussian_noise(condition.latent_shape, len(condition), generator)
+    count = len(condition)
+    if isinstance(generator, Sequence) and len(generator) != count:
+        raise ValueError(f"generator: want one, or one for each of {count} samples, got {len(generator)}")
+    if latents is not None and len(latents) != count:
+        raise ValueError(f"latents: want one for each of {count} samples, got {tuple(latents.shape)}")
+    if not isinstance(generator, Sequence):  # all drawn before the first batch, whose size then changes nothing
+        latents = gaussian_noise(condition.latent_shape, count, generator) if latents is None else latents
+        seeds = torch.randint(2**31, (count,), generator=generator).tolist()
+        generator = [Generator().manual_seed(seed) for seed in seeds]
     media = []
     for start in range(0, len(condition), batch_size):
         rows = slice(start, start + batch_size)
@@ -156,7 +167,7 @@ def sample(
             times,
             eta=eta,
             guidance_scale=guidance_scale,
-            generator=generator[rows] if isinstance(generator, Sequence) else generator,
+            generator=generator[rows],
             latents=None if latents is None else latents[rows],
         )
         for x, _, _ in steps:

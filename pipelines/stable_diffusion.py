@@ -14,6 +14,7 @@ from torch import Tensor
 from .base import POLICY, Condition, Guidance, Model, unwrap
 from .process import Diffusion
 
+TOKENIZER_LOG = "transformers.tokenization_utils_base"
 LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
@@ -44,8 +45,9 @@ class StableDiffusion(Model):
             scheduler.config.prediction_type,
             scheduler.config.clip_sample_range if scheduler.config.clip_sample else None,
         )
-        size = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
-        self.default_size = (size, size)
+        latent = pipeline.unet.config.sample_size
+        height, width = (latent, latent) if isinstance(latent, int) else latent
+        self.default_size = (height * pipeline.vae_scale_factor, width * pipeline.vae_scale_factor)
         self._texts: dict[str, Tensor] = {}
         self._warned = False
 
@@ -77,17 +79,22 @@ class StableDiffusion(Model):
         shape = self.latent_shape(height or self.default_size[0], width or self.default_size[1], num_frames)
         return Condition(tuple(prompts), texts, shape)
 
+    def to(self, device: torch.device | str) -> Model:
+        self._texts.clear()
+        return super().to(device)
+
     @torch.no_grad()
     def _encode_texts(self, texts: Sequence[str], batch_size: int = 32) -> None:
         """Each distinct text once in the model's life."""
         new = sorted(set(texts) - self._texts.keys())
         tokenizer = self.pipeline.tokenizer
         limit = tokenizer.model_max_length
-        long = [text for text in new if len(tokenizer.tokenize(text)) + 2 > limit]
+        with _quiet(TOKENIZER_LOG):
+            long = [text for text in new if len(tokenizer.tokenize(text)) + 2 > limit]
         if long and not self._warned:
             self._warned = True
             warnings.warn(f"prompts beyond {limit} tokens are cut, the first: {long[0]!r}", stacklevel=3)
-        with _quiet("diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion"):
+        with _quiet("diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion", TOKENIZER_LOG):
             for start in range(0, len(new), batch_size):
                 part = new[start : start + batch_size]
                 embeds, _ = self.pipeline.encode_prompt(part, self.device, 1, False)
@@ -102,14 +109,16 @@ class StableDiffusion(Model):
         return (self.pipeline.unet.config.in_channels, height // factor, width // factor)
 
     def predict(self, x_t: Tensor, t: Tensor, condition: Condition, guidance: Guidance) -> Tensor:
+        if not isinstance(guidance, float | int) and guidance.keys() != {"text"}:
+            raise ValueError(f"guidance: want a number or {{'text': number}}, got {dict(guidance)}")
         scale = guidance if isinstance(guidance, float | int) else guidance["text"]
         unet, text = self.trainable["unet"], condition.tensors["prompt_embeds"]
-        x = x_t.to(text.dtype)
+        x, text = x_t.to(self.dtype), text.to(self.dtype)
         t = t.to(x.device).expand(len(x))
         if scale <= 1:
             output: Tensor = unet(x, t, encoder_hidden_states=text, return_dict=False)[0]
             return output
-        text = torch.cat([condition.tensors["negative_prompt_embeds"], text])
+        text = torch.cat([condition.tensors["negative_prompt_embeds"].to(self.dtype), text])
         both = unet(torch.cat([x, x]), torch.cat([t, t]), encoder_hidden_states=text, return_dict=False)[0]
         without, with_text = both.chunk(2)
         guided: Tensor = without + scale * (with_text - without)
@@ -126,23 +135,28 @@ class StableDiffusion(Model):
         return latents * vae.config.scaling_factor
 
     def export(self, folder: Path) -> None:
-        from diffusers.utils import convert_state_dict_to_diffusers
         from peft import get_peft_model_state_dict
 
         unet = unwrap(self.trainable["unet"])
         if POLICY not in getattr(unet, "peft_config", {}):
             unet.save_pretrained(folder / "unet")
             return
-        layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet, adapter_name=POLICY))
+        # peft's own names throughout: diffusers' older ones cover attention alone, and it loads no mixture of the two.
+        layers = get_peft_model_state_dict(unet, adapter_name=POLICY)
         self.pipeline.save_lora_weights(
             folder, unet_lora_layers=layers, unet_lora_adapter_metadata=unet.peft_config[POLICY].to_dict()
         )
 
     def reload(self, folder: Path) -> None:
         if (folder / LORA_FILE).is_file():
+            training = POLICY in getattr(self.pipeline.unet, "peft_config", {})
+            if training:
+                self.pipeline.unet.delete_adapters([POLICY])
             self.pipeline.load_lora_weights(folder, weight_name=LORA_FILE, adapter_name=POLICY)
             loaded = [p for name, p in self.pipeline.unet.named_parameters() if f"lora_B.{POLICY}" in name]
             changed = any(bool(p.any()) for p in loaded)
+            if training:
+                self._activate(self.pipeline.unet, POLICY)
         elif (folder / "unet").is_dir():
             weights = type(self.pipeline.unet).from_pretrained(folder / "unet").state_dict()
             own = self.pipeline.unet.state_dict()
@@ -155,12 +169,14 @@ class StableDiffusion(Model):
 
 
 @contextmanager
-def _quiet(name: str) -> Iterator[None]:
-    """Without the library's own warning a prompt: ours says it once."""
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def _quiet(*names: str) -> Iterator[None]:
+    """Without the libraries' own warning for every prompt: ours says it once."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .base import Condition, Guidance, LoraOptions, Model
+from .base import Condition, Guidance, LoraOptions, Model, unwrap
 from .process import Diffusion, Flow, Process, gaussian_log_prob
 
 BINS = 1000
@@ -78,6 +78,8 @@ class Toy(Model):
         num_frames: int = 1,
         **inputs: Any,
     ) -> Condition:
+        if inputs:
+            raise ValueError(f"toy takes no {sorted(inputs)}")
         return Condition(tuple(prompts), {}, self.latent_shape(1, 1))
 
     def latent_shape(self, height: int, width: int, num_frames: int = 1) -> tuple[int, ...]:
@@ -85,7 +87,7 @@ class Toy(Model):
 
     @property
     def denoiser(self) -> MixtureDenoiser:
-        denoiser = self.trainable["denoiser"]
+        denoiser = unwrap(self.trainable["denoiser"])
         assert isinstance(denoiser, MixtureDenoiser)
         return denoiser
 
@@ -124,8 +126,11 @@ class Toy(Model):
     def reload(self, folder: Path) -> None:
         from safetensors.torch import load_file
 
+        file = folder / "denoiser.safetensors"
+        if not file.is_file():
+            raise ValueError(f"{folder}: no export (want {file.name})")
         before = self.denoiser.shift.clone()
-        self.denoiser.load_state_dict(load_file(folder / "denoiser.safetensors"))
+        self.denoiser.load_state_dict(load_file(file))
         if torch.equal(before, self.denoiser.shift):
             raise ValueError(f"{folder}: loading it changes nothing")
 

@@ -36,12 +36,17 @@ class RewardHead(ABC):
         return self
 
 
+def label(reward: Any) -> str:
+    """What a reward is called where nobody named it: the same in every process."""
+    return reward if isinstance(reward, str) else getattr(reward, "__qualname__", type(reward).__name__)
+
+
 class CallableHead(RewardHead):
     """Any ``f(media, prompts) -> (B,)`` as a head. Not assumed differentiable unless it says so."""
 
     def __init__(self, function: Callable[..., Any], name: str | None = None):
         self.function = function
-        self.name = name or getattr(function, "__qualname__", type(function).__name__)
+        self.name = name or label(function)
         self.differentiable = bool(getattr(function, "differentiable", False))
         self.needs = tuple(getattr(function, "needs", ()))
 

@@ -167,7 +167,10 @@ def _load_open_clip(path: str, pretrained: str | None, dtype: str) -> tuple[Any,
     precision = {"float32": "fp32", "bfloat16": "pure_bf16", "float16": "pure_fp16"}
     if dtype not in precision:
         raise ValueError(f"clip dtype: want one of {sorted(precision)}, got {dtype!r}")
-    model = open_clip.create_model(path, pretrained=pretrained, precision=precision[dtype], require_pretrained=True)
+    try:
+        model = open_clip.create_model(path, pretrained=pretrained, precision=precision[dtype], require_pretrained=True)
+    except RuntimeError as error:
+        raise ValueError(f"clip path {path}: {error}") from error
     model.requires_grad_(False).eval()
     size = model.visual.image_size
     mean = torch.tensor(model.visual.preprocess_cfg["mean"])

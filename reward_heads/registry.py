@@ -2,6 +2,7 @@
 
 import importlib.util
 import inspect
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
@@ -42,7 +43,10 @@ def load(name: str | Callable[..., Any], **options: Any) -> RewardHead:
     except TypeError as error:
         accepted = sorted(inspect.signature(made).parameters)
         raise ValueError(f"reward {name!r}: {error}; options are {accepted}") from None
-    head = made(**options)
+    try:
+        head = made(**options)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"reward {name!r}: {error}") from error
     return head if isinstance(head, RewardHead) else CallableHead(head, name)
 
 
@@ -59,7 +63,10 @@ def reward_set(spec: RewardSet | Sequence[Any] | Mapping[Any, Any]) -> RewardSet
     weights: dict[str, float] = {}
     for key, value in rows:
         options = dict(value) if isinstance(value, Mapping) else {"weight": value}
-        weight = float(options.pop("weight", 1.0))
+        weight = options.pop("weight", None)
+        if not isinstance(weight, int | float | None) or (weight is not None and not math.isfinite(weight)):
+            raise ValueError(f"reward {key!r}: weight: want a number, got {weight!r}")
+        weight = 1.0 if weight is None else float(weight)
         head = load(options.pop("name", key), **options)
         label = key if isinstance(key, str) else getattr(head, "name", None) or type(key).__name__
         if label in heads:

@@ -84,7 +84,10 @@ class RewardSet:
     def _score(
         name: str, head: RewardHead, media: Tensor, prompts: Sequence[str], context: Mapping[str, Any]
     ) -> Tensor:
-        score = head(media, prompts, **context).float()
+        try:
+            score = head(media, prompts, **{key: context[key] for key in head.needs}).float()
+        except Exception as error:
+            raise RewardFailure(f"reward {name!r} failed: {type(error).__name__}: {error}") from error
         if score.shape != (len(media),):
             raise RewardFailure(f"reward {name!r} returned shape {tuple(score.shape)}, want ({len(media)},)")
         if not bool(score.isfinite().all()):

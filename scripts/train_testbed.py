@@ -568,13 +568,15 @@ def train_sd(name: str, data: Path, work: Path, out: Path, steps: int | None) ->
         return (error * snr.clamp(max=5) / snr).mean()  # min-SNR-5 (Hang et al. 2023), for epsilon
 
     model, seconds = train(
-        name, model, loss_at, steps=steps or 4000, lr=1e-3, work=work, ema=0.999, warmup=400, save_every=250
+        name, model, loss_at, steps=steps or 12000, lr=1e-3, work=work, ema=0.999, warmup=400, save_every=250
     )
     pipeline = StableDiffusionPipeline(
         vae=vae, text_encoder=model.text, tokenizer=tokenizer, unet=model.unet, scheduler=scheduler,
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
-    pipeline.to(torch.float16).save_pretrained(folder, safe_serialization=True)
+    pipeline.unet.half()
+    pipeline.vae.half()  # not the text encoder: transformers loads in the dtype of the file, diffusers in float32
+    pipeline.save_pretrained(folder, safe_serialization=True)
     pipeline.to(torch.float32)
     pictures_made, facts = measure_sd(pipeline, out, pictures)
     facts |= json.loads((work / "emoji-vae" / "measured.json").read_text())

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("pipelines", "reward_heads", "align_gen")
 # From the bottom to the top; what is not named is a leaf: losses, state, gallery, scores, compare, report …
-LAYERS = [{"methods"}, {"recipe"}, {"engine", "reports"}, {"demo", "dry_run"}, {"cli"}, {"__init__"}]
+LAYERS = [{"methods"}, {"recipe"}, {"card"}, {"engine", "reports"}, {"demo", "dry_run"}, {"cli"}, {"__init__"}]
 HEAVY = {"torch", "torchvision", "diffusers", "transformers", "open_clip", "accelerate", "peft", "pyarrow", "xformers"}
 MB = 1_000_000
 

@@ -193,6 +193,8 @@ def concatenate(parts: list[Rollout]) -> Rollout:
 
 def kl_binding(log_ratios: Tensor, reward: Tensor, groups: list[slice], beta: float) -> float:
     """mean |drhat| / mean |dr / beta|: near 1, the KL term holds the policy back; near 0, only the clip does."""
+    if not groups:  # all of this process tie, while others have pairs
+        return float("nan")
     predicted = torch.stack([torch.pdist(log_ratios[rows].mean(1, keepdim=True)).mean() for rows in groups])
     target = torch.stack([torch.pdist(reward[rows, None]).mean() for rows in groups]) / beta
     return (predicted.mean() / target.mean()).item()

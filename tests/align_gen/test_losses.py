@@ -167,7 +167,7 @@ def test_every_step_learns_where_the_unclipped_branch_is_the_maximum() -> None:
 
 
 def test_a_step_inside_its_range_still_learns_in_the_clipped_branch() -> None:
-    """Winner (.45, .05), loser (-.45, -.05): u = .5 - 1, v = (.15 + .15)/2 - 1 = -.85; inner steps get 2 v / S = -.85."""
+    """Winner (.45, .05), loser (-.45, -.05): u = .5 - 1, v = .15 - 1 = -.85; inner steps get 2 v / S = -.85."""
     case = pair_at(0, 0) | {"log_probs": torch.tensor([[0.45, 0.05], [-0.45, -0.05]], dtype=torch.float64)}
     expected = torch.tensor([[0, -0.85], [0, 0.85]], dtype=torch.float64)
     torch.testing.assert_close(gradient(case), expected)

@@ -142,6 +142,20 @@ def test_only_the_lora_is_trained(tiny_model: Maker) -> None:
     assert not any(module.training for module in model.components().values())
 
 
+def test_alpha_scales_the_update(tiny_model: Maker) -> None:
+    """The update is (alpha / rank) B A x: alpha = 6 at rank 2 is alpha = rank with B three times as large."""
+    scaled, plain = tiny_model(), tiny_model()
+    scaled.train_lora(LoraOptions(2, alpha=6))
+    plain.train_lora(LoraOptions(2))
+    perturb(scaled)
+    with torch.no_grad():
+        for (name, weight), other in zip(
+            plain.pipeline.unet.named_parameters(), scaled.pipeline.unet.parameters(), strict=True
+        ):
+            weight.copy_(3 * other if "lora_B" in name else other)
+    assert torch.allclose(predicted(scaled), predicted(plain), atol=1e-5)
+
+
 def test_full_training_trains_the_unet_only(tiny_model: Maker) -> None:
     model = tiny_model()
     model.train_full()
@@ -162,6 +176,17 @@ def test_what_stands_in_trainable_is_what_runs(tiny_model: Maker) -> None:
     assert unwrap(wrapped) is model.pipeline.unet
     assert unwrap(cast(nn.Module, torch.compile(nn.DataParallel(wrapped)))) is model.pipeline.unet
     assert unwrap(model.pipeline.unet) is model.pipeline.unet
+
+
+def test_a_wrapped_module_gets_its_lora_inside(tiny_model: Maker) -> None:
+    model = tiny_model()
+    model.trainable["unet"] = nn.DataParallel(model.trainable["unet"])
+    before = predicted(model)
+    model.train_lora(LoraOptions(2))
+    assert torch.equal(predicted(model), before)
+    assert model.parameters()
+    perturb(model)
+    assert not torch.allclose(predicted(model), before, atol=1e-2)
 
 
 # -- references
@@ -216,7 +241,7 @@ def test_the_reference_is_where_training_began(tiny_model: Maker, tmp_path: Path
     for failing in (False, True):
         with suppress(ZeroDivisionError), model.as_reference():
             assert torch.allclose(predicted(model), begun, atol=1e-6)
-            output = model.predict(X, T, model.encode_prompts(["a", "b"]), 4.0)
+            output = model.predict(X.clone().requires_grad_(), T, model.encode_prompts(["a", "b"]), 4.0)
             assert not output.requires_grad
             if failing:
                 raise ZeroDivisionError
@@ -255,6 +280,23 @@ def test_references_nest(tiny_model: Maker, tmp_path: Path, kind: str) -> None:
             assert torch.allclose(predicted(model), begun, atol=1e-6)
         assert torch.allclose(predicted(model), begun, atol=1e-6)
     assert torch.equal(predicted(model), policy)
+
+
+@pytest.mark.parametrize("kind", sorted(REFERENCES))
+def test_untraining_goes_back_to_where_it_began(tiny_model: Maker, tmp_path: Path, kind: str) -> None:
+    """A model may be trained, untrained and trained again, each time from the same weights."""
+    model, begun = REFERENCES[kind](tiny_model, tmp_path)
+    perturb(model)
+    model.untrain()
+    assert torch.allclose(predicted(model), begun, atol=1e-6)
+    assert not model.parameters()
+    assert model.reference == "off"
+    train = model.train_full if kind == "copy" else lambda: model.train_lora(LoraOptions(2, alpha=6))
+    train()
+    perturb(model, seed=2)
+    assert float((predicted(model) - begun).abs().max()) > 0.01
+    with model.as_reference():
+        assert torch.allclose(predicted(model), begun, atol=1e-6)
 
 
 def test_the_frozen_start_never_moves(tiny_model: Maker, tmp_path: Path) -> None:

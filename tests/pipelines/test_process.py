@@ -69,6 +69,17 @@ def test_an_unknown_prediction_is_refused() -> None:
         diffusion("flow_prediction").split(noise(1, 1), noise(1, 1), time(5))
 
 
+@pytest.mark.parametrize(("process", "unit"), processes())
+def test_half_precision_ends_at_the_networks_output(process: Process, unit: float) -> None:
+    """A bfloat16 output is taken at its value; what is computed from it is float32, as x_t is."""
+    x_t, output = noise(1, 4, 3, 3, seed=1), noise(1, 4, 3, 3, seed=2).bfloat16()
+    for half, single in zip(
+        process.split(x_t, output, time(unit)), process.split(x_t, output.float(), time(unit)), strict=True
+    ):
+        assert half.dtype == torch.float32
+        assert torch.equal(half, single)
+
+
 # -- one step against the schedulers
 
 
@@ -137,6 +148,8 @@ def test_flow_is_finite_at_pure_noise(eta: float) -> None:
     mean, std = Flow().transition(x, v, time(1), time(s), eta)
     assert float(std) == pytest.approx(eta * s)
     assert torch.allclose(mean, (1 - s) * (x - v) + s * math.sqrt(1 - eta**2) * x, atol=1e-6)
+    for other in torch.linspace(0.01, 0.99, 99, dtype=torch.float64):  # sqrt(s^2)^2 may exceed s^2 by a rounding
+        assert Flow().transition(x, v, time(1), other, eta)[0].isfinite().all()
 
 
 def test_the_step_to_clean_data_has_no_noise() -> None:

@@ -77,18 +77,22 @@ def test_a_wrong_number_of_negatives_is_refused(tiny_model: Maker) -> None:
 
 
 def test_a_long_prompt_is_warned_about_once(tiny_model: Maker, caplog: pytest.LogCaptureFixture) -> None:
-    """One character is one token here, and two are the ends: TOKENS - 2 characters fit, one more does not."""
+    """One letter apart is one token here, and two are the ends: TOKENS - 2 letters fit, one more does not."""
     model = tiny_model()
+
+    def words(letter: str, count: int) -> str:
+        return " ".join(letter * count)
+
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        model.encode_prompts(["x" * (TOKENS - 2)])
-    with pytest.warns(UserWarning, match=f"beyond {TOKENS} tokens.*'{'y' * (TOKENS - 1)}'"):
-        long = model.encode_prompts(["y" * (TOKENS - 1)])
+        model.encode_prompts([words("x", TOKENS - 2)])
+    with pytest.warns(UserWarning, match=f"beyond {TOKENS} tokens.*'{words('y', TOKENS - 1)}'"):
+        long = model.encode_prompts([words("y", TOKENS - 1)])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        model.encode_prompts(["z" * (TOKENS + 9), "w" * TOKENS])
-    assert not caplog.records  # nor does the library say it again, a line a prompt
-    cut = model.encode_prompts(["y" * (TOKENS - 2)])
+        model.encode_prompts([words("z", TOKENS + 9), words("w", TOKENS)])
+    assert not caplog.records  # nor do the libraries say it again
+    cut = model.encode_prompts([words("y", TOKENS - 2)])
     assert torch.allclose(long.tensors["prompt_embeds"], cut.tensors["prompt_embeds"], atol=1e-6)
 
 
@@ -141,6 +145,17 @@ def test_guidance_by_name(tiny_model: Maker) -> None:
         assert torch.equal(model.predict(LATENTS, t, condition, {"text": 3.0}), guided)
         by_hand = 3 * model.predict(LATENTS, t, condition, 1.0) - 2 * model.predict(LATENTS, t, empty, 1)
     assert torch.allclose(guided, by_hand, atol=1e-5)
+
+
+@pytest.mark.parametrize(("scale", "rows"), [(0.0, 2), (1.0, 2), (1.5, 4)])
+def test_no_guidance_costs_no_second_forward(tiny_model: Maker, scale: float, rows: int) -> None:
+    """Up to 1 the conditional branch alone runs, as in diffusers; above, both branches go in one batch."""
+    model = tiny_model()
+    calls: list[int] = []
+    model.pipeline.unet.register_forward_hook(lambda _, inputs, __: calls.append(len(inputs[0])))
+    with torch.no_grad():
+        model.predict(LATENTS, torch.tensor(301.0), model.encode_prompts(PROMPTS), scale)
+    assert calls == [rows]
 
 
 @pytest.mark.parametrize("guidance", [{"image": 2.0}, {"text": 3.0, "image": 2.0}, {}])
