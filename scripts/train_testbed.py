@@ -261,7 +261,7 @@ license: mit
 ---
 # {title}
 
-Trained by `scripts/train_testbed.py {folder.name}` of align_gen on emoji pictures of three things groups (smileys,
+Trained by `scripts/train_testbed.py {folder.name}` of align_gen on emoji pictures of three groups of things (smileys,
 animals and nature, food and drink). A testbed, small on purpose: it knows 459 things at 64x64 and nothing else.
 
 Data: Fluent Emoji 3D and flat (Microsoft, MIT), Noto Emoji (Google, Apache-2.0), labels of emojibase (MIT).

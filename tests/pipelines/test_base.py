@@ -320,13 +320,16 @@ def test_an_untrained_model_is_its_own_reference(tiny_model: Maker) -> None:
         assert torch.equal(predicted(model), before)
 
 
-def test_a_rank_that_the_loaded_lora_has_not_is_refused(tiny_model: Maker, tmp_path: Path) -> None:
-    """Going on from rank 2 while the recipe says 8 would train rank 2 and say nothing."""
+@pytest.mark.parametrize(("options", "named"), [(LoraOptions(8), "rank"), (LoraOptions(2, alpha=5), "alpha")])
+def test_options_that_the_loaded_lora_has_not_are_refused(
+    tiny_model: Maker, tmp_path: Path, options: LoraOptions, named: str
+) -> None:
+    """Going on from rank 2, alpha 6 while the recipe says otherwise would train what was loaded and say nothing."""
     lora_start(tiny_model, tmp_path)
     model = tiny_model()
     model.reload(tmp_path)
-    with pytest.raises(ValueError, match="rank"):
-        model.train_lora(LoraOptions(8))
+    with pytest.raises(ValueError, match=named):
+        model.train_lora(options)
 
 
 def test_moving_the_model_moves_everything(tiny_model: Maker) -> None:

@@ -80,6 +80,8 @@ def test_components_that_are_null_stay_none(tiny_folder: Path, tmp_path: Path) -
     model = pipelines.load(folder)
     assert model.pipeline.text_encoder is None
     assert model.pipeline.safety_checker is None
+    encoder = stable_diffusion().text_encoder
+    assert pipelines.load(folder, text_encoder=encoder).pipeline.text_encoder is encoder
 
 
 def test_a_null_component_may_also_be_passed(tiny_folder: Path) -> None:

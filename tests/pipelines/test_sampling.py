@@ -279,24 +279,33 @@ def test_samples_do_not_depend_on_batch_mates(pipeline: StableDiffusionPipeline,
     assert torch.allclose(draw([4, 0], 2), whole[[4, 0]], atol=1e-5)
 
 
-def test_one_generator_for_all_gives_each_its_start(pipeline: StableDiffusionPipeline) -> None:
-    """x_T is drawn at once, so the size of the parts is a matter of memory; at eta > 0 that takes one a sample."""
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("latents", [None, torch.randn(4, 4, 8, 8, generator=Generator().manual_seed(0))])
+def test_batch_size_bounds_memory_only(pipeline: StableDiffusionPipeline, eta: float, latents: Tensor | None) -> None:
+    """With one generator for all, too."""
     model = adapter(pipeline)
     condition = model.encode_prompts([f"cat {i}" for i in range(4)])
 
     def draw(batch_size: int) -> Tensor:
         g = Generator().manual_seed(0)
-        return sample(model, condition, num_inference_steps=2, generator=g, batch_size=batch_size)
+        return sample(
+            model, condition, num_inference_steps=2, eta=eta, generator=g, latents=latents, batch_size=batch_size
+        )
 
     assert torch.allclose(draw(3), draw(4), atol=1e-5)
 
 
-def test_given_latents_stay_with_their_rows(pipeline: StableDiffusionPipeline) -> None:
+def test_one_generator_gives_every_sample_its_own_noise(pipeline: StableDiffusionPipeline) -> None:
+    """From one x_T and one prompt, at eta=1, two samples part; at eta=0 they begin as a rollout does."""
     model = adapter(pipeline)
-    condition = model.encode_prompts(PROMPTS)
-    whole = sample(model, condition, num_inference_steps=2, latents=LATENTS)
-    parts = sample(model, condition, num_inference_steps=2, latents=LATENTS, batch_size=1)
-    assert torch.allclose(whole, parts, atol=1e-5)
+    condition = model.encode_prompts(["cat"]).repeat(2)
+    options: dict[str, Any] = {"num_inference_steps": 2, "guidance_scale": 3.0}
+    same = LATENTS[:1].repeat(2, 1, 1, 1)
+    first, second = sample(model, condition, eta=1.0, latents=same, generator=Generator(), **options)
+    assert float((first - second).abs().max()) > 1e-2
+    kept = rollout(model, condition, eta=0.0, generator=Generator().manual_seed(0), **options)
+    drawn = sample(model, condition, eta=0.0, generator=Generator().manual_seed(0), **options)
+    assert torch.allclose(drawn, model.decode(kept.final).detach(), atol=1e-5)
 
 
 def test_the_pipeline_draws_the_same_noise_from_the_same_generators(pipeline: StableDiffusionPipeline) -> None:
@@ -345,6 +354,8 @@ def test_latents_of_another_shape_are_refused(pipeline: StableDiffusionPipeline,
     for draw in (rollout, sample):
         with pytest.raises(ValueError, match="latents"):
             draw(model, model.encode_prompts(PROMPTS), num_inference_steps=1, latents=torch.zeros(shape))
+    with pytest.raises(ValueError, match="latents"):  # not after a batch is done, nor never
+        sample(model, model.encode_prompts(PROMPTS), num_inference_steps=1, latents=torch.zeros(shape), batch_size=1)
 
 
 # -- seeds

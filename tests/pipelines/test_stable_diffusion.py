@@ -1,5 +1,6 @@
 """The Stable Diffusion adapter: texts, sizes, pictures, and exports that diffusers itself can load."""
 
+import logging
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -9,14 +10,19 @@ import diffusers
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor
 
-from align_gen.pipelines import LoraOptions, Model, sample
+from align_gen.pipelines import LoraOptions, Model, rollout, sample
 from align_gen.pipelines.stable_diffusion import LORA_FILE, StableDiffusion
 from tests.tiny import SCHEDULE, TOKENS, stable_diffusion
 
 Maker = Callable[..., Any]
+SAYING_IT = (
+    "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
+    "transformers.tokenization_utils_base",
+)
 PROMPTS = ["a red cat", "two dogs"]
 LATENTS = torch.randn(2, 4, 8, 8, generator=Generator().manual_seed(0))
 
@@ -92,6 +98,7 @@ def test_a_long_prompt_is_warned_about_once(tiny_model: Maker, caplog: pytest.Lo
         warnings.simplefilter("error")
         model.encode_prompts([words("z", TOKENS + 9), words("w", TOKENS)])
     assert not caplog.records  # nor do the libraries say it again
+    assert not any(logging.getLogger(name).level for name in SAYING_IT)  # but they may speak again
     cut = model.encode_prompts([words("y", TOKENS - 2)])
     assert torch.allclose(long.tensors["prompt_embeds"], cut.tensors["prompt_embeds"], atol=1e-6)
 
@@ -237,9 +244,21 @@ def test_half_precision_keeps_latents_in_float32(tiny_model: Maker) -> None:
     condition = model.encode_prompts(PROMPTS)
     assert condition.tensors["prompt_embeds"].dtype == torch.bfloat16
     assert model.predict(LATENTS, torch.tensor(301.0), condition, 3.0).dtype == torch.bfloat16
+    kept = rollout(model, condition, num_inference_steps=2, latents=LATENTS)
+    assert kept.latents.dtype == kept.log_probs.dtype == torch.float32
+    assert not torch.equal(kept.final, kept.final.bfloat16().float())
     media = pictures(model)
     assert media.dtype == torch.float32
     assert media.isfinite().all()
+
+
+def test_a_unet_of_another_precision_than_its_texts(tiny_model: Maker) -> None:
+    """Texts may be kept in float32 while the UNet runs in bfloat16."""
+    model = tiny_model()
+    condition = model.encode_prompts(PROMPTS)
+    model.pipeline.unet.to(torch.bfloat16)
+    for scale in (1.0, 3.0):
+        assert model.predict(LATENTS, torch.tensor(301.0), condition, scale).dtype == torch.bfloat16
 
 
 # -- taking the result away
@@ -335,6 +354,27 @@ def test_a_lora_for_something_else_is_an_error(tiny_model: Maker, tmp_path: Path
         },
         tmp_path / LORA_FILE,
     )
+    with pytest.raises(ValueError, match=str(tmp_path)):
+        tiny_model().reload(tmp_path)
+
+
+@pytest.mark.parametrize("broken", ["name", "shape", "cut"])
+def test_a_lora_that_does_not_fit_is_an_error(tiny_model: Maker, tmp_path: Path, broken: str) -> None:
+    """One module of another architecture, one of another width, a file cut short: never a LoRA loaded in part."""
+    model = tiny_model()
+    model.train_lora(LoraOptions(2))
+    perturb(model)
+    model.export(tmp_path)
+    file = tmp_path / LORA_FILE
+    if broken == "cut":
+        file.write_bytes(file.read_bytes()[:500])
+    else:
+        with safe_open(file, "pt") as opened:
+            metadata = opened.metadata()
+        weights = load_file(file)
+        first = min(weights)
+        weights[first.replace("blocks.0", "blocks.9") if broken == "name" else first] = torch.ones(2, 99)
+        save_file(weights, file, metadata=metadata)
     with pytest.raises(ValueError, match=str(tmp_path)):
         tiny_model().reload(tmp_path)
 

@@ -49,7 +49,7 @@ def test_the_denoiser_is_the_posterior_mean(make: Callable[..., Toy], fraction: 
 
 @both
 def test_in_several_dimensions_it_is_tweedies_formula(make: Callable[..., Toy]) -> None:
-    """E[x0 | x_t] = (x_t + sigma^2 grad log p_t(x_t)) / alpha, p_t the mixture of N(alpha m_k, alpha^2 s_k^2 + sigma^2).
+    """E[x0 | x_t] = (x_t + sigma^2 grad log p_t(x_t)) / alpha, p_t of N(alpha m_k, alpha^2 s_k^2 + sigma^2).
 
     In float64, in 3 dimensions, where a component's width counts three times in its density.
     """
@@ -71,7 +71,7 @@ def test_in_several_dimensions_it_is_tweedies_formula(make: Callable[..., Toy]) 
 
 @pytest.mark.parametrize("steps", [1, 4, 10, 50])
 def test_times_go_from_noise_to_clean_data(steps: int) -> None:
-    """Flow from 1 to 0; diffusion from its last timestep to below 0, where abar is 1. Each step starts where one ended."""
+    """Flow goes from 1 to 0; diffusion from its last timestep to below 0, where abar is 1; no step leaves a gap."""
     for model, first in ((toy_flow(), 1.0), (toy_diffusion(), 999.0)):
         times = model.times(steps, (1, 1, 1))
         assert times.shape == (steps, 2)
@@ -107,9 +107,7 @@ def test_samples_have_the_mixtures_moments(make: Callable[..., Toy], eta: float)
     start = model.times(300, (1, 1, 1))[0, 0]
     x_t = model.process.add_noise(x0, torch.randn(count, generator=g), start).view(-1, 1, 1, 1)
     condition = model.encode_prompts([""]).repeat(count)
-    drawn = sample(
-        model, condition, num_inference_steps=300, eta=eta, latents=x_t, generator=g, batch_size=count
-    ).flatten()
+    drawn = rollout(model, condition, num_inference_steps=300, eta=eta, latents=x_t, generator=g).final.flatten()
     assert float(drawn.mean()) == pytest.approx(0.75, abs=0.03)
     assert float(drawn.var()) == pytest.approx(1.5145, abs=0.05)
     left = 0.3 * Normal(-1.0, 0.3).cdf(torch.tensor(0.0)) + 0.7 * Normal(1.5, 0.5).cdf(torch.tensor(0.0))
@@ -126,9 +124,23 @@ def test_the_last_step_lands_on_clean_data(make: Callable[..., Toy]) -> None:
     assert kept.stochastic.tolist() == list(range(9))
     assert kept.latents.shape == (3, 11, 1, 1, 1)
     assert kept.log_probs.isfinite().all()
+    assert kept.latents.dtype == kept.log_probs.dtype == torch.float32
     with torch.no_grad():
         again = step_log_prob(model, kept, 4, model.encode_prompts([""] * 3), eta=1.0, guidance_scale=5.0)
     assert torch.allclose(again, kept.log_probs[:, 4], atol=1e-6)
+
+
+def test_a_toy_in_float64_stays_in_float64() -> None:
+    """Gradients are compared to 1e-10 on it, so nothing on the way may round to float32."""
+    model = toy_diffusion(**MIXTURE)
+    model.denoiser.double()
+    condition = model.encode_prompts([""] * 3)
+    kept = rollout(model, condition, num_inference_steps=10, generator=Generator().manual_seed(0))
+    assert kept.latents.dtype == kept.log_probs.dtype == torch.float64
+    assert not torch.equal(kept.final, kept.final.float().double())
+    with torch.no_grad():
+        again = step_log_prob(model, kept, 4, condition, eta=1.0, guidance_scale=5.0)
+    assert torch.allclose(again, kept.log_probs[:, 4], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(("steps", "eta", "mean"), [(10, 1.0, 0.317), (50, 1.0, 0.444), (50, 0.5, 0.325)])
