@@ -23,7 +23,7 @@ class Section(BaseModel):
 class Lora(Section):
     rank: int = Field(8, ge=1)
     alpha: float | None = Field(None, gt=0)
-    target_modules: tuple[str, ...] | None = None
+    target_modules: str | tuple[str, ...] | None = None  # names, or one regular expression
 
 
 class ModelSection(Section):

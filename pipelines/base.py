@@ -62,7 +62,7 @@ class LoraOptions:
 
     rank: int
     alpha: float | None = None  # None: the rank, so that the update is B A x
-    target_modules: tuple[str, ...] | None = None  # None: the family's default
+    target_modules: str | tuple[str, ...] | None = None  # names, or one regular expression; None: the family's default
 
 
 class Model(ABC):
@@ -75,7 +75,7 @@ class Model(ABC):
 
     process: Process
     trainable: dict[str, nn.Module]
-    default_lora_targets: tuple[str, ...] = ()
+    default_lora_targets: str | tuple[str, ...] = ()
     default_size: tuple[int, int] = (512, 512)
 
     def __init__(self, pipeline: Any):
@@ -101,7 +101,11 @@ class Model(ABC):
         num_frames: int = 1,
         **inputs: Any,
     ) -> Condition:
-        """What does not change along a trajectory, computed once. ``inputs``: control maps, source images …"""
+        """What does not change along a trajectory, computed once.
+
+        ``negative=None`` is the family's own default. Texts are padded to a fixed length, so that rows of several calls
+        concatenate. ``inputs``: control maps, source images …; a family refuses those that it does not take.
+        """
 
     @abstractmethod
     def latent_shape(self, height: int, width: int, num_frames: int = 1) -> tuple[int, ...]:
@@ -115,7 +119,10 @@ class Model(ABC):
 
     @abstractmethod
     def decode(self, latents: Tensor, frames: Sequence[int] | None = None) -> Tensor:
-        """Latents -> media in [0, 1], (B, 3, H, W) or (B, F, 3, H, W); differentiable."""
+        """Latents -> media in [0, 1], (B, 3, H, W) or (B, F, 3, H, W); differentiable.
+
+        ``frames`` picks some of a video where the VAE works frame by frame; other families refuse it.
+        """
 
     @abstractmethod
     def encode(self, media: Tensor) -> Tensor:
@@ -153,7 +160,8 @@ class Model(ABC):
         from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 
         self._freeze()
-        targets = list(options.target_modules or self.default_lora_targets)
+        chosen = options.target_modules or self.default_lora_targets
+        targets = chosen if isinstance(chosen, str) else list(chosen)
         config = LoraConfig(
             r=options.rank, lora_alpha=options.alpha or options.rank, target_modules=targets, init_lora_weights=True
         )
@@ -162,6 +170,9 @@ class Model(ABC):
                 loaded = module.peft_config[POLICY].r
                 if loaded != options.rank:
                     raise ValueError(f"lora rank: the loaded adapter has {loaded}, want the same, got {options.rank}")
+                alpha = module.peft_config[POLICY].lora_alpha
+                if options.alpha not in (None, alpha):
+                    raise ValueError(f"lora alpha: the loaded adapter has {alpha}, want the same, got {options.alpha}")
                 self.reference = "start"
                 module.add_adapter(copy.deepcopy(module.peft_config[POLICY]), adapter_name=START)
                 set_peft_model_state_dict(module, get_peft_model_state_dict(module, adapter_name=POLICY), START)

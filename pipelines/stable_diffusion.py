@@ -149,14 +149,7 @@ class StableDiffusion(Model):
 
     def reload(self, folder: Path) -> None:
         if (folder / LORA_FILE).is_file():
-            training = POLICY in getattr(self.pipeline.unet, "peft_config", {})
-            if training:
-                self.pipeline.unet.delete_adapters([POLICY])
-            self.pipeline.load_lora_weights(folder, weight_name=LORA_FILE, adapter_name=POLICY)
-            loaded = [p for name, p in self.pipeline.unet.named_parameters() if f"lora_B.{POLICY}" in name]
-            changed = any(bool(p.any()) for p in loaded)
-            if training:
-                self._activate(self.pipeline.unet, POLICY)
+            changed = self._reload_lora(folder)
         elif (folder / "unet").is_dir():
             weights = type(self.pipeline.unet).from_pretrained(folder / "unet").state_dict()
             own = self.pipeline.unet.state_dict()
@@ -166,6 +159,33 @@ class StableDiffusion(Model):
             raise ValueError(f"{folder}: no export (want {LORA_FILE} or a folder unet)")
         if not changed:
             raise ValueError(f"{folder}: loading it changes nothing (every update is zero, or no name matches)")
+
+    def _reload_lora(self, folder: Path) -> bool:
+        """Load a LoRA whole or not at all; whether it changes anything. diffusers would load what fits and only log."""
+        from peft import get_peft_model_state_dict
+        from safetensors import safe_open
+
+        unet = self.pipeline.unet
+        training = POLICY in getattr(unet, "peft_config", {})
+        if training:
+            unet.delete_adapters([POLICY])
+        try:
+            with safe_open(folder / LORA_FILE, "pt") as file:
+                wanted = [name for name in file.keys() if not name.startswith(("text_encoder", "lora_te"))]  # noqa: SIM118
+            with _quiet("diffusers.loaders.peft", "diffusers.loaders.lora_pipeline"):
+                self.pipeline.load_lora_weights(folder, weight_name=LORA_FILE, adapter_name=POLICY)
+        except Exception as error:  # an untrusted file: torch, safetensors and diffusers each have errors of their own
+            raise ValueError(f"{folder}: its LoRA does not fit this model: {' '.join(str(error).split())}") from error
+        loaded: dict[str, Tensor] = {}
+        if POLICY in getattr(unet, "peft_config", {}):
+            loaded = get_peft_model_state_dict(unet, adapter_name=POLICY)
+        if len(loaded) != sum(not name.endswith(".alpha") for name in wanted):
+            if loaded:
+                unet.delete_adapters([POLICY])
+            raise ValueError(f"{folder}: only {len(loaded)} of its {len(wanted)} LoRA tensors fit this model")
+        if training:
+            self._activate(unet, POLICY)
+        return any(bool(value.any()) for name, value in loaded.items() if "lora_B" in name)
 
 
 @contextmanager
