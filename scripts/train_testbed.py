@@ -577,6 +577,9 @@ def train_sd(name: str, data: Path, work: Path, out: Path, steps: int | None) ->
     pipeline.unet.half()
     pipeline.vae.half()  # not the text encoder: transformers loads in the dtype of the file, diffusers in float32
     pipeline.save_pretrained(folder, safe_serialization=True)
+    config = folder / "vae" / "config.json"  # where the VAE was loaded from is nobody's business
+    kept = {key: value for key, value in json.loads(config.read_text()).items() if key != "_name_or_path"}
+    config.write_text(json.dumps(kept, indent=2) + "\n")
     pipeline.to(torch.float32)
     pictures_made, facts = measure_sd(pipeline, out, pictures)
     facts |= json.loads((work / "emoji-vae" / "measured.json").read_text())
