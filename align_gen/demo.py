@@ -9,7 +9,7 @@ import torch
 
 from . import bundled
 from .comparison import Change, compare
-from .engine import SCORES, Listener, Run, finetune, silent
+from .engine import Listener, Run, finetune, silent
 from .gallery import Gallery, whole_file
 from .prompts import load_prompts
 from .recipe import Recipe
@@ -112,6 +112,3 @@ class Judged:
         ]
         diversity = torch.stack(distances).mean().item() if distances else 0.0
         return cls((rank < 5).float().mean().item(), diversity)
-
-
-__all__ = ["COLUMNS", "SCORES", "demo", "summarise"]

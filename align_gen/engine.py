@@ -17,7 +17,7 @@ from .batches import Prompts
 from .card import card
 from .errors import UserError, user_mistakes
 from .gallery import whole_file
-from .pipelines.seeding import seed_of
+from .pipelines.seeding import generator, seed_of
 from .placebo import Shuffled
 from .prompts import load_prompts, require_disjoint
 from .recipe import Recipe, difference
@@ -197,8 +197,6 @@ def draw_prompts(model: "pipelines.Model", rows: list[dict[str, Any]], recipe: R
 
 
 def _shuffled(count: int, seed: int, epoch: int) -> list[int]:
-    from .pipelines.seeding import generator
-
     order: list[int] = torch.randperm(count, generator=generator(seed, "prompts", epoch)).tolist()
     return order
 

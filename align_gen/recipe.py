@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from . import bundled, methods
 from .batches import Sampling
 from .errors import UserError
+from .reward_heads.base import label
 
 
 class Section(BaseModel):
@@ -189,11 +190,11 @@ def _named(value: Any) -> Any:
         return {_named(key): _named(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_named(item) for item in value]
-    return getattr(value, "__qualname__", type(value).__name__) if callable(value) else value
+    return label(value) if callable(value) else value
 
 
 class YamlLoader(yaml.SafeLoader):
-    """YAML 1.2's floats: 1e-4 is a number. Duplicate keys are refused."""
+    """YAML 1.2's floats: 1e-4 is a number. Duplicate keys and aliases are refused."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):  # a few lines of them can stand for more than any memory

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -27,7 +27,6 @@ class TrainState:
     ema: "EMAModel | None" = None
     micro_batch: int = 16
     denoiser_calls: int = 0  # samples through the trained network, forward; guidance doubles them
-    scratch: dict[str, Any] = field(default_factory=dict)
 
     def backward(self, loss: torch.Tensor) -> None:
         self.accelerator.backward(loss)

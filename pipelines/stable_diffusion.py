@@ -89,8 +89,7 @@ class StableDiffusion(Model):
         new = sorted(set(texts) - self._texts.keys())
         tokenizer = self.pipeline.tokenizer
         limit = tokenizer.model_max_length
-        with _quiet(TOKENIZER_LOG):
-            long = [text for text in new if len(tokenizer.tokenize(text)) + 2 > limit]
+        long = [text for text in new if len(tokenizer.tokenize(text)) + 2 > limit]
         if long and not self._warned:
             self._warned = True
             warnings.warn(f"prompts beyond {limit} tokens are cut, the first: {long[0]!r}", stacklevel=3)

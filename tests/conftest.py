@@ -26,6 +26,14 @@ def tiny_model() -> Callable[..., Any]:
     return lambda **options: StableDiffusion(stable_diffusion(**options))
 
 
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Tiny networks: sharing their work costs more than it saves; and bit-identity wants equal thread counts."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """The global generator, from which peft draws a LoRA, starts alike in every test, whatever ran before."""

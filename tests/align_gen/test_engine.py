@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,6 @@ from align_gen.scores import ScoresTable
 
 STEPS = 3
 TRAIN, HELD_OUT = ["a red dog", "a blue cat", "a bird", "two owls", "one bee"], ["a green fox", "an elk"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tiny tensors; and runs are compared bit by bit, which takes equal thread counts."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """PRDP's step: the exact gradient in two passes, its closed form on the toys, and what it does with odd rewards."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -20,15 +20,6 @@ from align_gen.reward_heads import RewardFailure, RewardSet, reward_set
 from align_gen.state import TrainState
 
 CORNERS = ((-1.0, 0.5), (1.0, -0.5))
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tensors of a few numbers: handing them to other threads costs more than the work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def first_coordinate(media: Tensor, prompts: Sequence[str]) -> Tensor:

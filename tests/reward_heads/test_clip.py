@@ -1,7 +1,6 @@
 """CLIP as a reward: VLM-RM's formula by hand and by law, and open_clip itself as the oracle of the rest."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +18,6 @@ from tests.tiny import clip_tokenizer
 
 SIZE = 32
 GOAL, BASELINE = ["a shiny thing", "a gleaming thing"], ["a thing"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tiny tensors: handing them to other threads costs more than the work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module", params=["resnet", "vit"])
