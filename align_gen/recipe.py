@@ -114,6 +114,8 @@ class Recipe(Section):
         if recipe.rewards.keys() & recipe.eval_rewards.keys():
             both = sorted(map(str, recipe.rewards.keys() & recipe.eval_rewards.keys()))
             raise UserError(f"{source}: eval_rewards: {both} is optimised too; a held-out reward needs another name")
+        if recipe.stop.when == "eval_rewards_fall" and not (recipe.eval_rewards and recipe.evaluate.every):
+            raise UserError(f"{source}: stop.when: eval_rewards_fall wants eval_rewards and evaluate.every > 0")
         return recipe.model_copy(update={"method": options.model_dump()})
 
     def method_options(self, source: str = "recipe") -> Any:

@@ -1,20 +1,25 @@
-"""Set a demo run beside the trivial rivals at equal denoiser calls, and write docs/results.md.
+"""Set demo runs side by side, the first beside the trivial rivals, and write docs/results.md and docs/demo.png.
 
-    python scripts/results.py runs/demo [--out docs/results.md]
+    python scripts/results.py runs/demo [runs/demo-1 … runs/placebo] [--out docs/results.md]
 
 Rivals draw the same held-out prompts with the same seeds from the untouched model: with the style's words in the
 prompt, and as the best of N by the optimised reward, N chosen so that the gallery costs as many denoiser calls as the
-training and its gallery did. All are judged by the same heads against the *bare* prompts.
+training and its gallery did. All are judged by the same heads against the *bare* prompts. The picture shows pairs
+drawn at random, failures included.
 """
 
 import argparse
 import json
+import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from PIL import Image, ImageDraw, ImageFont
+
 from align_gen import bundled, compare, pipelines, sample, score
 from align_gen.engine import mean
+from align_gen.gallery import Gallery
 from align_gen.pipelines.guidance import BestOf
 from align_gen.prompts import load_prompts
 from align_gen.recipe import Recipe
@@ -22,6 +27,7 @@ from align_gen.reward_heads import reward_set
 from align_gen.scores import ScoresTable
 
 WORDS = "a glossy 3d emoji of {}"
+PAIRS, CELL, MARGIN, LABEL = 12, 88, 4, 16  # of the picture; the last three in pixels
 
 
 def rival(recipe: Recipe, run: Path, name: str, guide: BestOf | None = None, words: str | None = None) -> ScoresTable:
@@ -65,48 +71,91 @@ def winners(tables: Mapping[str, ScoresTable]) -> str:
     return "; ".join(f"highest `{head}`: **{name}**" for head, name in best.items())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="a finished run of align-gen demo")
-    parser.add_argument("--out", type=Path, default=Path("docs/results.md"))
-    args = parser.parse_args()
-    recipe = Recipe.load(args.run / "recipe.yaml")
-    summary: dict[str, Any] = json.loads((args.run / "summary.json").read_text())
-    before = ScoresTable.load(args.run / "before" / "scores.parquet")
-    after = ScoresTable.load(args.run / "samples" / "final" / "scores.parquet")
-
-    gallery_calls = len(before.rows) * recipe.evaluate.num_inference_steps * 2  # guidance doubles them
-    n = max(1, round((summary["denoiser_calls"] + gallery_calls) / gallery_calls))
-    judge = reward_set(bundled.reward_spec(recipe.rewards))
-    tables = {
-        "untouched": before,
-        "style in the prompt": rival(recipe, args.run, "words", words=WORDS),
-        f"best of {n}": rival(recipe, args.run, "best-of", guide=BestOf(judge, n)),
-        recipe.method["name"].upper(): after,
+def rivals(recipe: Recipe, run: Path, summary: Mapping[str, Any]) -> str:
+    """The trained model against asking in words and against best-of-N, as Markdown."""
+    before = ScoresTable.load(run / "before" / "scores.parquet")
+    after = ScoresTable.load(run / "samples" / "final" / "scores.parquet")
+    gallery = len(before.rows) * recipe.evaluate.num_inference_steps * 2  # guidance doubles the calls
+    n = max(1, round((summary["denoiser_calls"] + gallery) / gallery))
+    best_of = BestOf(reward_set(bundled.reward_spec(recipe.rewards)), n)
+    found = {
+        "untouched": (gallery, before),
+        "style in the prompt": (gallery, rival(recipe, run, "words", words=WORDS)),
+        f"best of {n}": (n * gallery, rival(recipe, run, "best-of", guide=best_of)),
+        recipe.method["name"].upper(): (summary["denoiser_calls"] + gallery, after),
     }
-    calls = dict(
-        zip(
-            tables,
-            (gallery_calls, gallery_calls, n * gallery_calls, summary["denoiser_calls"] + gallery_calls),
-            strict=True,
-        )
-    )
-    rows = "\n".join(line(name, calls[name], before, table) for name, table in tables.items())
-    columns = " | ".join(before.heads)
-    args.out.write_text(f"""# Results
-
-Written by `python scripts/results.py {args.run}` from a run of `align-gen demo --seed {summary["seed"]}`.
-
-{len(before.rows)} pictures of {summary["prompts"]} held-out prompts, the same seeds everywhere. In brackets: the change
-against the untouched model in standard deviations over pictures, with its 95 % interval, clustered by prompt. Calls
-count samples through the denoiser, forward; the trained model also needs backward passes for
-{recipe.method["gradient_steps"]} of every {2 * recipe.method["gradient_steps"] + 1} of its training calls.
-
-| | denoiser calls | {columns} |
+    rows = "\n".join(line(name, calls, before, table) for name, (calls, table) in found.items())
+    return f"""| | denoiser calls | {" | ".join(before.heads)} |
 |---|---|{"---|" * len(before.heads)}
 {rows}
 
-{winners(tables)}.
+{winners({name: table for name, (_, table) in found.items()})}."""
+
+
+def run_line(summary: Mapping[str, Any]) -> str:
+    """One run's figures as a row of Markdown."""
+    cells = [f"{summary['seed']}{', placebo' if summary['placebo'] else ''}"]
+    for name in ("reward", "heldout", "alignment"):
+        c = summary[name]
+        delta, low, high = (value / c["std"] for value in (c["after"] - c["before"], c["ci_low"], c["ci_high"]))
+        cells.append(f"{delta:+.2f} [{low:+.2f}, {high:+.2f}], p = {c['p']:.4f}")
+    recall = summary["recall_at_5"]
+    cells += [f"{summary['diversity']['ratio']:.3f}", f"{recall['before']:.3f} → {recall['after']:.3f}"]
+    cells += [f"{summary['clip_fraction']:.3f}", str(summary["steps"]), f"{summary['seconds']:.0f}"]
+    return "| " + " | ".join(cells) + " |"
+
+
+def picture(run: Path, seed: int = 0) -> Image.Image:
+    """Random pairs of the held-out gallery: before above after, named below."""
+    before, after = Gallery.load(run / "before"), Gallery.load(run / "samples" / "final")
+    places = {(row["prompt"], row["seed"]): index for index, row in enumerate(after.rows)}
+    chosen = random.Random(seed).sample(range(len(before)), min(PAIRS, len(before)))
+    page = Image.new("RGB", (len(chosen) * (CELL + MARGIN), 2 * (CELL + MARGIN) + LABEL), "white")
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(size=10)
+    for column, index in enumerate(chosen):
+        row, left = before.rows[index], column * (CELL + MARGIN)
+        other = places[row["prompt"], row["seed"]]
+        for top, file in ((0, before.path(index)), (CELL + MARGIN, after.path(other))):
+            page.paste(Image.open(file).resize((CELL, CELL), Image.Resampling.BICUBIC), (left, top))
+        name = row["thing"] if len(row["thing"]) <= 17 else row["thing"][:16] + "…"
+        draw.text((left + CELL / 2, 2 * (CELL + MARGIN)), name, fill="black", font=font, anchor="mt")
+    return page
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+", help="finished runs of align-gen demo; rivals meet the first")
+    parser.add_argument("--out", type=Path, default=Path("docs/results.md"))
+    args = parser.parse_args()
+    summaries = [json.loads((run / "summary.json").read_text()) for run in args.runs]
+    first, summary = args.runs[0], summaries[0]
+    recipe = Recipe.load(first / "recipe.yaml")
+    picture(first).save(args.out.parent / "demo.png", optimize=True)
+    k = recipe.method["gradient_steps"]
+    args.out.write_text(f"""# Results
+
+Written by `python scripts/results.py {" ".join(map(str, args.runs))}` from runs of `align-gen demo`.
+
+## Runs
+
+Each run: {summary["images"]} pictures of {summary["prompts"]} held-out prompts, the same seeds before and after.
+Changes are in standard deviations over pictures before, with the 95 % interval and p of the paired change, clustered by
+prompt. Diversity: mean distance of two pictures of one prompt in the held-out model, after ÷ before. Seconds of the
+whole run on 2 cores.
+
+| seed | reward | heldout | alignment | diversity | recall@5 | clip fraction | steps | seconds |
+|---|---|---|---|---|---|---|---|---|
+{chr(10).join(map(run_line, summaries))}
+
+![Random pairs of the first run: before above, after below](demo.png)
+
+## Rivals of the first run at equal denoiser calls
+
+In brackets: the change against the untouched model in standard deviations, with its 95 % interval. Calls count samples
+through the denoiser, forward; the trained model also needs backward passes for {k} of every {2 * k + 1} of its training
+calls.
+
+{rivals(recipe, first, summary)}
 
 The training is paid once, best-of-N for every picture again. Where the style can simply be asked for in words, asking
 is the cheapest. Alignment by reward is for what prompts cannot say, and for users who will not say it.

@@ -16,6 +16,7 @@ import copy
 import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -218,10 +219,15 @@ def every_sentence(rows: list[Row]) -> Iterator[str]:
 
 
 def write_tokenizer(folder: Path, rows: list[Row], *, vocab_size: int, length: int) -> int:
-    """A CLIP byte-pair tokenizer over a small vocabulary, written to ``folder``. Returns its size."""
+    """A CLIP byte-pair tokenizer over a small vocabulary, written to ``folder``. Returns its size.
+
+    One that is there stays: ties are broken by chance, so a second training would give a model's words other ids.
+    """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
     from transformers import CLIPTokenizer
 
+    if (folder / "tokenizer.json").is_file():
+        return len(CLIPTokenizer.from_pretrained(folder))
     bpe = Tokenizer(models.BPE(continuing_subword_prefix="", end_of_word_suffix="</w>"))
     bpe.normalizer = normalizers.Lowercase()
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
@@ -351,10 +357,7 @@ def train_clip(name: str, data: Path, work: Path, out: Path, steps: int | None) 
         with torch.autocast("cpu", torch.bfloat16):
             image, text = model.encode_image(pixels), model.encode_text(tokenizer([c.text for c in captions]))
         image, text = F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1)
-        logits = model.logit_scale.exp().clamp(max=100) * image @ text.T
-        by_picture = -(true / true.sum(1, keepdim=True) * logits.log_softmax(1)).sum(1)
-        by_caption = -(true / true.sum(0, keepdim=True) * logits.log_softmax(0)).sum(0)
-        return (by_picture.mean() + by_caption.mean()) / 2
+        return several_positives(model.logit_scale.exp().clamp(max=100) * image @ text.T, true)
 
     def learn_things(model: Any, step: int) -> Tensor:
         g = generator(design.seed, step)
@@ -374,19 +377,28 @@ def train_clip(name: str, data: Path, work: Path, out: Path, steps: int | None) 
         weight_decay=0.1, ema=0.99, warmup=50,
     )  # fmt: skip
     seconds += more
-    half = {
-        key: (value.half() if value.is_floating_point() else value).contiguous()
-        for key, value in model.state_dict().items()
-    }
-    from safetensors.torch import save_file
-
-    save_file(half, folder / "open_clip_model.safetensors")
-    model.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in half.items()})
-
+    save_half(model, folder / "open_clip_model.safetensors")
     facts = measure_clip(model, tokenizer, normalise, Pictures.load(data, (HELD_OUT_STYLE,)), pictures)
     facts |= {"parameters": sum(p.numel() for p in model.parameters()), "training seconds (2 cores)": round(seconds)}
     write_card(folder, f"{name}: a small open_clip model of emoji", facts)
     print(json.dumps(facts), flush=True)
+
+
+def several_positives(logits: Tensor, true: Tensor) -> Tensor:
+    """Cross-entropy of pictures over captions and of captions over pictures, every true partner alike; (B, B) -> ()."""
+    by_picture = -(true / true.sum(1, keepdim=True) * logits.log_softmax(1)).sum(1)
+    by_caption = -(true / true.sum(0, keepdim=True) * logits.log_softmax(0)).sum(0)
+    return (by_picture.mean() + by_caption.mean()) / 2
+
+
+def save_half(model: nn.Module, file: Path) -> None:
+    """Write the weights in half precision, and round the model to what was written: that is what gets measured."""
+    from safetensors.torch import save_file
+
+    state = model.state_dict()
+    half = {key: (value.half() if value.is_floating_point() else value).contiguous() for key, value in state.items()}
+    save_file(half, file)
+    model.load_state_dict({key: value.to(state[key].dtype) for key, value in half.items()})
 
 
 class ClipNormalise:
@@ -535,12 +547,17 @@ def encode_all(vae: Any, pixels: Tensor, copies: int) -> Tensor:
     return torch.stack(found) * vae.config.scaling_factor
 
 
-def train_sd(name: str, data: Path, work: Path, out: Path, steps: int | None) -> None:
+def train_sd(name: str, data: Path, work: Path, out: Path, steps: int | None, start: Path | None = None) -> None:
+    """Denoise latents under random captions. ``start``: a pipeline folder of this script's to go on from, whose
+    optimizer is lost; its steps are added in the card.
+    """
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
     from transformers import CLIPTokenizer
 
     pictures = Pictures.load(data, TRAINED_STYLES)
     folder = out / name
+    if start is not None:
+        shutil.copytree(start / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)
     vocab = write_tokenizer(folder / "tokenizer", pictures.rows, vocab_size=1600, length=TEXT_LENGTH)
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     vae = AutoencoderKL.from_pretrained(work / "emoji-vae").eval()
@@ -548,6 +565,11 @@ def train_sd(name: str, data: Path, work: Path, out: Path, steps: int | None) ->
     scheduler = DDIMScheduler(set_alpha_to_one=False, **SCHEDULER)
     torch.manual_seed(4)
     model = Denoiser(vocab, vocab - 1)
+    earlier = 0
+    if start is not None:
+        model.unet.load_state_dict(model.unet.from_pretrained(start / "unet").float().state_dict())
+        model.text.load_state_dict(model.text.from_pretrained(start / "text_encoder").float().state_dict())
+        earlier = json.loads((start / "measured.json").read_text())["training steps"]
 
     def loss_at(model: Any, step: int) -> Tensor:
         g, rng = generator(4, step), np.random.default_rng([4, step])
@@ -567,9 +589,8 @@ def train_sd(name: str, data: Path, work: Path, out: Path, steps: int | None) ->
         snr = alpha / (1 - alpha)
         return (error * snr.clamp(max=5) / snr).mean()  # min-SNR-5 (Hang et al. 2023), for epsilon
 
-    model, seconds = train(
-        name, model, loss_at, steps=steps or 12000, lr=1e-3, work=work, ema=0.999, warmup=400, save_every=250
-    )
+    steps = steps or 12000
+    model, seconds = train(name, model, loss_at, steps=steps, lr=1e-3, work=work, ema=0.999, warmup=400, save_every=250)
     pipeline = StableDiffusionPipeline(
         vae=vae, text_encoder=model.text, tokenizer=tokenizer, unet=model.unet, scheduler=scheduler,
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
@@ -585,7 +606,8 @@ def train_sd(name: str, data: Path, work: Path, out: Path, steps: int | None) ->
     facts |= json.loads((work / "emoji-vae" / "measured.json").read_text())
     facts |= {
         "UNet parameters": sum(p.numel() for p in model.unet.parameters()),
-        "training seconds (2 cores)": round(seconds),
+        "training steps": earlier + steps,
+        "training seconds (2 cores), last run": round(seconds),
     }
     write_card(folder, f"{name}: a small Stable Diffusion of emoji", facts)
     pictures_made.save(work / f"{name}.png")
@@ -674,10 +696,14 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/train"), help="training states; start again to go on")
     parser.add_argument("--out", type=Path, default=Path("assets/models"))
     parser.add_argument("--steps", type=int, help="fewer, for a quick look")
+    parser.add_argument("--start", type=Path, help="emoji-sd only: go on from this pipeline folder, a new optimizer")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
+    if args.start and args.name != "emoji-sd":
+        parser.error("--start: only emoji-sd takes it")
     torch.set_num_threads(args.threads)
-    TRAINERS[args.name](args.name, args.data, args.work, args.out, args.steps)
+    options = {"start": args.start} if args.start else {}
+    TRAINERS[args.name](args.name, args.data, args.work, args.out, args.steps, **options)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
+from torch import Generator, Tensor
 
 from ..batches import Prompts, Sampling
 from ..errors import UserError
@@ -68,20 +68,7 @@ def step(
     generators = [generator(state.seed, "rollout", state.step, f"{i}/{j}") for i in batch.ids for j in range(group)]
 
     # 1. Sample with the current policy, keeping every latent.
-    parts = []
-    for rows in slices(len(texts), state.micro_batch):
-        drawn = rollout(
-            model,
-            condition[rows],
-            num_inference_steps=sampling.num_inference_steps,
-            eta=sampling.eta,
-            guidance_scale=sampling.guidance_scale,
-            generator=generators[rows],
-            reduction=options.log_prob,
-        )
-        parts.append((drawn, decode(model, drawn.final)))
-    samples = concatenate([drawn for drawn, _ in parts])
-    media = torch.cat([pictures for _, pictures in parts])
+    samples, media = draw(state, condition, generators, options, sampling)
 
     # 2. Score in the background; higher is better. Meanwhile, the reference's log-probabilities, once for all steps.
     pending = rewards.start(media, texts)
@@ -116,6 +103,25 @@ def step(
     metrics["log_prob_change"] = (log_probs - log_probs_old).abs().mean().item()
     metrics["kl_binding"] = kl_binding(log_probs - log_probs_ref, reward, informative, options.beta)
     return metrics
+
+
+def draw(
+    state: TrainState, condition: Condition, generators: list[Generator], options: Options, sampling: Sampling
+) -> tuple[Rollout, Tensor]:
+    """Trajectories of every row of the condition, and their pictures (B, 3, H, W); no gradient is kept."""
+    parts = []
+    for rows in slices(len(condition), state.micro_batch):
+        drawn = rollout(
+            state.model,
+            condition[rows],
+            num_inference_steps=sampling.num_inference_steps,
+            eta=sampling.eta,
+            guidance_scale=sampling.guidance_scale,
+            generator=generators[rows],
+            reduction=options.log_prob,
+        )
+        parts.append((drawn, decode(state.model, drawn.final)))
+    return concatenate([drawn for drawn, _ in parts]), torch.cat([pictures for _, pictures in parts])
 
 
 def backward(

@@ -195,6 +195,7 @@ MISTAKES = {
     "method of no text": (MINIMAL.replace("prdp", "[prdp]"), r"method\.name"),
     "method without a name": (MINIMAL.replace("name: prdp", ""), r"method\.name"),
     "held-out that is optimised": (MINIMAL + "eval_rewards: {jpeg_size: 1}\n", r"eval_rewards: \['jpeg_size'\]"),
+    "guard that sees nothing": (MINIMAL + "stop: {when: eval_rewards_fall}\n", r"stop\.when: .*evaluate\.every"),
     "key twice": (MINIMAL + "run: {seed: 1, seed: 2}\n", r"key 'seed' stands twice"),
     "section twice": (MINIMAL + "rewards: {mean_hue: 1.0}\n", r"key 'rewards' stands twice"),
     "key that is a number": (MINIMAL + "3: x\n", r"3"),
