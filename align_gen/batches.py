@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from .pipelines import Condition
+from .strict import Strict
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,8 @@ class Prompts:
         return len(self.texts)
 
 
-class Sampling(BaseModel):
+class Sampling(Strict):
     """How trajectories are drawn while training."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     num_inference_steps: int = Field(50, ge=1)
     guidance_scale: float = Field(5.0, ge=0)

@@ -30,6 +30,8 @@ def save(state: TrainState, run: Path, more: dict[str, Any]) -> None:
         shadows = zip(names, state.ema.shadow_params, strict=True)
         weights |= {f"ema.{key}": value.detach().cpu().clone() for key, value in shadows}
         progress["ema_step"] = state.ema.optimization_step
+    if state.accelerator.scaler is not None:  # fp16's loss scale
+        progress["scaler"] = state.accelerator.scaler.state_dict()
     save_file(weights, part / "weights.safetensors")
     torch.save(state.optimizer.state_dict(), part / "optimizer.pt")
     for file in part.iterdir():
@@ -62,6 +64,8 @@ def load(state: TrainState, run: Path) -> dict[str, Any]:
         for key, shadow in zip(names, state.ema.shadow_params, strict=True):
             shadow.copy_(weights[f"ema.{key}"])
         state.ema.optimization_step = progress["ema_step"]
+    if state.accelerator.scaler is not None and "scaler" in progress:
+        state.accelerator.scaler.load_state_dict(progress["scaler"])
     state.step, state.denoiser_calls = progress["step"], progress["denoiser_calls"]
     return progress
 

@@ -1,10 +1,11 @@
 """The command line. Heavy libraries are imported by the command that needs them."""
 
 import json
+import math
 import re
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -18,6 +19,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+WORST = 3  # regressions of each column that a table shows; --json has more
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Seeds = Annotated[str, typer.Option(help="One picture of every prompt for each number: 0,1,2.")]
 
@@ -28,21 +30,35 @@ def main() -> None:
     if debug:
         sys.argv.remove("--debug")
     try:
-        app(standalone_mode=True)
+        code = app(standalone_mode=False)
     except UserError as error:
         if debug:
             raise
         print(f"align-gen: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    except SystemExit as done:  # typer turns an interruption into an exit of its own
-        if done.code == 130:
-            print("align-gen: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        raise
     except Exception as error:
+        if hasattr(error, "format_message"):  # the parser's own, whichever library typer takes it from
+            _usage(error)
         if debug:
             raise
         print(f"align-gen: {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
         raise SystemExit(1) from None
+    if code == 130:  # an interruption, as typer tells it
+        resumes = {"demo", "finetune"} & set(sys.argv[1:2])
+        more = "; the same command goes on from the last checkpoint" if resumes else ""
+        print(f"align-gen: interrupted{more}", file=sys.stderr)
+    if isinstance(code, int) and code:
+        raise SystemExit(code)
+
+
+def _usage(error: Any) -> NoReturn:
+    """Words that the parser did not take, in one line; the whole help for no words at all."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+    else:
+        where = getattr(getattr(error, "ctx", None), "command_path", "align-gen")
+        print(f"align-gen: {' '.join(error.format_message().split())} (see {where} --help)", file=sys.stderr)
+    raise SystemExit(2) from None
 
 
 @app.command(epilog="Example: align-gen demo --seed 1 --out runs/demo-1")
@@ -137,6 +153,8 @@ def sample(
 
     if (prompts is None) == (prompt is None):
         raise UserError("sample: want either --prompts FILE or --prompt TEXT")
+    if seed is not None and prompt is None:
+        raise UserError("--seed goes with --prompt; with --prompts, want --seeds, or a seed in each of its rows")
     if (best_of > 1) != (reward is not None):
         raise UserError("--best-of and --reward go together")
     rows = (
@@ -199,7 +217,8 @@ def score(
     failed = [(row["file_name"], reason) for row, reason in zip(table.rows, table.errors, strict=True) if reason]
     means = {name: _mean(column) for name, column in table.heads.items()}
     if as_json:
-        print(json.dumps({"means": means, "pictures": len(table.rows), "failed": dict(failed), "out": str(target)}))
+        known = {name: None if math.isnan(value) else value for name, value in means.items()}
+        print(json.dumps({"means": known, "pictures": len(table.rows), "failed": dict(failed), "out": str(target)}))
     else:
         for name, value in means.items():
             print(f"{name:16} {value:.5f}")
@@ -332,4 +351,8 @@ def _table(result: Any) -> str:
                 f"{name:16} {c.before:10.5f} {c.after:10.5f} {c.delta:+10.5f}  {interval:>24} "
                 f"{c.win_rate:6.1%} {c.p:8.4f} {c.n:6d}"
             )
+    for name, rows in result.regressions.items():
+        for row in rows[:WORST]:
+            pair = f"{row.get('prompt')!r}, seed {row.get('seed')}"
+            lines.append(f"fell most in {name}: {row['before']:.5f} -> {row['after']:.5f}  {pair}")
     return "\n".join(lines)

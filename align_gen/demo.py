@@ -35,16 +35,26 @@ def demo(
     to the bare prompt) has the means before and after, the standard deviation over pictures before, and the 95 %
     interval and p of the paired change, clustered by prompt.
     """
-    started = time.monotonic()
+    started, earlier, finished = time.monotonic(), *_seconds_before(Path(out))
     settings = (f"run.seed={seed}", f"run.placebo={str(placebo).lower()}", *overrides)
     recipe = Recipe.load(RECIPES[model], settings)
     run = finetune(recipe, out, listen=listen)
     summary = summarise(run)
+    summary["seconds"] = round(earlier + (0 if finished else time.monotonic() - started), 1)
     report_run(run.folder, summary=summary)
-    summary["seconds"] = round(time.monotonic() - started, 1)
     with whole_file(run.folder / "summary.json") as file:
         file.write(json.dumps(summary, indent=1).encode())
     return summary
+
+
+def _seconds_before(run: Path) -> tuple[float, bool]:
+    """What earlier calls spent on this run, and whether they finished it; of an interrupted one, its training steps."""
+    if (run / "summary.json").is_file():
+        return float(json.loads((run / "summary.json").read_text())["seconds"]), True
+    if (run / "metrics.jsonl").is_file():
+        lines = (run / "metrics.jsonl").read_text().splitlines()
+        return float(sum(json.loads(line)["seconds"] for line in lines if line.endswith("}"))), False
+    return 0.0, False
 
 
 def summarise(run: Run) -> dict[str, Any]:
@@ -59,7 +69,6 @@ def summarise(run: Run) -> dict[str, Any]:
         "placebo": run.recipe.run.placebo,
         "seed": run.recipe.run.seed,
         "steps": len(run.metrics),
-        "seconds": sum(line["seconds"] for line in run.metrics),
         "images": len(run.after.rows),
         "prompts": change[COLUMNS["reward"]].prompts,
         "clip_fraction": sum(fractions) / max(len(fractions), 1),

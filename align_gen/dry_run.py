@@ -1,7 +1,7 @@
 """What a recipe would do, and what it costs, before it does it."""
 
 from . import methods
-from .engine import prepare_model
+from .engine import load_model, prepare_model
 from .errors import user_mistakes
 from .recipe import Recipe
 
@@ -9,7 +9,8 @@ from .recipe import Recipe
 def describe(recipe: Recipe) -> str:
     """The resolved recipe, what is trained, and the calls and memory of one step."""
     with user_mistakes():
-        model = prepare_model(recipe)
+        model = load_model(recipe)
+        prepare_model(recipe, model)
         height, width = recipe.sampling.height, recipe.sampling.width
         shape = model.latent_shape(height or model.default_size[0], width or model.default_size[1])
     options = recipe.method_options()

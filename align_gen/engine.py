@@ -24,7 +24,7 @@ from .recipe import Recipe, difference
 from .reward_heads import RewardSet, reward_set
 from .reward_heads.base import label
 from .sampling import sample
-from .scores import ScoresTable, score
+from .scores import ScoresTable, check_names, score
 from .state import TrainState
 
 if TYPE_CHECKING:
@@ -78,23 +78,30 @@ def finetune(
         rewards = reward_set(bundled.reward_spec(recipe.rewards))
         judges = _judges(recipe, rewards)
         judges.require(())
-        model = prepare_model(recipe, model)
+        check_names(held_out, judges.heads)
         trackers = None if recipe.run.tracker == "none" else recipe.run.tracker
         precision = {"fp32": "no"}.get(recipe.model.dtype, recipe.model.dtype)
         AcceleratorState._reset_state(reset_partial_state=False)
         accelerator = Accelerator(mixed_precision=precision, log_with=trackers, project_dir=str(run))
-    _claim(run, text)
-    if trackers:
-        accelerator.init_trackers("align_gen", config={"recipe": text})
-    state = prepare_state(recipe, model, accelerator)
-    rewards.to(accelerator.device)
-    judges.to(accelerator.device)
-    if recipe.run.placebo:
-        rewards = Shuffled(rewards.heads, rewards.weights, seed=recipe.run.seed)
+        if trackers and not accelerator.log_with:
+            raise UserError(f"run.tracker: {trackers!r} is not installed (pip install {trackers})")
+        if accelerator.num_processes > 1:
+            raise UserError("finetune: one process only as yet; start it without accelerate launch")
+        loaded = load_model(recipe, model)
     try:
+        with user_mistakes():
+            prepare_model(recipe, loaded)
+        _claim(run, text)
+        if trackers:
+            accelerator.init_trackers("align_gen", config={"recipe": text})
+        state = prepare_state(recipe, loaded, accelerator)
+        rewards.to(accelerator.device)
+        judges.to(accelerator.device)
+        if recipe.run.placebo:
+            rewards = Shuffled(rewards.heads, rewards.weights, seed=recipe.run.seed)
         return learn(state, recipe, run, train, held_out, rewards, judges, listen)
     except BaseException:  # whoever holds the model gets it back as it was
-        model.untrain()
+        loaded.untrain()
         raise
 
 
@@ -144,13 +151,25 @@ def learn(
 # --- making ready ----------------------------------------------------------------------------------------------------
 
 
-def prepare_model(recipe: Recipe, model: Any = None) -> "pipelines.Model":
-    """The recipe's model, with its LoRA or its full copy."""
+def load_model(recipe: Recipe, model: Any = None) -> "pipelines.Model":
+    """The recipe's model, or the given one, with the adapter to go on from."""
     section = recipe.model
     source = bundled.model_path(section.path) if model is None else model
     made = pipelines.load(source, **({"dtype": DTYPES[section.dtype]} if section.dtype != "fp32" else {}))
     if section.adapter is not None:
         made.reload(Path(section.adapter))
+    return made
+
+
+def prepare_model(recipe: Recipe, made: "pipelines.Model") -> None:
+    """Give it its LoRA or its full copy; every number of the recipe that depends on the model is checked."""
+    section, sampling = recipe.model, recipe.sampling
+    shape = made.latent_shape(sampling.height or made.default_size[0], sampling.width or made.default_size[1])
+    made.times(recipe.evaluate.num_inference_steps, shape)
+    times = made.times(sampling.num_inference_steps, shape)
+    if sampling.eta > 0 and not (made.process.std(times[:, 0], times[:, 1], sampling.eta) > 0).any():
+        steps = sampling.num_inference_steps
+        raise UserError(f"sampling.num_inference_steps: {steps} leaves no stochastic step on this model; want more")
     if section.lora is None:
         made.train_full()
     else:
@@ -158,10 +177,10 @@ def prepare_model(recipe: Recipe, model: Any = None) -> "pipelines.Model":
         with torch.random.fork_rng(devices=[]):  # its first matrices are drawn from the global generator
             torch.manual_seed(seed_of(recipe.run.seed, "lora"))
             made.train_lora(pipelines.LoraOptions(lora.rank, lora.alpha, lora.target_modules))
-    made.latent_shape(recipe.sampling.height or made.default_size[0], recipe.sampling.width or made.default_size[1])
     for parameter in made.parameters():  # small updates vanish in half precision
         parameter.data = parameter.data.float()
-    return made
+    for module in made.copies.values():  # as the policy began: the same weights, run in the same precision
+        module.float()
 
 
 def prepare_state(recipe: Recipe, model: "pipelines.Model", accelerator: "Accelerator") -> TrainState:
@@ -172,6 +191,8 @@ def prepare_state(recipe: Recipe, model: "pipelines.Model", accelerator: "Accele
     optimizer = accelerator.prepare(optimizer)
     for name, module in model.trainable.items():
         model.trainable[name] = accelerator.prepare(module)
+    for name, module in model.copies.items():
+        model.copies[name] = accelerator.prepare_model(module, evaluation_mode=True)
     ema = None
     if optim.ema is not None:
         from diffusers.training_utils import EMAModel
@@ -223,7 +244,9 @@ def evaluate(
 ) -> ScoresTable:
     """Sample held-out prompts with the averaged weights and score them; what is already there is not made again."""
     if (folder / SCORES).is_file():
-        return ScoresTable.load(folder / SCORES)
+        table = ScoresTable.load(folder / SCORES)
+        table.folder = str(folder)  # the run may have been moved since
+        return table
     settings = recipe.evaluate
     guidance = settings.guidance_scale if settings.guidance_scale is not None else recipe.sampling.guidance_scale
 

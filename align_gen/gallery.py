@@ -94,6 +94,16 @@ def read_picture(path: Path) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous().float().div(255)
 
 
+def require_gallery(folder: str | Path) -> None:
+    """UserError where ``write_gallery`` would refuse the folder: asked before hours of sampling, not after."""
+    target = Path(folder).resolve()
+    if target.exists() and not target.is_dir():
+        raise UserError(f"{target}: is a file; want a folder for the gallery")
+    foreign = sorted(p.name for p in target.iterdir() if not OWN_FILES.fullmatch(p.name)) if target.exists() else []
+    if foreign:
+        raise UserError(f"{target}: holds {foreign[0]!r}, which no gallery of ours does; want a new folder")
+
+
 def write_gallery(folder: str | Path, media: Tensor, rows: Sequence[Mapping[str, Any]]) -> Gallery:
     """Write `media` (B,3,H,W) in [0,1] as 00000.png … with `rows` (B,) as metadata; each row gets its "file_name".
 
@@ -205,11 +215,7 @@ def _surviving(folder: Path) -> Path:
 
 def _prepare(target: Path) -> Path:
     """An empty folder beside `target` to write into; clears what a killed write left. UserError if it may not be."""
-    if target.exists() and not target.is_dir():
-        raise UserError(f"{target}: is a file; want a folder for the gallery")
-    foreign = sorted(p.name for p in target.iterdir() if not OWN_FILES.fullmatch(p.name)) if target.exists() else []
-    if foreign:
-        raise UserError(f"{target}: holds {foreign[0]!r}, which no gallery of ours does; want a new folder")
+    require_gallery(target)
     part = target.with_name(f".{target.name}.part")
     try:
         if target.exists():

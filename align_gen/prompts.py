@@ -9,7 +9,7 @@ from .errors import UserError
 
 
 def load_prompts(source: str | Path) -> list[dict[str, Any]]:
-    """Rows with at least "prompt", in file order, duplicates dropped.
+    """Rows with at least "prompt", in file order; a prompt that stands twice is dropped, unless its seeds differ.
 
     Raises:
         UserError: no such list, an empty one, or a line that is no prompt; names the file and line.
@@ -19,7 +19,7 @@ def load_prompts(source: str | Path) -> list[dict[str, Any]]:
         raise UserError(
             f"prompts {str(source)!r}: no such file; want a .txt or .jsonl file, or one of {bundled.prompts()}"
         )
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[tuple[Any, Any], dict[str, Any]] = {}
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -27,7 +27,7 @@ def load_prompts(source: str | Path) -> list[dict[str, Any]]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             row = _row(line, path, number) if path.suffix == ".jsonl" else {"prompt": line.strip()}
-            rows.setdefault(row["prompt"], row)
+            rows.setdefault((row["prompt"], row.get("seed")), row)
     if not rows:
         raise UserError(f"{path}: no prompts in it; want one a line")
     return list(rows.values())
@@ -51,4 +51,7 @@ def _row(line: str, path: Path, number: int) -> dict[str, Any]:
         raise UserError(f"{path} line {number}: not JSON ({error})") from error
     if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
         raise UserError(f'{path} line {number}: want an object with a "prompt"')
+    seed = row.get("seed", 0)
+    if type(seed) is not int or not 0 <= seed < 2**63:
+        raise UserError(f"{path} line {number}: seed: want a whole number from 0, got {seed!r}")
     return row

@@ -9,25 +9,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from . import bundled, methods
 from .batches import Sampling
 from .errors import UserError
 from .reward_heads.base import label
+from .strict import Strict
 
 
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
-
-
-class Lora(Section):
+class Lora(Strict):
     rank: int = Field(8, ge=1)
     alpha: float | None = Field(None, gt=0)
     target_modules: str | tuple[str, ...] | None = None  # names, or one regular expression
 
 
-class ModelSection(Section):
+class ModelSection(Strict):
     path: str
     adapter: str | None = None  # an earlier export to go on from; it is then the reference too
     lora: Lora | None = Lora()  # null trains every weight against a frozen copy
@@ -35,26 +32,33 @@ class ModelSection(Section):
     attention: Literal["auto"] = "auto"
 
 
-class PromptsSection(Section):
+class PromptsSection(Strict):
     train: str
     eval: str
 
 
-class Evaluate(Section):
+class Evaluate(Strict):
     every: int = Field(0, ge=0)  # 0: before and after only
     num_inference_steps: int = Field(20, ge=1)
     eta: float = Field(0.0, ge=0, le=1)
     guidance_scale: float | None = Field(None, ge=0)  # null: the training's
-    seeds: tuple[int, ...] = (0, 1, 2, 3)
+    seeds: tuple[int, ...] = Field((0, 1, 2, 3), min_length=1)
     batch_size: int = Field(32, ge=1)
 
+    @field_validator("seeds")
+    @classmethod
+    def _once_each(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("want each seed once")
+        return seeds
 
-class Stop(Section):
+
+class Stop(Strict):
     when: Literal["never", "eval_rewards_fall"] = "never"
     patience: int = Field(3, ge=1)
 
 
-class Optim(Section):
+class Optim(Strict):
     lr: float = Field(1e-4, gt=0)
     weight_decay: float = Field(1e-4, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
@@ -62,7 +66,7 @@ class Optim(Section):
     micro_batch: int = Field(16, ge=1)  # samples per denoiser call; bounds memory, changes nothing else
 
 
-class RunSection(Section):
+class RunSection(Strict):
     steps: int = Field(100, ge=1)
     seed: int = 0
     save_every: int = Field(10, ge=1)
@@ -71,14 +75,14 @@ class RunSection(Section):
     placebo: bool = False  # shuffle rewards within each prompt: what rises then is not learning
 
 
-class Recipe(Section):
+class Recipe(Strict):
     """Everything that decides a run. ``method`` is checked by the method it names."""
 
     model: ModelSection
     method: dict[str, Any]
     prompts: PromptsSection
     rewards: dict[Any, Any] = Field(min_length=1)
-    eval_rewards: dict[Any, Any] = {}
+    eval_rewards: dict[Any, Any] = Field({})
     sampling: Sampling = Sampling()
     evaluate: Evaluate = Evaluate()
     stop: Stop = Stop()

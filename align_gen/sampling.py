@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .gallery import Gallery, write_gallery
+from .gallery import Gallery, require_gallery, write_gallery
 from .pipelines.seeding import seed_of
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def sample(
 
     from . import pipelines
 
+    require_gallery(out)
     model = pipelines.load(model)
     seeds = seeds if seed is None else (seed,)
     described = [{"prompt": row} if isinstance(row, str) else dict(row) for row in prompts]

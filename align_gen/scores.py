@@ -44,7 +44,7 @@ class ScoresTable:
         for name, length in lengths.items():
             if length != len(self.rows):
                 raise ValueError(f"column {name!r} has {length} entries for {len(self.rows)} rows")
-        _check_names(self.rows, self.heads)
+        check_names(self.rows, self.heads)
 
     def save(self, path: str | Path) -> None:
         """Write Parquet, whole or not at all. A metadata column of one type keeps it; any other is JSON text."""
@@ -118,7 +118,7 @@ def score(
         raise UserError(f"batch_size: {batch_size}, want 1 or more")
     gallery = gallery if isinstance(gallery, Gallery) else Gallery.load(gallery)
     judges = _judges(rewards)
-    _check_names(gallery.rows, judges.heads)
+    check_names(gallery.rows, judges.heads)
     total, done = len(gallery), 0
     heads: dict[str, list[float | None]] = {name: [None] * total for name in judges.heads}
     errors: list[str | None] = [None] * total
@@ -157,7 +157,8 @@ def _judges(rewards: RewardSet | Sequence[Any] | Mapping[str, Any]) -> RewardSet
     return judges
 
 
-def _check_names(rows: Iterable[Mapping[str, Any]], heads: Iterable[str]) -> None:
+def check_names(rows: Iterable[Mapping[str, Any]], heads: Iterable[str]) -> None:
+    """UserError where a head's column would stand for one of the gallery's own."""
     taken = {key for row in rows for key in row}
     if ERROR in taken:
         raise UserError(f"column {ERROR!r} of the gallery: the name is kept for why a picture could not be read")

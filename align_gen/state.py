@@ -41,8 +41,13 @@ class TrainState:
             yield
 
     def update(self) -> float:
-        """Clip the gradient, take an optimizer step, follow with the average. Returns the norm before clipping."""
+        """Clip the gradient, take an optimizer step, follow with the average. Returns the norm before clipping.
+
+        Without any gradient (everything was clipped away) nothing moves.
+        """
         parameters = self.model.parameters()
+        if all(parameter.grad is None for parameter in parameters):
+            return 0.0
         norm = self.accelerator.clip_grad_norm_(parameters, self.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

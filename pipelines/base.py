@@ -81,7 +81,7 @@ class Model(ABC):
     def __init__(self, pipeline: Any):
         self.pipeline = pipeline
         self.reference: Reference = "off"
-        self._copies: dict[str, nn.Module] = {}
+        self.copies: dict[str, nn.Module] = {}
         self._as_reference = False
 
     # -- conditioning and shapes
@@ -143,7 +143,7 @@ class Model(ABC):
         return {name: part for name, part in self.pipeline.components.items() if isinstance(part, nn.Module)}
 
     def to(self, device: torch.device | str) -> "Model":
-        for module in (*self.components().values(), *self._copies.values()):
+        for module in (*self.components().values(), *self.copies.values()):
             module.to(device)
         return self
 
@@ -159,6 +159,7 @@ class Model(ABC):
         """
         from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 
+        self._require_no_foreign_lora()
         self._freeze()
         chosen = options.target_modules or self.default_lora_targets
         targets = chosen if isinstance(chosen, str) else list(chosen)
@@ -174,16 +175,21 @@ class Model(ABC):
                 if options.alpha not in (None, alpha):
                     raise ValueError(f"lora alpha: the loaded adapter has {alpha}, want the same, got {options.alpha}")
                 self.reference = "start"
+                if START in module.peft_config:  # of an earlier training of this very object
+                    module.delete_adapters([START])
                 module.add_adapter(copy.deepcopy(module.peft_config[POLICY]), adapter_name=START)
                 set_peft_model_state_dict(module, get_peft_model_state_dict(module, adapter_name=POLICY), START)
             else:
-                module.add_adapter(config, adapter_name=POLICY)
+                _add_lora(module, config)
             self._activate(module, POLICY)
 
     def train_full(self) -> None:
         """Train every weight of the trainable components, against a frozen copy."""
+        self._require_no_foreign_lora()
+        if any(POLICY in getattr(unwrap(module), "peft_config", {}) for module in self.trainable.values()):
+            raise ValueError("lora: null trains every weight, but a LoRA is loaded; go on with a LoRA of its rank")
         self._freeze()
-        self._copies = {name: copy.deepcopy(module) for name, module in self.trainable.items()}
+        self.copies = {name: copy.deepcopy(module) for name, module in self.trainable.items()}
         self.reference = "copy"
         for module in self.trainable.values():
             module.requires_grad_(True)
@@ -200,10 +206,10 @@ class Model(ABC):
                 inner.delete_adapters([START])
             elif POLICY in adapters:
                 inner.delete_adapters([POLICY])
-            if name in self._copies:
-                inner.load_state_dict(self._copies[name].state_dict())
+            if name in self.copies:
+                inner.load_state_dict(self.copies[name].state_dict())
             self.trainable[name] = inner
-        self._copies, self.reference = {}, "off"
+        self.copies, self.reference = {}, "off"
         self._freeze()
 
     @contextmanager
@@ -217,7 +223,7 @@ class Model(ABC):
             self._as_reference = True
             stack.callback(setattr, self, "_as_reference", False)
             if self.reference == "copy":
-                kept, self.trainable = self.trainable, {**self._copies}
+                kept, self.trainable = self.trainable, {**self.copies}
                 stack.callback(setattr, self, "trainable", kept)
             for module in map(unwrap, self.trainable.values()):
                 if self.reference == "off" and POLICY in getattr(module, "peft_config", {}):
@@ -227,6 +233,12 @@ class Model(ABC):
                     self._activate(module, START)
                     stack.callback(self._activate, module, POLICY)
             yield
+
+    def _require_no_foreign_lora(self) -> None:
+        """Ours would be switched on in their place, in the policy and in the reference."""
+        for name, module in self.trainable.items():
+            if foreign := sorted(getattr(unwrap(module), "peft_config", {}).keys() - {POLICY, START}):
+                raise ValueError(f"{name}: has the LoRA {foreign} loaded; fuse it into the weights or unload it first")
 
     def _freeze(self) -> None:
         for module in self.components().values():
@@ -249,6 +261,16 @@ class Model(ABC):
     @abstractmethod
     def reload(self, folder: Path) -> None:
         """Load an export into this model. A reload that changes nothing is a ValueError."""
+
+
+def _add_lora(module: Any, config: Any) -> None:
+    """A new LoRA, or none: diffusers marks a component as adapted before it knows that the names fit."""
+    try:
+        module.add_adapter(config, adapter_name=POLICY)
+    except ValueError:
+        if not getattr(module, "peft_config", None):
+            module._hf_peft_config_loaded = False
+        raise
 
 
 def unwrap(module: nn.Module) -> Any:

@@ -16,6 +16,7 @@ from .process import Diffusion
 
 TOKENIZER_LOG = "transformers.tokenization_utils_base"
 LORA_FILE = "pytorch_lora_weights.safetensors"
+TRIAL = "trial"  # what a LoRA is called until it is known to fit
 
 
 def ddim(scheduler: Any) -> DDIMScheduler:
@@ -152,6 +153,8 @@ class StableDiffusion(Model):
         elif (folder / "unet").is_dir():
             weights = type(self.pipeline.unet).from_pretrained(folder / "unet").state_dict()
             own = self.pipeline.unet.state_dict()
+            if {name: value.shape for name, value in weights.items()} != {n: v.shape for n, v in own.items()}:
+                raise ValueError(f"{folder}: its unet is of another shape than this model's")
             changed = any(not torch.equal(own[name], value.to(own[name])) for name, value in weights.items())
             self.pipeline.unet.load_state_dict(weights)
         else:
@@ -160,31 +163,43 @@ class StableDiffusion(Model):
             raise ValueError(f"{folder}: loading it changes nothing (every update is zero, or no name matches)")
 
     def _reload_lora(self, folder: Path) -> bool:
-        """Load a LoRA whole or not at all; whether it changes anything. diffusers would load what fits and only log."""
+        """Load a LoRA whole or not at all; whether it changes anything. diffusers would load what fits and only log.
+
+        It is tried under another name first, so that a file that does not fit leaves the one in use alone.
+        """
         from peft import get_peft_model_state_dict
         from safetensors import safe_open
 
         unet = self.pipeline.unet
         training = POLICY in getattr(unet, "peft_config", {})
-        if training:
-            unet.delete_adapters([POLICY])
         try:
             with safe_open(folder / LORA_FILE, "pt") as file:
                 wanted = [name for name in file.keys() if not name.startswith(("text_encoder", "lora_te"))]  # noqa: SIM118
             with _quiet("diffusers.loaders.peft", "diffusers.loaders.lora_pipeline"):
-                self.pipeline.load_lora_weights(folder, weight_name=LORA_FILE, adapter_name=POLICY)
+                self.pipeline.load_lora_weights(folder, weight_name=LORA_FILE, adapter_name=TRIAL)
         except Exception as error:  # an untrusted file: torch, safetensors and diffusers each have errors of their own
+            self._drop_trial(training)
             raise ValueError(f"{folder}: its LoRA does not fit this model: {' '.join(str(error).split())}") from error
         loaded: dict[str, Tensor] = {}
-        if POLICY in getattr(unet, "peft_config", {}):
-            loaded = get_peft_model_state_dict(unet, adapter_name=POLICY)
+        if TRIAL in getattr(unet, "peft_config", {}):
+            loaded = {k: v.clone() for k, v in get_peft_model_state_dict(unet, adapter_name=TRIAL).items()}
+        self._drop_trial(training)
         if len(loaded) != sum(not name.endswith(".alpha") for name in wanted):
-            if loaded:
-                unet.delete_adapters([POLICY])
             raise ValueError(f"{folder}: only {len(loaded)} of its {len(wanted)} LoRA tensors fit this model")
+        if training:
+            unet.delete_adapters([POLICY])
+        with _quiet("diffusers.loaders.peft", "diffusers.loaders.lora_pipeline"):
+            self.pipeline.load_lora_weights(folder, weight_name=LORA_FILE, adapter_name=POLICY)
         if training:
             self._activate(unet, POLICY)
         return any(bool(value.any()) for name, value in loaded.items() if "lora_B" in name)
+
+    def _drop_trial(self, training: bool) -> None:
+        unet = self.pipeline.unet
+        if training:  # first: deleting the active one warns
+            self._activate(unet, POLICY)
+        if TRIAL in getattr(unet, "peft_config", {}):
+            unet.delete_adapters([TRIAL])
 
 
 @contextmanager

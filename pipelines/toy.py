@@ -129,9 +129,12 @@ class Toy(Model):
         file = folder / "denoiser.safetensors"
         if not file.is_file():
             raise ValueError(f"{folder}: no export (want {file.name})")
-        before = self.denoiser.shift.clone()
-        self.denoiser.load_state_dict(load_file(file))
-        if torch.equal(before, self.denoiser.shift):
+        before, weights = self.denoiser.state_dict(), load_file(file)
+        if {name: value.shape for name, value in weights.items()} != {n: v.shape for n, v in before.items()}:
+            raise ValueError(f"{folder}: its mixture is of another shape than this model's")
+        before = {name: value.clone() for name, value in before.items()}
+        self.denoiser.load_state_dict(weights)
+        if torch.equal(before["shift"], self.denoiser.shift):
             raise ValueError(f"{folder}: loading it changes nothing")
 
 

@@ -38,7 +38,10 @@ class RewardHead(ABC):
 
 def label(reward: Any) -> str:
     """What a reward is called where nobody named it: the same in every process."""
-    return reward if isinstance(reward, str) else getattr(reward, "__qualname__", type(reward).__name__)
+    if isinstance(reward, str):
+        return reward
+    name = getattr(reward, "name", None)
+    return name if isinstance(name, str) else getattr(reward, "__qualname__", type(reward).__name__)
 
 
 class CallableHead(RewardHead):

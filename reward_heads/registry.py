@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from .base import CallableHead, RewardHead
+from .base import CallableHead, RewardHead, label
 from .sets import RewardSet
 
 HEADS = {  # name -> module of this package:class
@@ -28,6 +28,8 @@ def load(name: str | Callable[..., Any], **options: Any) -> RewardHead:
     if isinstance(name, RewardHead):
         return name
     if not isinstance(name, str):
+        if not callable(name):
+            raise ValueError(f"reward {name!r}: want a name or a callable")
         return CallableHead(name)
     if name in HEADS:
         module, attribute = HEADS[name].split(":")
@@ -68,10 +70,10 @@ def reward_set(spec: RewardSet | Sequence[Any] | Mapping[Any, Any]) -> RewardSet
             raise ValueError(f"reward {key!r}: weight: want a number, got {weight!r}")
         weight = 1.0 if weight is None else float(weight)
         head = load(options.pop("name", key), **options)
-        label = key if isinstance(key, str) else getattr(head, "name", None) or type(key).__name__
-        if label in heads:
-            raise ValueError(f"reward {label!r} is named twice")
-        heads[label], weights[label] = head, weight
+        own = label(key)
+        if own in heads:
+            raise ValueError(f"reward {own!r} is named twice")
+        heads[own], weights[own] = head, weight
     if not heads:
         raise ValueError("no reward given")
     return RewardSet(heads, weights)

@@ -58,11 +58,11 @@ class RewardSet:
         return Scores(combined, heads)
 
     def start(self, media: Tensor, prompts: Sequence[str], **context: Any) -> "Future[Scores]":
-        """Score in the background: a slow or remote head overlaps other work."""
+        """Score in the background, without gradients: a slow or remote head overlaps other work."""
         self.require(context)
         if self._pool is None:
             self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reward")
-        return self._pool.submit(self, media, prompts, **context)
+        return self._pool.submit(torch.no_grad()(self), media, prompts, **context)
 
     def require(self, context: Mapping[str, Any] | Sequence[str]) -> None:
         """Fail early when a head needs more than ``context`` offers."""
@@ -85,7 +85,8 @@ class RewardSet:
         name: str, head: RewardHead, media: Tensor, prompts: Sequence[str], context: Mapping[str, Any]
     ) -> Tensor:
         try:
-            score = head(media, prompts, **{key: context[key] for key in head.needs}).float()
+            # Some heads answer from the CPU whatever they are given; scores of one set must add up.
+            score = head(media, prompts, **{key: context[key] for key in head.needs}).to(media.device, torch.float32)
         except Exception as error:
             raise RewardFailure(f"reward {name!r} failed: {type(error).__name__}: {error}") from error
         if score.shape != (len(media),):

@@ -16,10 +16,12 @@ LEVELS = ("real weights", "small real weights", "tiny random", "not run")
 
 # what -> (level, what was checked, the tests).
 FAMILIES: dict[str, tuple[str, str, list[str]]] = {
-    "StableDiffusionPipeline (SD 1.x, 2.x; ε and v)": (
+    "StableDiffusionPipeline (SD 1.x, 2.x)": (
         "small real weights",
-        "η = 0 equals the diffusers pipeline, replay, LoRA round trip, PRDP end to end on emoji-sd",
+        "η = 0 equals the diffusers pipeline, replay, LoRA round trip, PRDP end to end: on emoji-sd (ε); "
+        "every spacing, v and x0 on tiny random ones",
         [
+            "tests/pipelines/test_emoji_sd.py",
             "tests/pipelines/test_stable_diffusion.py",
             "tests/pipelines/test_sampling.py",
             "tests/align_gen/test_engine.py",

@@ -1,7 +1,12 @@
 """Learning methods by name, resolved lazily.
 
-A method is a module with ``Options`` (a strict pydantic model) and
-``step(state, batch, model, rewards, options, sampling) -> metrics``.
+A method is a module with
+
+- ``Options``: a ``Strict`` model of its numbers; ``name``, ``prompts_per_step`` and ``images_per_prompt`` are read by
+  others too;
+- ``check(options, sampling)``: UserError for what no single key shows;
+- ``calls(options, sampling)``: samples through the denoiser per step, ``{"forwards": …, "backwards": …}``;
+- ``step(state, batch, model, rewards, options, sampling) -> metrics``.
 """
 
 from importlib import import_module

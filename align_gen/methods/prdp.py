@@ -4,10 +4,11 @@ Regress the difference of two samples' log-ratios log pi_theta / pi_ref onto the
 loss pi_theta is the KL-regularised optimum, with no estimate of its normaliser.
 """
 
+import warnings
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Generator, Tensor
 
 from ..batches import Prompts, Sampling
@@ -18,16 +19,15 @@ from ..pipelines.sampling import step_log_prob
 from ..pipelines.seeding import generator
 from ..reward_heads import RewardSet
 from ..state import TrainState
+from ..strict import Strict
 
 
-class Options(BaseModel):
+class Options(Strict):
     """PRDP's own numbers; Table 4 of the paper gives three settings (recipes/paper).
 
     beta and clip are in the units of ``log_prob``: mean over latent elements (as published code of this family does),
     or sum.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Literal["prdp"] = "prdp"
     images_per_prompt: int = Field(8, ge=2)
@@ -84,6 +84,8 @@ def step(
     metrics = {f"reward/{name}": value.mean().item() for name, value in scores.heads.items()}
     metrics |= {"reward/combined": reward.mean().item(), "reward/std": reward.std().item()}
     metrics |= {"groups_skipped": float(len(batch) - len(informative))}
+    if state.step == 0:
+        metrics["replay_error"] = replay_error(state, samples, condition, options, sampling)
     if total == 0:
         return metrics | {"clip_fraction": 0.0}
     clipped = []
@@ -178,6 +180,24 @@ def replay(state: TrainState, samples: Rollout, condition: Condition, options: O
         ]
         columns.append(torch.cat(parts))
     return torch.stack(columns, 1)
+
+
+def replay_error(
+    state: TrainState, samples: Rollout, condition: Condition, options: Options, sampling: Sampling
+) -> float:
+    """Largest difference between stored and replayed log-probabilities of the first sample, run in a batch of its own.
+
+    Before any update it should be 0; what it is instead is the noise of the arithmetic, which must not reach the clip.
+    """
+    alone = Rollout(samples.latents[:1], samples.times, samples.stochastic, samples.log_probs[:1])
+    error = (replay(state, alone, condition[:1], options, sampling) - alone.log_probs).abs().max().item()
+    if error > options.clip / 10:
+        warnings.warn(
+            f"method.clip: {options.clip:g} is less than ten times the replay error {error:.1e} of this precision; "
+            "want a larger clip, or model.dtype fp32",
+            stacklevel=2,
+        )
+    return error
 
 
 @torch.no_grad()

@@ -214,6 +214,8 @@ def test_best_of_never_scores_less(cli: Cli, tiny_folder: Path, tmp_path: Path) 
         (["--prompt", "a", "--size", "big"], "HEIGHTxWIDTH"),
         (["--prompt", "a", "--seeds", "one"], "--seeds"),
         (["--prompts", "nowhere.txt"], "nowhere.txt"),
+        (["--prompts", "emoji-heldout", "--seed", "3"], "--seed goes with --prompt"),
+        (["--prompt", "a", "--steps", "x"], "--steps"),
         (["--prompt", "a", "--adapter", "nowhere"], "nowhere"),
         (["--prompt", "a", "--size", "17x17", "--steps", "1"], "17"),
         (["--prompt", "a", "--eta", "2", "--steps", "1"], "eta"),
@@ -230,8 +232,31 @@ def test_a_mistake_in_sampling_is_one_line(
 
 @pytest.mark.parametrize("option", ["--steps", "--batch-size"])
 def test_counts_start_at_one(cli: Cli, tiny_folder: Path, tmp_path: Path, option: str) -> None:
-    done = cli("sample", tiny_folder, "--prompt", "a", option, 0, "--out", tmp_path / "g")
-    assert done.code == 2 and option in done.err
+    line = mistake(cli("sample", tiny_folder, "--prompt", "a", option, 0, "--out", tmp_path / "g"))
+    assert option in line and "align-gen sample --help" in line
+
+
+@pytest.mark.parametrize("words", [["finetune"], ["sampel"], ["demo", "--nothing"]], ids=" ".join)
+def test_words_that_are_not_understood_are_one_line(cli: Cli, words: list[str]) -> None:
+    assert "--help)" in mistake(cli(*words))
+
+
+def test_a_folder_of_something_else_is_refused_before_sampling(
+    cli: Cli, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "thesis.tex").write_text("")
+    monkeypatch.setattr("align_gen.pipelines.sample", None)  # it must not come so far
+    assert "thesis.tex" in mistake(cli("sample", tiny_folder, "--prompt", "a", "--out", tmp_path))
+
+
+def test_a_gallery_is_made_again_from_its_own_rows(cli: Cli, tiny_folder: Path, tmp_path: Path) -> None:
+    """One prompt with two seeds is two pictures, and the rows say which."""
+    options = ("--steps", 1, "--guidance", 1)
+    assert cli("sample", tiny_folder, "--prompt", "a", "--seeds", "0,1", *options, "--out", tmp_path / "g").code == 0
+    rows = tmp_path / "g/metadata.jsonl"
+    assert cli("sample", tiny_folder, "--prompts", rows, *options, "--out", tmp_path / "again").code == 0
+    for name in ("00000.png", "00001.png"):
+        assert (tmp_path / "g" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
 
 # --- score, compare, report, list ------------------------------------------------------------------------------------
@@ -314,6 +339,8 @@ def test_compare_and_its_conditions(cli: Cli, two: tuple[Path, Path]) -> None:
     assert (change["n"], change["prompts"], change["win_rate"]) == (8, 4, 1.0)
     failed = cli("compare", *two, "--fail-if", "green.delta > 0.05", "--fail-if", "green.ci_low < 0")
     assert failed.code == 1 and failed.err.splitlines() == ["align-gen: failed: green.delta > 0.05"]
+    back = cli("compare", *reversed(two))
+    assert back.out.count("fell most in green: ") == 3 and "'p0', seed 0" in back.out
     sliced = cli("compare", *two, "--by", "prompt")
     assert sliced.code == 0 and sliced.out.count("[p") == 4
 

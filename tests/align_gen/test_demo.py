@@ -20,14 +20,18 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demo")
     prompts = (ROOT / "assets" / "prompts" / "emoji-heldout.jsonl").read_text().splitlines()[:6]
     (folder / "few.jsonl").write_text("\n".join(prompts))
-    cut = (
+    demo(out=folder / "run", overrides=overrides(folder))
+    return folder / "run"
+
+
+def overrides(folder: Path) -> tuple[str, ...]:
+    return (
         "run.steps=1",
         "method.prompts_per_step=1",
         "sampling.num_inference_steps=3",
         "evaluate.num_inference_steps=3",
+        f"prompts.eval={folder / 'few.jsonl'}",
     )
-    demo(out=folder / "run", overrides=(*cut, f"prompts.eval={folder / 'few.jsonl'}"))
-    return folder / "run"
 
 
 def test_summary_has_every_figure(short: Path) -> None:
@@ -39,8 +43,17 @@ def test_summary_has_every_figure(short: Path) -> None:
     for name in COLUMNS:
         assert summary[name].keys() >= FIGURES
     # 8 images, guidance doubles; rollout 3 steps, then over the stochastic ones: reference, backward, replay, backward.
+    # In the first step one sample is replayed alone, to know the noise of the arithmetic.
     stochastic = 3
-    assert summary["denoiser_calls"] == 8 * 2 * (3 + 4 * stochastic)
+    assert summary["denoiser_calls"] == 8 * 2 * (3 + 4 * stochastic) + 2 * stochastic
+    assert 0 < summary["clip_fraction"] < 1
+
+
+def test_a_finished_demo_is_only_summed_up_again(short: Path) -> None:
+    """The same call again trains nothing, says the same, and does not count its own seconds."""
+    text = (short / "summary.json").read_text()
+    demo(out=short, overrides=overrides(short.parent))
+    assert (short / "summary.json").read_text() == text
 
 
 def test_figures_can_be_recomputed_without_us(short: Path) -> None:

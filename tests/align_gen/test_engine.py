@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from align_gen.engine import Guard, Run
 from align_gen.errors import UserError
 from align_gen.gallery import Gallery
 from align_gen.reward_heads import RewardFailure, reward_set
+from align_gen.reward_heads.base import CallableHead
 from align_gen.scores import ScoresTable
 
 STEPS = 3
@@ -256,6 +258,13 @@ def test_a_nan_reward_stops_the_run_with_its_last_checkpoint_intact(recipe: Reci
     assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3] and len(done.metrics) == STEPS
 
 
+def test_a_loaded_head_is_watched_under_its_own_name(recipe: Recipe, tmp_path: Path) -> None:
+    """A held-out reward as ``load`` returns it is called what it was named, also where it is measured on the way."""
+    head = CallableHead(lambda media, prompts: media.mean((1, 2, 3)), name="brightness")
+    run = finetune(recipe.replace(eval_rewards={head: 1.0}, evaluate={"every": 1}, run={"steps": 2}), tmp_path)
+    assert "eval/brightness/mean" in run.metrics[0]
+
+
 class Watcher:
     """A held-out reward that remembers what it was shown."""
 
@@ -401,6 +410,11 @@ def test_an_export_is_gone_on_from(finished: Run, recipe: Recipe, tmp_path: Path
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "size": ({"sampling": {"height": 17}}, "17"),
     "tracker": ({"run": {"tracker": "scoreboard"}}, "scoreboard"),
+    "tracker that is not installed": ({"run": {"tracker": "aim"}}, r"run\.tracker: 'aim' is not installed"),
+    "more steps than the schedule has": ({"sampling": {"num_inference_steps": 2000}}, "2000"),
+    "more steps than the schedule has, to measure": ({"evaluate": {"num_inference_steps": 2000}}, "2000"),
+    "a column of the prompts named as a reward": ({"eval_rewards": {"prompt": {"name": "jpeg_size"}}}, "'prompt'"),
+    "reward that is no callable": ({"rewards": {"z": {"name": 5}}}, "5: want a name or a callable"),
     "target modules": ({"model": {"lora": {"target_modules": ["to_nothing"]}}}, "to_nothing"),
     "adapter": ({"model": {"adapter": "nowhere"}}, "nowhere"),
     "model": ({"model": {"path": "nowhere"}}, "nowhere"),
@@ -452,6 +466,56 @@ def test_an_unwritable_out(recipe: Recipe, tmp_path: Path, out: str) -> None:
     assert [found.name for found in tmp_path.iterdir()] == ["file"]
 
 
+def test_the_same_object_goes_on_from_run_to_run(recipe: Recipe, tiny_folder: Path, tmp_path: Path) -> None:
+    """A trained object keeps its LoRA: the next run starts from it, the third from the second, the fourth likewise."""
+    model = pipelines.load(str(tiny_folder))
+    plain = recipe.replace(optim={"ema": None}, evaluate={"every": 0}, run={"steps": 1})
+    runs = [finetune(plain, tmp_path / str(i), model=model) for i in range(3)]
+    for earlier, later in pairwise(runs):
+        assert pictures(later.folder / "before") == pictures(earlier.folder / "samples/final")
+        assert pictures(later.folder / "before") != pictures(later.folder / "samples/final")
+
+
+def test_a_failure_before_the_first_step_gives_the_model_back(
+    recipe: Recipe, tiny_folder: Path, tmp_path: Path
+) -> None:
+    model = pipelines.load(str(tiny_folder))
+    with pytest.raises(UserError):
+        finetune(recipe, "/proc/align-gen-run", model=model)
+    assert not model.parameters() and not getattr(model.pipeline.unet, "peft_config", {})
+    wider = recipe.replace(model={"lora": {"rank": 3}}, evaluate={"every": 0}, run={"steps": 1})
+    assert len(finetune(wider, tmp_path / "run", model=model).metrics) == 1
+
+
+def test_in_half_precision_training_starts_at_its_reference(recipe: Recipe) -> None:
+    """Full training in bf16: float32 weights under autocast. A copy that ran otherwise would show a KL of its own."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    half = recipe.replace(model={"lora": None, "dtype": "bf16"})
+    AcceleratorState._reset_state(reset_partial_state=False)
+    model = engine.load_model(half)
+    engine.prepare_model(half, model)
+    engine.prepare_state(half, model, Accelerator(cpu=True, mixed_precision="bf16"))
+    condition, t = model.encode_prompts(["a cat"]), torch.tensor(301.0)
+    latents = torch.randn(1, *condition.latent_shape)
+    with torch.no_grad():
+        policy = model.predict(latents, t, condition, 2.0)
+    with model.as_reference():
+        assert torch.equal(model.predict(latents, t, condition, 2.0), policy)
+
+
+def test_tensorboard_shows_the_curves(recipe: Recipe, tmp_path: Path) -> None:
+    """What metrics.jsonl says, TensorBoard's own reader finds in the run directory."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = finetune(recipe.replace(run={"tracker": "tensorboard", "steps": 2}, evaluate={"every": 0}), tmp_path)
+    file = min(tmp_path.rglob("events.out.tfevents*"), key=lambda file: len(file.parts))  # deeper: hyper-parameters
+    events = EventAccumulator(str(file.parent)).Reload()
+    found = [(event.step, event.value) for event in events.Scalars("reward/combined")]
+    assert found == [(line["step"], pytest.approx(line["reward/combined"])) for line in run.metrics]
+
+
 def test_two_precisions_in_one_process(recipe: Recipe, finished: Run, tmp_path: Path) -> None:
     """After a run in float32, one in bfloat16: nothing of the first lingers."""
     short = recipe.replace(model={"dtype": "bf16"}, run={"steps": 1}, evaluate={"every": 0})
@@ -464,7 +528,8 @@ def test_two_precisions_in_one_process(recipe: Recipe, finished: Run, tmp_path: 
 def drawn(recipe: Recipe, rows: list[dict[str, Any]], steps: int) -> list[Any]:
     from accelerate import Accelerator
 
-    model = engine.prepare_model(recipe)
+    model = engine.load_model(recipe)
+    engine.prepare_model(recipe, model)
     state = engine.prepare_state(recipe, model, Accelerator(cpu=True))
     batches = []
     for state.step in range(steps):

@@ -296,6 +296,18 @@ def test_eta_zero_is_refused() -> None:
         prdp.check(prdp.Options(), Sampling(eta=0.0))
 
 
+def test_a_clip_within_the_noise_of_replay_is_warned_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replaying theta_old must give its own log-probabilities to clip/10; here an error of 1e-4 is put in by hand."""
+    exact = prdp.replay
+    monkeypatch.setattr(prdp, "replay", lambda *args: exact(*args) + 1e-4)
+    with pytest.warns(UserWarning, match=r"method\.clip: 0\.0005 .* replay error 1\.0e-04"):
+        metrics, _ = take(toy(), clip=5e-4)
+    assert metrics["replay_error"] == pytest.approx(1e-4, rel=0.1)
+    monkeypatch.undo()
+    metrics, _ = take(toy(), clip=5e-4)
+    assert metrics["replay_error"] < 5e-5
+
+
 def test_call_table() -> None:
     """B = 2 prompts x 3 images, T = 4, guidance doubles: 48 a pass.
 
@@ -317,7 +329,7 @@ def test_calls_made_are_the_calls_promised() -> None:
         prdp.Options(images_per_prompt=6, prompts_per_step=2), Sampling(num_inference_steps=4, guidance_scale=1.0)
     )
     reference = samples * stochastic  # its copy bears no hook
-    assert sum(counts) == samples * (steps + 3 * stochastic)
+    assert sum(counts) == samples * (steps + 3 * stochastic) + stochastic  # the first step replays one sample alone
     assert sum(counts) + reference <= promised["forwards"]
 
 

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from peft import LoraConfig
 from torch import Generator, Tensor, nn
 
 from align_gen.pipelines import Condition, LoraOptions, Model, rollout
@@ -330,6 +331,39 @@ def test_options_that_the_loaded_lora_has_not_are_refused(
     model.reload(tmp_path)
     with pytest.raises(ValueError, match=named):
         model.train_lora(options)
+
+
+def test_a_lora_of_the_users_own_is_not_switched_off(tiny_model: Maker) -> None:
+    """peft would run ours in its place, in the policy and in the reference."""
+    model = tiny_model()
+    model.pipeline.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"]), adapter_name="style")
+    for train in (lambda: model.train_lora(LoraOptions(2)), model.train_full):
+        with pytest.raises(ValueError, match=r"unet: has the LoRA \['style'\] loaded; fuse"):
+            train()
+
+
+def test_a_loaded_lora_is_not_trained_in_full(tiny_model: Maker, tmp_path: Path) -> None:
+    """Both would be trained, and the LoRA alone be exported."""
+    trained = tiny_model()
+    trained.train_lora(LoraOptions(2))
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            parameter.add_(0.1)
+    trained.export(tmp_path)
+    model = tiny_model()
+    model.reload(tmp_path)
+    with pytest.raises(ValueError, match="lora: null"):
+        model.train_full()
+
+
+def test_a_module_that_is_not_there_leaves_no_trace(tiny_model: Maker) -> None:
+    """After a mistyped name the same model takes the right one."""
+    model = tiny_model()
+    with pytest.raises(ValueError, match="to_nothing"):
+        model.train_lora(LoraOptions(2, target_modules=("to_nothing",)))
+    model.untrain()
+    model.train_lora(LoraOptions(2))
+    assert model.parameters()
 
 
 def test_moving_the_model_moves_everything(tiny_model: Maker) -> None:

@@ -377,6 +377,22 @@ def test_a_lora_that_does_not_fit_is_an_error(tiny_model: Maker, tmp_path: Path,
         save_file(weights, file, metadata=metadata)
     with pytest.raises(ValueError, match=str(tmp_path)):
         tiny_model().reload(tmp_path)
+    before = pictures(model)  # one that trains keeps what it has
+    with pytest.raises(ValueError, match=str(tmp_path)):
+        model.reload(tmp_path)
+    assert model.parameters() and torch.equal(pictures(model), before)
+
+
+def test_a_unet_that_does_not_fit_is_an_error_and_copies_nothing(tiny_model: Maker, tmp_path: Path) -> None:
+    """load_state_dict would copy what fits before it complains of the rest."""
+    other, model = tiny_model(layers_per_block=2), tiny_model()
+    other.train_full()
+    perturb(other)
+    other.export(tmp_path)
+    before = pictures(model)
+    with pytest.raises(ValueError, match="another shape"):
+        model.reload(tmp_path)
+    assert torch.equal(pictures(model), before)
 
 
 def test_no_export_is_an_error(tiny_model: Maker, tmp_path: Path) -> None:

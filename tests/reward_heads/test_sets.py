@@ -127,6 +127,14 @@ def test_scoring_in_the_background_overlaps() -> None:
     torch.testing.assert_close(pending.result(timeout=30).combined, reward_set([brightness])(MEDIA, PROMPTS).combined)
 
 
+def test_scoring_in_the_background_keeps_no_graph() -> None:
+    """Gradient mode belongs to a thread: without care a network's graph would live through the whole step."""
+    weight = torch.ones(3, requires_grad=True)
+    scores = reward_set({"learnt": {"name": lambda media, prompts: media.mean((2, 3)) @ weight}})
+    assert scores(torch.ones(2, 3, 2, 2), ["a", "b"]).combined.requires_grad
+    assert not scores.start(torch.ones(2, 3, 2, 2), ["a", "b"]).result().combined.requires_grad
+
+
 def test_a_failure_in_the_background_arrives_with_the_result() -> None:
     pending = reward_set({"odd": {"name": lambda media, prompts: [float("nan")] * 2}}).start(MEDIA, PROMPTS)
     with pytest.raises(RewardFailure, match="odd"):
