@@ -139,11 +139,13 @@ def sample(
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale.")] = 5.0,
     eta: Annotated[float, typer.Option(help="0 is the ODE (DDIM), 1 the DDPM posterior.")] = 0.0,
     size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH; the model's own without it.")] = None,
+    dtype: Annotated[str, typer.Option(help="Of the weights: fp32, bf16 or fp16.")] = "fp32",
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 16,
     out: Annotated[Path, typer.Option(help="The gallery to write.")] = Path("gallery"),
 ) -> None:
     """Sample pictures into a gallery."""
     from . import bundled, pipelines
+    from .engine import DTYPES
     from .errors import user_mistakes
     from .pipelines.guidance import BestOf
     from .progress import Progress
@@ -163,9 +165,13 @@ def sample(
         else [{"prompt": prompt} | ({} if seed is None else {"seed": seed})]
     )
     height, width = _size(size)
+    if dtype not in DTYPES:
+        raise UserError(f"--dtype {dtype!r}: want one of {sorted(DTYPES)}")
+    origin = {"model": model, "adapter": adapter, "dtype": dtype, "reward": reward, "best-of": best_of}
+    usual = (None, "fp32", 1)
     with user_mistakes():
         judge = None if reward is None else reward_set(bundled.reward_spec(dict([parse_reward(reward)])))
-        loaded = pipelines.load(bundled.model_path(model))
+        loaded = pipelines.load(bundled.model_path(model), dtype=DTYPES[dtype])
         if adapter is not None:
             loaded.reload(adapter)
     with user_mistakes(), Progress() as progress:
@@ -181,6 +187,7 @@ def sample(
             width=width,
             guide=None if judge is None else BestOf(judge, best_of),
             batch_size=batch_size,
+            origin={key: str(value) for key, value in origin.items() if value not in usual},
             progress=lambda done, total: progress("sample", done, total, {}),
         )
     print(f"{len(gallery)} pictures in {gallery.folder}")

@@ -266,11 +266,19 @@ def evaluate(
             width=recipe.sampling.width,
             batch_size=settings.batch_size,
             note={"weights": "average" if state.ema is not None else "raw"},
+            origin=_origin(recipe),
             progress=report,
         )
     table = score(gallery, judges)
     table.save(folder / SCORES)
     return table
+
+
+def _origin(recipe: Recipe) -> dict[str, str]:
+    """What a gallery says of its model: the one training began with; the adapter it made meanwhile comes on top."""
+    section = recipe.model
+    options = {"adapter": section.adapter, "dtype": section.dtype if section.dtype != "fp32" else None}
+    return {"model": section.path} | {key: value for key, value in options.items() if value is not None}
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ def report_run(run: Path, out: Path | None = None, summary: Mapping[str, Any] | 
         held_out=[str(name) for name in recipe.eval_rewards],
         metrics=metrics,
         provenance=provenance,
-        command=command_for(recipe, run),
+        command=lambda row: command_for(row, adapter=str(run / "export")),
     )
 
 
@@ -55,24 +55,23 @@ def report_galleries(sources: list[Path], out: Path) -> Path:
         comparison=None if before is None else compare(before, tables[-1]),
         optimised=[],
         held_out=[],
+        command=command_for,
     )
 
 
-def command_for(recipe: Recipe, run: Path) -> Callable[[Mapping[str, Any]], str]:
-    """A function from a picture's row to the command that makes it again."""
-    settings = recipe.evaluate
-    guidance = settings.guidance_scale if settings.guidance_scale is not None else recipe.sampling.guidance_scale
-    size = [recipe.sampling.height, recipe.sampling.width]
+def command_for(row: Mapping[str, Any], **other: str) -> str | None:
+    """The command that makes a picture again, from its row; None where the row does not say how it was made.
 
-    def command(row: Mapping[str, Any]) -> str:
-        words = ["align-gen", "sample", recipe.model.path, "--adapter", str(run / "export")]
-        words += ["--prompt", row["prompt"], "--seed", str(row["seed"]), "--steps", str(settings.num_inference_steps)]
-        words += ["--guidance", str(guidance), "--eta", str(settings.eta), "--out", "again"]
-        if all(size):
-            words += ["--size", f"{size[0]}x{size[1]}"]
-        return shlex.join(words)
-
-    return command
+    ``other`` replaces what the row says: a run's own export, wherever the run lies by now.
+    """
+    made = row.get("made")
+    if not isinstance(made, Mapping) or "model" not in made or not {"prompt", "seed"} <= row.keys():
+        return None
+    settings = {key: value for key, value in {**made, **other}.items() if key != "model"}
+    words = ["align-gen", "sample", made["model"], "--prompt", row["prompt"], "--seed", row["seed"]]
+    for key, value in sorted(settings.items()):
+        words += [f"--{key}", value]
+    return shlex.join(map(str, [*words, "--out", "again"]))
 
 
 def _scores_of(source: Path) -> ScoresTable:

@@ -28,6 +28,7 @@ def sample(
     guide: "Guide | None" = None,
     batch_size: int = 16,
     note: Mapping[str, Any] | None = None,
+    origin: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Gallery:
     """One picture for every prompt and seed, as a gallery at ``out``.
@@ -42,6 +43,8 @@ def sample(
         seeds: one picture of each prompt for every number; ``seed=3`` is short for ``seeds=[3]``.
         guide: steers sampling by a reward, see ``pipelines.guidance``.
         note: columns added to every row.
+        origin: what this function cannot know of the pictures' making, by the names of `align-gen sample`: model,
+            adapter, dtype … Kept with the settings in the column "made", so that a row alone makes its picture again.
     """
     import torch
 
@@ -51,10 +54,12 @@ def sample(
     model = pipelines.load(model)
     seeds = seeds if seed is None else (seed,)
     described = [{"prompt": row} if isinstance(row, str) else dict(row) for row in prompts]
+    made = {**(origin or {}), "steps": num_inference_steps, "guidance": guidance_scale, "eta": eta}
+    made |= {"size": f"{height}x{width}"} if height and width else {}
     rows = []
     for row in described:
         own = [row["seed"]] if "seed" in row else [seed_of(number, "sample", 0, row["prompt"]) for number in seeds]
-        rows += [{**row, "seed": number, **(note or {})} for number in own]
+        rows += [{**row, "seed": number, **(note or {}), "made": made} for number in own]
     condition = model.encode_prompts([row["prompt"] for row in rows], negative, height=height, width=width)
     draw = guide.sample if guide is not None else pipelines.sample
     done = 0

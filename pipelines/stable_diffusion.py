@@ -16,6 +16,7 @@ from .process import Diffusion
 
 TOKENIZER_LOG = "transformers.tokenization_utils_base"
 LORA_FILE = "pytorch_lora_weights.safetensors"
+LORA_LOGS = ("diffusers.loaders.peft", "diffusers.loaders.lora_pipeline", "diffusers.loaders.lora_base")
 TRIAL = "trial"  # what a LoRA is called until it is known to fit
 
 
@@ -175,7 +176,7 @@ class StableDiffusion(Model):
         try:
             with safe_open(folder / LORA_FILE, "pt") as file:
                 wanted = [name for name in file.keys() if not name.startswith(("text_encoder", "lora_te"))]  # noqa: SIM118
-            with _quiet("diffusers.loaders.peft", "diffusers.loaders.lora_pipeline"):
+            with _quiet(*LORA_LOGS):
                 self.pipeline.load_lora_weights(folder, weight_name=LORA_FILE, adapter_name=TRIAL)
         except Exception as error:  # an untrusted file: torch, safetensors and diffusers each have errors of their own
             self._drop_trial(training)
@@ -188,7 +189,7 @@ class StableDiffusion(Model):
             raise ValueError(f"{folder}: only {len(loaded)} of its {len(wanted)} LoRA tensors fit this model")
         if training:
             unet.delete_adapters([POLICY])
-        with _quiet("diffusers.loaders.peft", "diffusers.loaders.lora_pipeline"):
+        with _quiet(*LORA_LOGS):
             self.pipeline.load_lora_weights(folder, weight_name=LORA_FILE, adapter_name=POLICY)
         if training:
             self._activate(unet, POLICY)

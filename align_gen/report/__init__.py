@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ORDER_SEED = 0  # of the default, random order: the same pictures come first each time the page is built
-OWN_KEYS = ("prompt", "seed", "file_name")  # of a gallery's row: shown in places of their own
+OWN_KEYS = ("prompt", "seed", "file_name", "made")  # of a gallery's row: shown in places of their own
 
 Json = dict[str, Any]
 
@@ -46,7 +46,7 @@ def build_report(
     held_out: Sequence[str],
     metrics: Sequence[Mapping[str, Any]] = (),
     provenance: Mapping[str, Any] | None = None,
-    command: Callable[[Mapping[str, Any]], str] | None = None,
+    command: Callable[[Mapping[str, Any]], str | None] | None = None,
     thumbnail: int = 128,
     limit: int = 1000,
 ) -> Path:
@@ -56,8 +56,8 @@ def build_report(
     and `after` pair on prompt and seed (on the file's name where a row lacks them); without `before` the page shows
     one gallery. optimised, held_out: columns of the comparison; its verdict depends on them. metrics: one mapping a
     step, with "step". provenance: shown in the foot, packages and weights from `after` first. command: from a row of
-    `after` to what makes the picture again. Pictures above `thumbnail` pixels a side are reduced to that. More than
-    `limit` pairs are a random choice, and the page says so. UserError when `out` cannot be written or a column of
+    `after` to what makes the picture again, or None. Pictures above `thumbnail` pixels a side are reduced to that. More
+    than `limit` pairs are a random choice, and the page says so. UserError when `out` cannot be written or a column of
     optimised or held_out was not compared.
     """
     pairs = _pairs(before, after)
@@ -154,7 +154,7 @@ def _key(row: Mapping[str, Any]) -> str:
     return json.dumps([row["prompt"], row["seed"]] if named else row.get("file_name"), default=str)
 
 
-def _item(index: int, row: Mapping[str, Any], command: Callable[[Mapping[str, Any]], str] | None) -> Json:
+def _item(index: int, row: Mapping[str, Any], command: Callable[[Mapping[str, Any]], str | None] | None) -> Json:
     return {
         "id": index,  # names the card in the URL
         "prompt": str(row.get("prompt", "")),

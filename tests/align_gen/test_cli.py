@@ -1,6 +1,7 @@
 """The command line: what it prints, and every mistake as one line with exit code 2."""
 
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -239,6 +240,25 @@ def test_counts_start_at_one(cli: Cli, tiny_folder: Path, tmp_path: Path, option
 @pytest.mark.parametrize("words", [["finetune"], ["sampel"], ["demo", "--nothing"]], ids=" ".join)
 def test_words_that_are_not_understood_are_one_line(cli: Cli, words: list[str]) -> None:
     assert "--help)" in mistake(cli(*words))
+
+
+def test_the_reports_command_makes_the_picture_again(cli: Cli, recipe: Path, tmp_path: Path) -> None:
+    """Of a run's last gallery with its export, of its first without; and of a gallery that was sampled."""
+    from align_gen.reports import command_for
+
+    run = tmp_path / "run"
+    assert cli("finetune", recipe, "--out", run).code == 0
+    for folder, other in (("samples/final", {"adapter": str(run / "export")}), ("before", {})):
+        gallery = Gallery.load(run / folder)
+        command = command_for(gallery.rows[0], **other)
+        assert command is not None
+        _, *words = shlex.split(command)
+        words[-1] = str(tmp_path / "again")
+        assert cli(*words).code == 0
+        again = Gallery.load(tmp_path / "again")
+        assert torch.equal(again.image(0), gallery.image(0))
+        assert command_for(again.rows[0]) == command  # and says the same of itself
+    assert command_for({"prompt": "a", "seed": 1}) is None
 
 
 def test_a_folder_of_something_else_is_refused_before_sampling(
