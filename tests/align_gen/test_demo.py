@@ -42,10 +42,10 @@ def test_summary_has_every_figure(short: Path) -> None:
     assert summary["prompts"] == 6
     for name in COLUMNS:
         assert summary[name].keys() >= FIGURES
-    # 8 images, guidance doubles; rollout 3 steps, then over the stochastic ones: reference, backward, replay, backward.
+    # 4 images, guidance doubles; rollout 3 steps, then over the stochastic ones: reference, backward, replay, backward.
     # In the first step one sample is replayed alone, to know the noise of the arithmetic.
     stochastic = 3
-    assert summary["denoiser_calls"] == 8 * 2 * (3 + 4 * stochastic) + 2 * stochastic
+    assert summary["denoiser_calls"] == 4 * 2 * (3 + 4 * stochastic) + 2 * stochastic
     assert 0 < summary["clip_fraction"] < 1
 
 
