@@ -591,6 +591,7 @@ def train_sd(name: str, data: Path, work: Path, out: Path, steps: int | None, st
 
     steps = steps or 12000
     model, seconds = train(name, model, loss_at, steps=steps, lr=1e-3, work=work, ema=0.999, warmup=400, save_every=250)
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")  # a used one is saved with its padding
     pipeline = StableDiffusionPipeline(
         vae=vae, text_encoder=model.text, tokenizer=tokenizer, unet=model.unet, scheduler=scheduler,
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
