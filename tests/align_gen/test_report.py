@@ -31,6 +31,7 @@ HOSTILE = (
 )
 PROMPTS = 30  # with two seeds each: 60 pairs, more than one page
 OPTIMISED, HELD_OUT = ["clip"], ["held:out", "alignment"]
+OWN = ("file:", "data:", "about:", "chrome:")  # the last are the browser's start page
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -100,10 +101,13 @@ class Page:
         self.js("document.querySelector(arguments[0]).click()", selector)
 
     def press(self, *keys: str) -> None:
-        """Real key presses, where the focus is."""
+        """Real key presses, where the focus is, and what they set off: a dialog tells of its closing a task later."""
         from selenium.webdriver import ActionChains
 
         ActionChains(self.driver).send_keys(*keys).perform()
+        self.driver.execute_async_script(
+            "const done = arguments[0]; setTimeout(() => requestAnimationFrame(() => done()), 0)"
+        )
 
     def ids(self) -> list[int]:
         """The rows of `after` shown, in order, every page of them."""
@@ -165,7 +169,7 @@ def nothing_in_the_logs(request: pytest.FixtureRequest) -> Iterator[None]:
     if "page" in request.fixturenames and "makes_noise" not in request.node.name:
         page: Page = request.getfixturevalue("page")
         assert page.messages() == []
-        assert [url for url in page.requests() if not url.startswith(("file:", "data:", "about:"))] == []
+        assert [url for url in page.requests() if not url.startswith(OWN)] == []
 
 
 # --- the guard itself -------------------------------------------------------------------------------------------------
