@@ -49,6 +49,8 @@ def demo(
 
 def _seconds_before(run: Path) -> tuple[float, bool]:
     """What earlier calls spent on this run, and whether they finished it; of an interrupted one, its training steps."""
+    if not (run / "recipe.yaml").is_file():  # no run of ours; finetune says so
+        return 0.0, False
     if (run / "summary.json").is_file():
         return float(json.loads((run / "summary.json").read_text())["seconds"]), True
     if (run / "metrics.jsonl").is_file():

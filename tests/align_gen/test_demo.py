@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from align_gen.demo import COLUMNS, Judged, demo
+from align_gen.errors import UserError
 from align_gen.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,6 +56,12 @@ def test_a_finished_demo_is_only_summed_up_again(short: Path) -> None:
     text = (short / "summary.json").read_text()
     demo(out=short, overrides=overrides(short.parent))
     assert (short / "summary.json").read_text() == text
+
+
+def test_a_folder_of_something_else_is_refused_whatever_it_holds(tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text("[]")
+    with pytest.raises(UserError, match="want a new or empty folder"):
+        demo(out=tmp_path)
 
 
 def test_figures_can_be_recomputed_without_us(short: Path) -> None:
