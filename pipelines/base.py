@@ -71,6 +71,7 @@ class Model(ABC):
     Latents are unpacked, (B, C, H, W) or (B, C, F, H, W); packing, position ids and per-frame repetition happen inside
     ``predict``, from the latents' shape. ``trainable`` maps component names to the modules that ``predict`` runs:
     what is put there (by DDP, by torch.compile) is what runs.
+    ``copies`` are their frozen references in full training, empty otherwise.
     """
 
     process: Process

@@ -49,6 +49,7 @@ def calls(options: Options, sampling: Sampling) -> dict[str, int]:
 
     Rollout and reference once each; every gradient step a forward and backward, and from the second on a first pass
     that finds the coefficients. An upper bound: clipped calls are left out, and a step with std 0 is not replayed.
+    The first step replays one sample more, to know the noise of the arithmetic (``replay_error``).
     """
     images = options.images_per_prompt * options.prompts_per_step
     each = images * sampling.num_inference_steps * (2 if sampling.guidance_scale > 1 else 1)
