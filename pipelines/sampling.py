@@ -28,6 +28,10 @@ class Rollout:
     stochastic: Tensor
     log_probs: Tensor
 
+    def __getitem__(self, rows: slice | Tensor) -> "Rollout":
+        """Some of the trajectories."""
+        return Rollout(self.latents[rows], self.times, self.stochastic, self.log_probs[rows])
+
     @property
     def final(self) -> Tensor:
         """The finished latents, (B, *latent)."""

@@ -15,7 +15,7 @@ import open_clip
 import torch
 from PIL import Image
 
-GOAL, BASELINE, ALPHA = "a glossy 3d emoji", "a flat icon", 0.5
+GOAL, BASELINE, ALPHA = "a glossy 3d emoji", "a flat icon", 1.0
 
 
 def embed(folder: Path, model_folder: Path) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:

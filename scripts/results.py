@@ -17,7 +17,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from align_gen import bundled, compare, pipelines, sample, score
+from align_gen import bundled, compare, methods, pipelines, sample, score
+from align_gen.demo import Judged
 from align_gen.engine import mean
 from align_gen.gallery import Gallery
 from align_gen.pipelines.guidance import BestOf
@@ -57,11 +58,12 @@ def rival(recipe: Recipe, run: Path, name: str, guide: BestOf | None = None, wor
     return score(type(gallery)(gallery.folder, judged), heads)
 
 
-def line(name: str, calls: int, before: ScoresTable, table: ScoresTable) -> str:
+def line(name: str, calls: int, before: ScoresTable, table: ScoresTable, judge: str) -> str:
     cells = [name, f"{calls:,}"]
     for column, change in compare(before, table).columns.items():
         low, high = change.ci_low / change.std, change.ci_high / change.std
         cells.append(f"{mean(table, column):.4f} ({change.delta / change.std:+.2f} [{low:+.2f}, {high:+.2f}])")
+    cells.append(f"{Judged.of(table, judge).diversity / Judged.of(before, judge).diversity:.2f}")
     return "| " + " | ".join(cells) + " |"
 
 
@@ -84,9 +86,10 @@ def rivals(recipe: Recipe, run: Path, summary: Mapping[str, Any]) -> str:
         f"best of {n}": (n * gallery, rival(recipe, run, "best-of", guide=best_of)),
         recipe.method["name"].upper(): (summary["denoiser_calls"] + gallery, after),
     }
-    rows = "\n".join(line(name, calls, before, table) for name, (calls, table) in found.items())
-    return f"""| | denoiser calls | {" | ".join(before.heads)} |
-|---|---|{"---|" * len(before.heads)}
+    judge = bundled.model_path(recipe.eval_rewards["heldout"]["path"])
+    rows = "\n".join(line(name, calls, before, table, judge) for name, (calls, table) in found.items())
+    return f"""| | denoiser calls | {" | ".join(before.heads)} | diversity |
+|---|---|{"---|" * len(before.heads)}---|
 {rows}
 
 {winners({name: table for name, (_, table) in found.items()})}."""
@@ -131,7 +134,8 @@ def main() -> None:
     first, summary = args.runs[0], summaries[0]
     recipe = Recipe.load(first / "recipe.yaml")
     picture(first).save(args.out.parent / "demo.png", optimize=True)
-    k = recipe.method["gradient_steps"]
+    calls = methods.load(recipe.method["name"]).calls(recipe.method_options(), recipe.sampling)
+    learned = calls["backwards"] / calls["forwards"]
     args.out.write_text(f"""# Results
 
 Written by `python scripts/results.py {" ".join(map(str, args.runs))}` from runs of `align-gen demo`.
@@ -152,8 +156,7 @@ whole run on 2 cores.
 ## Rivals of the first run at equal denoiser calls
 
 In brackets: the change against the untouched model in standard deviations, with its 95 % interval. Calls count samples
-through the denoiser, forward; the trained model also needs backward passes for {k} of every {2 * k + 1} of its training
-calls.
+through the denoiser, forward; the trained model also needs a backward pass for {learned:.0%} of its training calls.
 
 {rivals(recipe, first, summary)}
 

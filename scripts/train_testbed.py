@@ -4,6 +4,7 @@
     python scripts/train_testbed.py emoji-heldout-clip …
     python scripts/train_testbed.py emoji-vae …          # needs nothing else
     python scripts/train_testbed.py emoji-sd …           # needs emoji-vae, and emoji-heldout-clip to be measured
+    python scripts/train_testbed.py emoji-flow …         # the same, and emoji-sd for its tokenizer
     python scripts/train_testbed.py prompts …            # the prompt lists
 
 Every run is seeded by (seed, step), saves its state every few minutes and goes on from there when started again,
@@ -547,6 +548,35 @@ def encode_all(vae: Any, pixels: Tensor, copies: int) -> Tensor:
     return torch.stack(found) * vae.config.scaling_factor
 
 
+def latent_batch(
+    pictures: Pictures, latents: Tensor, tokenizer: Any, seed: int, step: int, size: int = 64
+) -> tuple[Tensor, Tensor, Tensor, torch.Generator]:
+    """Clean latents of random pictures, noise, and the token ids of a random true caption each, one in ten empty.
+
+    The generator goes on to draw the times.
+    """
+    g, rng = generator(seed, step), np.random.default_rng([seed, step])
+    index = torch.randint(len(pictures.rows), (size,), generator=g)
+    mean, std = latents[torch.randint(len(latents), (size,), generator=g), index].unbind(1)
+    clean = mean + std * torch.randn(mean.shape, generator=g)
+    texts = ["" if rng.random() < 0.1 else caption(pictures.rows[i], rng).text for i in index]
+    padded = tokenizer(texts, padding="max_length", truncation=True, max_length=TEXT_LENGTH, return_tensors="pt")
+    return clean, torch.randn(clean.shape, generator=g), padded.input_ids, g
+
+
+def save_pipeline(pipeline: Any, folder: Path) -> None:
+    """The denoiser and the VAE in half precision; then the pipeline is float32 again."""
+    for part in ("unet", "transformer", "vae"):
+        if part in pipeline.components:
+            getattr(pipeline, part).half()
+    # Not the text encoders: transformers loads in the dtype of the file, diffusers in float32.
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    config = folder / "vae" / "config.json"  # where the VAE was loaded from is nobody's business
+    kept = {key: value for key, value in json.loads(config.read_text()).items() if key != "_name_or_path"}
+    config.write_text(json.dumps(kept, indent=2) + "\n")
+    pipeline.to(torch.float32)
+
+
 def train_sd(name: str, data: Path, work: Path, out: Path, steps: int | None, start: Path | None = None) -> None:
     """Denoise latents under random captions. ``start``: a pipeline folder of this script's to go on from, whose
     optimizer is lost; its steps are added in the card.
@@ -572,16 +602,8 @@ def train_sd(name: str, data: Path, work: Path, out: Path, steps: int | None, st
         earlier = json.loads((start / "measured.json").read_text())["training steps"]
 
     def loss_at(model: Any, step: int) -> Tensor:
-        g, rng = generator(4, step), np.random.default_rng([4, step])
-        index = torch.randint(len(pictures.rows), (64,), generator=g)
-        mean, std = latents[torch.randint(len(latents), (64,), generator=g), index].unbind(1)
-        clean = mean + std * torch.randn(mean.shape, generator=g)
-        texts = ["" if rng.random() < 0.1 else caption(pictures.rows[i], rng).text for i in index]
-        ids = tokenizer(
-            texts, padding="max_length", truncation=True, max_length=TEXT_LENGTH, return_tensors="pt"
-        ).input_ids
-        noise = torch.randn(clean.shape, generator=g)
-        t = torch.randint(scheduler.config.num_train_timesteps, (64,), generator=g)
+        clean, noise, ids, g = latent_batch(pictures, latents, tokenizer, 4, step)
+        t = torch.randint(scheduler.config.num_train_timesteps, (len(clean),), generator=g)
         with torch.autocast("cpu", torch.bfloat16):
             predicted = model(scheduler.add_noise(clean, noise, t), t, ids)
         error = (predicted.float() - noise).square().mean((1, 2, 3))
@@ -596,14 +618,8 @@ def train_sd(name: str, data: Path, work: Path, out: Path, steps: int | None, st
         vae=vae, text_encoder=model.text, tokenizer=tokenizer, unet=model.unet, scheduler=scheduler,
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
-    pipeline.unet.half()
-    pipeline.vae.half()  # not the text encoder: transformers loads in the dtype of the file, diffusers in float32
-    pipeline.save_pretrained(folder, safe_serialization=True)
-    config = folder / "vae" / "config.json"  # where the VAE was loaded from is nobody's business
-    kept = {key: value for key, value in json.loads(config.read_text()).items() if key != "_name_or_path"}
-    config.write_text(json.dumps(kept, indent=2) + "\n")
-    pipeline.to(torch.float32)
-    pictures_made, facts = measure_sd(pipeline, out, pictures)
+    save_pipeline(pipeline, folder)
+    pictures_made, facts = measure_generator(pipeline, out, pictures)
     facts |= json.loads((work / "emoji-vae" / "measured.json").read_text())
     facts |= {
         "UNet parameters": sum(p.numel() for p in model.unet.parameters()),
@@ -616,7 +632,7 @@ def train_sd(name: str, data: Path, work: Path, out: Path, steps: int | None, st
 
 
 @torch.no_grad()
-def measure_sd(pipeline: Any, out: Path, pictures: Pictures) -> tuple[Any, Row]:
+def measure_generator(pipeline: Any, out: Path, pictures: Pictures, **options: Any) -> tuple[Any, Row]:
     """Recall@5 of the held-out CLIP over all things, for wordings and seeds the generator never saw."""
     import open_clip
     from PIL import Image
@@ -637,8 +653,8 @@ def measure_sd(pipeline: Any, out: Path, pictures: Pictures) -> tuple[Any, Row]:
         part = chosen[start : start + 32]
         prompts = [HELD_OUT_PLAIN[(start + i) % len(HELD_OUT_PLAIN)].format(thing) for i, thing in enumerate(part)]
         seeds = [torch.Generator().manual_seed(10_000 + start + i) for i in range(len(part))]
-        images = pipeline(prompts, num_inference_steps=20, guidance_scale=3.0, generator=seeds, output_type="pt").images
-        made.append(images.cpu())
+        call = {"num_inference_steps": 20, "guidance_scale": 3.0, "generator": seeds, "output_type": "pt", **options}
+        made.append(pipeline(prompts, **call).images.cpu())
     images = torch.cat(made)
     image = judge.encode_image(normalise(images), normalize=True)
     text = judge.encode_text(tokenizer([f"an emoji of {thing}" for thing in things]), normalize=True)
@@ -651,6 +667,98 @@ def measure_sd(pipeline: Any, out: Path, pictures: Pictures) -> tuple[Any, Row]:
         "recall@1 of generated pictures, held-out wording and seeds": round((rank < 1).float().mean().item(), 4),
     }
     return Image.fromarray((grid.clamp(0, 1) * 255).round().byte().numpy()), facts
+
+
+# --- Stable Diffusion 3 ----------------------------------------------------------------------------------------------
+
+TRANSFORMER = {
+    "sample_size": 8,
+    "patch_size": 1,
+    "in_channels": 16,
+    "out_channels": 16,
+    "num_layers": 6,
+    "attention_head_dim": 32,
+    "num_attention_heads": 6,
+    "caption_projection_dim": 192,
+    "joint_attention_dim": 192,
+    "pooled_projection_dim": 128,
+    "pos_embed_max_size": 8,
+    "qk_norm": "rms_norm",
+}
+
+
+class FlowDenoiser(nn.Module):
+    """Transformer and the two CLIP text encoders of the family, trained together; T5's place holds zeros."""
+
+    def __init__(self, vocab: int, eos: int):
+        super().__init__()
+        from diffusers import SD3Transformer2DModel
+        from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+        self.transformer = SD3Transformer2DModel(**TRANSFORMER)
+        self.texts = nn.ModuleList(
+            CLIPTextModelWithProjection(
+                CLIPTextConfig(
+                    vocab_size=vocab, hidden_size=96, intermediate_size=384, projection_dim=64, num_hidden_layers=3,
+                    num_attention_heads=4, max_position_embeddings=TEXT_LENGTH, eos_token_id=eos, bos_token_id=eos - 1,
+                )
+            )
+            for _ in range(2)
+        )  # fmt: skip
+
+    def forward(self, noisy: Tensor, t: Tensor, ids: Tensor) -> Tensor:
+        """As StableDiffusion3Pipeline conditions it: the last layer but one of both, side by side, and both pooled."""
+        found = [text(ids, output_hidden_states=True) for text in self.texts]
+        tokens = torch.cat([one.hidden_states[-2] for one in found], -1)
+        pooled = torch.cat([one.text_embeds for one in found], -1)
+        tokens = torch.cat([tokens, torch.zeros_like(tokens)], 1)
+        return self.transformer(noisy, tokens, pooled, 1000 * t).sample
+
+
+def train_flow(name: str, data: Path, work: Path, out: Path, steps: int | None) -> None:
+    """Rectified flow on emoji-sd's latents, times logit-normal (Esser et al. 2024, section 3.1)."""
+    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
+    from transformers import CLIPTokenizer
+
+    pictures = Pictures.load(data, TRAINED_STYLES)
+    folder = out / name
+    shutil.copytree(out / "emoji-sd" / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    vae = AutoencoderKL.from_pretrained(work / "emoji-vae").eval()
+    latents = encode_all(vae, pictures.pixels, copies=4)
+    shift = latents[:, :, 0].mean().item()
+    latents[:, :, 0] -= shift
+    vae.register_to_config(shift_factor=round(shift / vae.config.scaling_factor, 5))
+    torch.manual_seed(5)
+    model = FlowDenoiser(len(tokenizer), len(tokenizer) - 1)
+
+    def loss_at(model: Any, step: int) -> Tensor:
+        clean, noise, ids, g = latent_batch(pictures, latents, tokenizer, 5, step)
+        t = torch.randn(len(clean), generator=g).sigmoid()
+        with torch.autocast("cpu", torch.bfloat16):
+            velocity = model(clean.lerp(noise, t[:, None, None, None]), t, ids)
+        return (velocity.float() - (noise - clean)).square().mean()
+
+    steps = steps or 12000
+    model, seconds = train(name, model, loss_at, steps=steps, lr=1e-3, work=work, ema=0.999, warmup=400, save_every=250)
+    both = [CLIPTokenizer.from_pretrained(folder / "tokenizer") for _ in range(2)]
+    pipeline = StableDiffusion3Pipeline(
+        vae=vae, text_encoder=model.texts[0], tokenizer=both[0], text_encoder_2=model.texts[1], tokenizer_2=both[1],
+        text_encoder_3=None, tokenizer_3=None, transformer=model.transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+    )  # fmt: skip
+    save_pipeline(pipeline, folder)
+    pictures_made, facts = measure_generator(pipeline, out, pictures, max_sequence_length=TEXT_LENGTH)
+    facts |= json.loads((work / "emoji-vae" / "measured.json").read_text())
+    facts |= {
+        "transformer parameters": sum(p.numel() for p in model.transformer.parameters()),
+        "training steps": steps,
+        "training seconds (2 cores)": round(seconds),
+        "max_sequence_length it was trained with": TEXT_LENGTH,
+    }
+    write_card(folder, f"{name}: a small Stable Diffusion 3 of emoji", facts)
+    pictures_made.save(work / f"{name}.png")
+    print(json.dumps(facts), flush=True)
 
 
 # --- prompt lists ----------------------------------------------------------------------------------------------------
@@ -687,6 +795,7 @@ TRAINERS: dict[str, Callable[..., None]] = {
     "emoji-heldout-clip": train_clip,
     "emoji-vae": train_vae,
     "emoji-sd": train_sd,
+    "emoji-flow": train_flow,
 }
 
 

@@ -26,11 +26,13 @@ class Options(Strict):
     """PRDP's own numbers; Table 4 of the paper gives three settings (recipes/paper).
 
     beta and clip are in the units of ``log_prob``: mean over latent elements (as published code of this family does),
-    or sum.
+    or sum. ``keep``: only this many of a prompt's images, the best and the worst half and half, are learned from. An
+    image costs one pass to draw and at least four to learn from, so pairs with wide gaps come cheap.
     """
 
     name: Literal["prdp"] = "prdp"
     images_per_prompt: int = Field(8, ge=2)
+    keep: int | None = Field(None, ge=2)
     prompts_per_step: int = Field(4, ge=1)
     gradient_steps: int = Field(2, ge=1)
     beta: float = Field(1.0, gt=0)
@@ -42,18 +44,23 @@ def check(options: Options, sampling: Sampling) -> None:
     """What no single key shows: UserError when these settings cannot learn."""
     if sampling.eta == 0:
         raise UserError("sampling.eta: 0 leaves no stochastic step, and prdp needs log-probabilities; want eta > 0")
+    if options.keep is not None and options.keep > options.images_per_prompt:
+        raise UserError(f"method.keep: {options.keep} is more than images_per_prompt, {options.images_per_prompt}")
 
 
 def calls(options: Options, sampling: Sampling) -> dict[str, int]:
     """Samples through the denoiser per step, guidance counted twice: the floor of this algorithm.
 
-    Rollout and reference once each; every gradient step a forward and backward, and from the second on a first pass
-    that finds the coefficients. An upper bound: clipped calls are left out, and a step with std 0 is not replayed.
-    The first step replays one sample more, to know the noise of the arithmetic (``replay_error``).
+    All images are drawn. The kept ones pass the reference once and every gradient step forward and backward, from the
+    second on after a first pass that finds the coefficients. An upper bound: clipped calls are left out, and a step
+    with std 0 is not replayed. The first step replays one sample more, for ``replay_error``.
     """
-    images = options.images_per_prompt * options.prompts_per_step
-    each = images * sampling.num_inference_steps * (2 if sampling.guidance_scale > 1 else 1)
-    return {"forwards": each * (2 * options.gradient_steps + 1), "backwards": each * options.gradient_steps}
+    each = options.prompts_per_step * sampling.num_inference_steps * (2 if sampling.guidance_scale > 1 else 1)
+    drawn, learned = each * options.images_per_prompt, each * (options.keep or options.images_per_prompt)
+    return {
+        "forwards": drawn + learned * 2 * options.gradient_steps,
+        "backwards": learned * options.gradient_steps,
+    }
 
 
 def step(
@@ -71,19 +78,23 @@ def step(
     # 1. Sample with the current policy, keeping every latent.
     samples, media = draw(state, condition, generators, options, sampling)
 
-    # 2. Score in the background; higher is better. Meanwhile, the reference's log-probabilities, once for all steps.
+    # 2. Score in the background; higher is better. Then the reference's log-probabilities, once for all steps.
     pending = rewards.start(media, texts)
-    with model.as_reference():
-        log_probs_ref = replay(state, samples, condition, options, sampling)
+    if options.keep is None:  # all are learned from: that pass need not wait
+        log_probs_ref = reference(state, samples, condition, options, sampling)
     scores = pending.result()
     reward = scores.combined.to(samples.log_probs.device)
+    if options.keep is not None:
+        kept, group = extremes(reward, group, options.keep), options.keep
+        samples, condition, reward = samples[kept], condition[kept], reward[kept]
+        log_probs_ref = reference(state, samples, condition, options, sampling)
 
     # 3. Compare siblings, 4. learn. With theta = theta_old the first pass is the rollout's own log-probabilities.
     log_probs_old = samples.log_probs
-    informative = [rows for rows in slices(len(texts), group) if reward[rows].min() < reward[rows].max()]
+    informative = [rows for rows in slices(len(reward), group) if reward[rows].min() < reward[rows].max()]
     total = state.accelerator.reduce(torch.tensor(float(len(informative)), device=reward.device)).item()
     metrics = {f"reward/{name}": value.mean().item() for name, value in scores.heads.items()}
-    metrics |= {"reward/combined": reward.mean().item(), "reward/std": reward.std().item()}
+    metrics |= {"reward/combined": scores.combined.mean().item(), "reward/std": scores.combined.std().item()}
     metrics |= {"groups_skipped": float(len(batch) - len(informative))}
     if state.step == 0:
         metrics["replay_error"] = replay_error(state, samples, condition, options, sampling)
@@ -125,6 +136,24 @@ def draw(
         )
         parts.append((drawn, decode(state.model, drawn.final)))
     return concatenate([drawn for drawn, _ in parts]), torch.cat([pictures for _, pictures in parts])
+
+
+def extremes(reward: Tensor, group: int, keep: int) -> Tensor:
+    """Rows of the ``keep`` best and worst, half and half, of every ``group`` siblings, in their order.
+
+    Every pair has the same optimum, so to choose among them moves no fixed point; the widest gaps tell the most.
+    """
+    order = reward.view(-1, group).argsort(dim=1, stable=True)
+    chosen = torch.cat([order[:, : keep // 2], order[:, group - (keep + 1) // 2 :]], 1).sort(1).values
+    return (chosen + torch.arange(0, len(reward), group, device=reward.device)[:, None]).flatten()
+
+
+def reference(
+    state: TrainState, samples: Rollout, condition: Condition, options: Options, sampling: Sampling
+) -> Tensor:
+    """Log-probabilities of the trajectories under the frozen reference, (B, S)."""
+    with state.model.as_reference():
+        return replay(state, samples, condition, options, sampling)
 
 
 def backward(
@@ -190,8 +219,8 @@ def replay_error(
 
     Before any update it should be 0; what it is instead is the noise of the arithmetic, which must not reach the clip.
     """
-    alone = Rollout(samples.latents[:1], samples.times, samples.stochastic, samples.log_probs[:1])
-    error = (replay(state, alone, condition[:1], options, sampling) - alone.log_probs).abs().max().item()
+    alone = replay(state, samples[:1], condition[:1], options, sampling)
+    error = (alone - samples.log_probs[:1]).abs().max().item()
     if error > options.clip / 10:
         warnings.warn(
             f"method.clip: {options.clip:g} is less than ten times the replay error {error:.1e} of this precision; "

@@ -44,10 +44,10 @@ def test_summary_has_every_figure(short: Path) -> None:
     assert summary["prompts"] == 6
     for name in COLUMNS:
         assert summary[name].keys() >= FIGURES
-    # 4 images, guidance doubles; rollout 3 steps, then over the stochastic ones: reference, backward, replay, backward.
-    # In the first step one sample is replayed alone, to know the noise of the arithmetic.
+    # 16 images drawn in 3 steps, 4 learned from over the stochastic ones: reference, backward, replay, backward.
+    # In the first step one sample is replayed alone, to know the noise of the arithmetic. Guidance doubles all.
     stochastic = 3
-    assert summary["denoiser_calls"] == 4 * 2 * (3 + 4 * stochastic) + 2 * stochastic
+    assert summary["denoiser_calls"] == 2 * (16 * 3 + 4 * 4 * stochastic + stochastic)
     assert 0 < summary["clip_fraction"] < 1
 
 

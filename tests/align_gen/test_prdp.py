@@ -187,19 +187,22 @@ def closed_form(model: Model, steps: int, slope: float, beta: float) -> float:
     return slope * variance / beta
 
 
+@pytest.mark.parametrize(("images", "keep"), [(32, None), (64, 16)])
 @pytest.mark.parametrize("name", ["toy-diffusion", "toy-flow"])
-def test_reaches_its_own_closed_form(name: str) -> None:
+def test_reaches_its_own_closed_form(name: str, images: int, keep: int | None) -> None:
     """N(0, 1), r = x, beta = 2 over the whole trajectory: the mean moves to V / 2, .32 for ten steps, within .03.
 
     The loss averages over S steps, so a trajectory weight of 2 is beta = 2 S with summed log-probabilities. The same
-    noise gives the same sample shifted, so four samples measure the mean's move exactly.
+    noise gives the same sample shifted, so four samples measure the mean's move exactly. To learn from the best and the
+    worst only leads to the same place.
     """
     model, steps, rounds = toy(name), 10, 20
     condition = model.encode_prompts(["a"])
     optimizer = torch.optim.Adam(model.parameters(), lr=0.15, betas=(0.8, 0.99))
     state = TrainState(model, optimizer, Accelerator(cpu=True), max_grad_norm=1e9, micro_batch=4096)
     stochastic = len(rollout(model, condition, num_inference_steps=steps).stochastic)
-    options = prdp.Options(images_per_prompt=32, gradient_steps=3, beta=2 * stochastic, clip=1e6, log_prob="sum")
+    learn = {"gradient_steps": 3, "beta": 2 * stochastic, "clip": 1e6, "log_prob": "sum"}
+    options = prdp.Options(images_per_prompt=images, keep=keep, **learn)
     rewards = reward_set([first_coordinate])
     for state.step in range(rounds):
         optimizer.param_groups[0]["lr"] = 0.15 * (1 - state.step / rounds)
@@ -215,6 +218,36 @@ def test_reaches_its_own_closed_form(name: str) -> None:
     expected = closed_form(model, steps, slope=1.0, beta=2.0)
     assert expected == pytest.approx(0.32, abs=0.01)
     assert (drawn() - reference).mean().item() == pytest.approx(expected, abs=0.03)
+
+
+def test_extremes() -> None:
+    """Two prompts of five. Of four: the two worst and the two best. Of three: one worst, two best. In drawing order."""
+    reward = torch.tensor([0.3, 0.1, 0.5, 0.2, 0.4, 5.0, 4.0, 3.0, 2.0, 1.0])
+    assert prdp.extremes(reward, 5, 4).tolist() == [1, 2, 3, 4, 5, 6, 8, 9]
+    assert prdp.extremes(reward, 5, 3).tolist() == [1, 2, 4, 5, 6, 9]
+    assert prdp.extremes(reward, 5, 5).tolist() == list(range(10))
+
+
+def test_what_is_not_kept_teaches_nothing() -> None:
+    """A reward that gives the middle four of each six one value and another: same update, as the extremes are the same.
+
+    The reported rewards are of all that was drawn; keeping all is the same step as to choose none.
+    """
+
+    def middle(shift: float) -> Callable[[Tensor, Sequence[str]], Tensor]:
+        def reward(media: Tensor, prompts: Sequence[str]) -> Tensor:
+            rank = media[:, 0, 0, 0].view(-1, 6).argsort(1).argsort(1).flatten().float()
+            return torch.where((rank > 0) & (rank < 5), shift, rank)
+
+        return reward
+
+    low, ((_, (a,)), *_) = take(toy(), rewards=[middle(1.0)], keep=2)
+    high, ((_, (b,)), *_) = take(toy(), rewards=[middle(4.0)], keep=2)
+    assert a is not None and b is not None and a.any()
+    torch.testing.assert_close(a, b, rtol=0, atol=0)
+    assert low["reward/combined"] == pytest.approx((0 + 4 * 1 + 5) / 6)
+    assert high["reward/combined"] == pytest.approx((0 + 4 * 4 + 5) / 6)
+    assert take(toy(), keep=6)[0] == take(toy())[0]
 
 
 def test_closed_form_of_the_paper_schedule() -> None:
@@ -296,6 +329,11 @@ def test_eta_zero_is_refused() -> None:
         prdp.check(prdp.Options(), Sampling(eta=0.0))
 
 
+def test_to_keep_more_than_is_drawn_is_refused() -> None:
+    with pytest.raises(UserError, match=r"method\.keep: 9 is more than images_per_prompt, 8"):
+        prdp.check(prdp.Options(images_per_prompt=8, keep=9), Sampling())
+
+
 def test_a_clip_within_the_noise_of_replay_is_warned_about(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replaying theta_old must give its own log-probabilities to clip/10; here an error of 1e-4 is put in by hand."""
     exact = prdp.replay
@@ -317,19 +355,22 @@ def test_call_table() -> None:
     guided, plain = Sampling(num_inference_steps=4), Sampling(num_inference_steps=4, guidance_scale=1.0)
     assert prdp.calls(options, guided) == {"forwards": 48 * 5, "backwards": 48 * 2}
     assert prdp.calls(options, plain) == {"forwards": 24 * 5, "backwards": 24 * 2}
+    few = prdp.Options(images_per_prompt=9, keep=3, prompts_per_step=2, gradient_steps=2)  # 144 to draw, 48 to learn
+    assert prdp.calls(few, guided) == {"forwards": 144 + 48 * 4, "backwards": 48 * 2}
 
 
-def test_calls_made_are_the_calls_promised() -> None:
-    """The toy's last step has no density and is not replayed: 12 samples x (4 + 3 reference + 3 + 2 x 3) at most."""
+@pytest.mark.parametrize(("keep", "samples"), [(None, 12), (2, 4)])
+def test_calls_made_are_the_calls_promised(keep: int | None, samples: int) -> None:
+    """12 are drawn in 4 steps, the kept replayed in the 3 that have a density: by the reference, and 3 + 2 x 3."""
     model, counts = toy(), []
     model.trainable["denoiser"].register_forward_pre_hook(lambda module, inputs: counts.append(len(inputs[0])))
-    take(model, lr=0.0)
-    samples, steps, stochastic = 12, 4, 3
-    promised = prdp.calls(
-        prdp.Options(images_per_prompt=6, prompts_per_step=2), Sampling(num_inference_steps=4, guidance_scale=1.0)
-    )
+    take(model, lr=0.0, keep=keep)
+    drawn, steps, stochastic = 12, 4, 3
+    options = prdp.Options(images_per_prompt=6, keep=keep, prompts_per_step=2)
+    promised = prdp.calls(options, Sampling(num_inference_steps=4, guidance_scale=1.0))
     reference = samples * stochastic  # its copy bears no hook
-    assert sum(counts) == samples * (steps + 3 * stochastic) + stochastic  # the first step replays one sample alone
+    # The first step replays one sample alone.
+    assert sum(counts) == drawn * steps + samples * 3 * stochastic + stochastic
     assert sum(counts) + reference <= promised["forwards"]
 
 
