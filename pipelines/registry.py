@@ -12,6 +12,7 @@ from .base import Model
 
 FAMILIES = {  # _class_name in model_index.json -> adapter
     "StableDiffusionPipeline": "stable_diffusion:StableDiffusion",
+    "StableDiffusion3Pipeline": "stable_diffusion_3:StableDiffusion3",
 }
 TOYS = {"toy-diffusion": "toy:toy_diffusion", "toy-flow": "toy:toy_flow"}
 

@@ -2,12 +2,30 @@
 
 import json
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
 
 TOKENS = 24  # that a prompt may have, with its two ends
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -24,8 +42,8 @@ def clip_tokenizer(max_length: int = TOKENS) -> CLIPTokenizer:
         return CLIPTokenizer.from_pretrained(folder, model_max_length=max_length)
 
 
-def clip_text_model(tokenizer: CLIPTokenizer, width: int = 16) -> CLIPTextModel:
-    """A text encoder of two layers."""
+def clip_text_model(tokenizer: CLIPTokenizer, width: int = 16, projection: bool = False) -> Any:
+    """A text encoder of two layers, with the projection of its pooled output where a family reads that."""
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
@@ -38,7 +56,7 @@ def clip_text_model(tokenizer: CLIPTokenizer, width: int = 16) -> CLIPTextModel:
         eos_token_id=len(tokenizer) - 1,
         pad_token_id=len(tokenizer) - 1,
     )
-    return CLIPTextModel(config).eval()
+    return (CLIPTextModelWithProjection if projection else CLIPTextModel)(config).eval()
 
 
 def autoencoder(channels: int = 4) -> AutoencoderKL:
@@ -95,3 +113,63 @@ def stable_diffusion(seed: int = 0, scheduler: Any = None, **unet: Any) -> Stabl
         pipeline.scheduler = scheduler
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def t5_tokenizer(max_length: int = TOKENS) -> T5TokenizerFast:
+    """T5's tokenizer over letters: one token a character."""
+    letters = [(chr(i), -1.0) for i in range(33, 127)]
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -1.0), *letters]
+    return T5TokenizerFast(vocab=pieces, extra_ids=0, model_max_length=max_length)
+
+
+def t5_encoder(tokenizer: T5TokenizerFast, width: int = 32) -> T5EncoderModel:
+    """A text encoder of two layers."""
+    config = T5Config(
+        vocab_size=len(tokenizer), d_model=width, d_kv=8, d_ff=2 * width, num_layers=2, num_heads=4, dropout_rate=0.0
+    )
+    return T5EncoderModel(config).eval()
+
+
+def stable_diffusion_3(seed: int = 0, t5: bool = True, **scheduler: Any) -> StableDiffusion3Pipeline:
+    """Latents (4, 8, 8), pictures 16 x 16; both CLIP encoders, T5 or none, a VAE with a shift."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tokenizer, t5_words = clip_tokenizer(), t5_tokenizer()
+        vae = autoencoder()
+        vae.register_to_config(scaling_factor=1.5, shift_factor=0.06)
+        network = SD3Transformer2DModel(
+            sample_size=8,
+            patch_size=2,
+            in_channels=4,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            caption_projection_dim=16,
+            joint_attention_dim=32,
+            pooled_projection_dim=32,
+            pos_embed_max_size=8,
+            qk_norm="rms_norm",
+        ).eval()
+        network.proj_out.weight.data *= 8
+        pipeline = StableDiffusion3Pipeline(
+            transformer=network,
+            scheduler=FlowMatchEulerDiscreteScheduler(**{"shift": 3.0, **scheduler}),
+            vae=vae,
+            text_encoder=clip_text_model(tokenizer, projection=True),
+            tokenizer=tokenizer,
+            text_encoder_2=clip_text_model(tokenizer, projection=True),
+            tokenizer_2=tokenizer,
+            text_encoder_3=t5_encoder(t5_words) if t5 else None,
+            tokenizer_3=t5_words if t5 else None,
+        )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+PIPELINES: dict[str, Callable[..., Any]] = {
+    "sd": stable_diffusion,
+    "sd3": stable_diffusion_3,
+    "sd3-without-t5": partial(stable_diffusion_3, t5=False),
+    "sd3-dynamic-shift": partial(stable_diffusion_3, use_dynamic_shifting=True, shift=1.0),
+}

@@ -1,0 +1,236 @@
+"""What the adapters of diffusers pipelines share: texts encoded once, guidance in one batch, exports both ways.
+
+A family says how texts become tensors, how its network is called, and what its pipeline does to latents; see
+``stable_diffusion.py`` for the shortest whole one.
+"""
+
+import logging
+import warnings
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .base import POLICY, Condition, Guidance, Model, unwrap
+
+TOKENIZER_LOG = "transformers.tokenization_utils_base"
+LORA_FILE = "pytorch_lora_weights.safetensors"
+LORA_LOGS = ("diffusers.loaders.peft", "diffusers.loaders.lora_pipeline", "diffusers.loaders.lora_base")
+TRIAL = "trial"  # what a LoRA is called until it is known to fit
+NEGATIVE = "negative_"
+
+
+class Pretrained(Model):
+    """A diffusers pipeline behind the Model contract.
+
+    In a condition, ``negative_NAME`` is what classifier-free guidance puts in the place of NAME; a tensor without one
+    is the same on both sides.
+    """
+
+    default_negative = ""
+    patch_size = 1
+
+    def __init__(self, pipeline: Any):
+        super().__init__(pipeline)
+        self._texts: dict[str, dict[str, Tensor]] = {}
+        self._warned = False
+
+    # -- what a family says
+
+    @abstractmethod
+    def encode_texts(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """Tensors of one row a text, of the same width whatever the text."""
+
+    @abstractmethod
+    def denoise(self, x: Tensor, t: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+        """One call of the network. x (B, *latent) in its dtype, t (B,) process time, tensors of B rows."""
+
+    def inputs(self, count: int, height: int, width: int, num_frames: int, **inputs: Any) -> dict[str, Tensor]:
+        """Tensors that no text gives: sizes, control maps, source images. ``count`` rows each."""
+        if inputs:
+            raise ValueError(f"{type(self).__name__} takes no {sorted(inputs)}")
+        return {}
+
+    @property
+    def text_limit(self) -> tuple[Any, int]:
+        """(tokenizer, tokens) beyond which a prompt is cut by every encoder."""
+        return self.pipeline.tokenizer, self.pipeline.tokenizer.model_max_length
+
+    # -- the contract
+
+    def encode_prompts(
+        self,
+        prompts: Sequence[str],
+        negative: str | Sequence[str] | None = None,
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        num_frames: int = 1,
+        **inputs: Any,
+    ) -> Condition:
+        height, width = height or self.default_size[0], width or self.default_size[1]
+        shape = self.latent_shape(height, width, num_frames)
+        if isinstance(negative, str | None):
+            negative = [self.default_negative if negative is None else negative] * len(prompts)
+        self._encode([*prompts, *negative])
+        names = next(iter(self._texts.values()), {})
+        tensors = {name: torch.stack([self._texts[text][name] for text in prompts]) for name in names}
+        tensors |= {NEGATIVE + name: torch.stack([self._texts[text][name] for text in negative]) for name in names}
+        tensors |= self.inputs(len(prompts), height, width, num_frames, **inputs)
+        return Condition(tuple(prompts), tensors, shape)
+
+    def predict(self, x_t: Tensor, t: Tensor, condition: Condition, guidance: Guidance) -> Tensor:
+        if not isinstance(guidance, float | int) and guidance.keys() != {"text"}:
+            raise ValueError(f"guidance: want a number or {{'text': number}}, got {dict(guidance)}")
+        scale = guidance if isinstance(guidance, float | int) else guidance["text"]
+        x, t = x_t.to(self.dtype), t.to(x_t.device).expand(len(x_t))
+        with_text = {name: value for name, value in condition.tensors.items() if not name.startswith(NEGATIVE)}
+        if scale <= 1:
+            return self.denoise(x, t, self._ready(with_text))
+        without_text = {name: condition.tensors.get(NEGATIVE + name, value) for name, value in with_text.items()}
+        both = {name: torch.cat([without_text[name], value]) for name, value in with_text.items()}
+        without, with_ = self.denoise(torch.cat([x, x]), torch.cat([t, t]), self._ready(both)).chunk(2)
+        return without + scale * (with_ - without)
+
+    def decode(self, latents: Tensor, frames: Sequence[int] | None = None) -> Tensor:
+        if frames is not None:
+            raise ValueError("frames: these are pictures")
+        vae = self.pipeline.vae
+        raw = latents.to(vae.dtype) / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0)
+        return (vae.decode(raw, return_dict=False)[0] / 2 + 0.5).clamp(0, 1)
+
+    def encode(self, media: Tensor) -> Tensor:
+        vae = self.pipeline.vae
+        raw: Tensor = vae.encode(media.to(vae.device, vae.dtype) * 2 - 1).latent_dist.mean
+        return (raw - (getattr(vae.config, "shift_factor", None) or 0)) * vae.config.scaling_factor
+
+    def latent_shape(self, height: int, width: int, num_frames: int = 1) -> tuple[int, ...]:
+        factor = self.pipeline.vae_scale_factor * self.patch_size
+        if height % factor or width % factor or num_frames != 1:
+            raise ValueError(
+                f"size: want height and width in multiples of {factor} and one frame, got {height}x{width}"
+            )
+        side = self.pipeline.vae_scale_factor
+        return (self.pipeline.vae.config.latent_channels, height // side, width // side)
+
+    def to(self, device: torch.device | str) -> Model:
+        self._texts.clear()
+        return super().to(device)
+
+    def _ready(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """In the network's dtype; integers and masks stay what they are."""
+        return {name: value.to(self.dtype) if value.is_floating_point() else value for name, value in tensors.items()}
+
+    # -- texts
+
+    @torch.no_grad()
+    def _encode(self, texts: Sequence[str], batch_size: int = 32) -> None:
+        """Each distinct text once in the model's life."""
+        new = sorted(set(texts) - self._texts.keys())
+        tokenizer, limit = self.text_limit
+        long = [text for text in new if len(tokenizer.tokenize(text)) + 2 > limit]
+        if long and not self._warned:
+            self._warned = True
+            warnings.warn(f"prompts beyond {limit} tokens are cut, the first: {long[0]!r}", stacklevel=3)
+        with quiet(type(self.pipeline).__module__, TOKENIZER_LOG):
+            for start in range(0, len(new), batch_size):
+                part = new[start : start + batch_size]
+                encoded = self.encode_texts(part)
+                for row, text in enumerate(part):
+                    self._texts[text] = {name: value[row] for name, value in encoded.items()}
+
+    # -- exports
+
+    def export(self, folder: Path) -> None:
+        from peft import get_peft_model_state_dict
+
+        layers: dict[str, Any] = {}
+        for name, module in ((name, unwrap(module)) for name, module in self.trainable.items()):
+            if POLICY not in getattr(module, "peft_config", {}):
+                module.save_pretrained(folder / name)
+                continue
+            # peft's own names throughout: diffusers' older ones cover attention alone, and it loads no mixture of both.
+            layers[f"{name}_lora_layers"] = get_peft_model_state_dict(module, adapter_name=POLICY)
+            layers[f"{name}_lora_adapter_metadata"] = module.peft_config[POLICY].to_dict()
+        if layers:
+            self.pipeline.save_lora_weights(folder, **layers)
+
+    def reload(self, folder: Path) -> None:
+        if (folder / LORA_FILE).is_file():
+            changed = self._reload_lora(folder)
+        elif all((folder / name).is_dir() for name in self.trainable):
+            changed = sum(self._reload_full(folder, name) for name in self.trainable) > 0
+        else:
+            raise ValueError(f"{folder}: no export (want {LORA_FILE} or a folder {', '.join(self.trainable)})")
+        if not changed:
+            raise ValueError(f"{folder}: loading it changes nothing (every update is zero, or no name matches)")
+
+    def _reload_full(self, folder: Path, name: str) -> bool:
+        component = getattr(self.pipeline, name)
+        weights, own = type(component).from_pretrained(folder / name).state_dict(), component.state_dict()
+        if {key: value.shape for key, value in weights.items()} != {key: value.shape for key, value in own.items()}:
+            raise ValueError(f"{folder}: its {name} is of another shape than this model's")
+        changed = any(not torch.equal(own[key], value.to(own[key])) for key, value in weights.items())
+        component.load_state_dict(weights)
+        return changed
+
+    def _reload_lora(self, folder: Path) -> bool:
+        """Load a LoRA whole or not at all; whether it changes anything. diffusers would load what fits and only log.
+
+        It is tried under another name first, so that a file that does not fit leaves the one in use alone.
+        """
+        from peft import get_peft_model_state_dict
+        from safetensors import safe_open
+
+        parts: list[Any] = [getattr(self.pipeline, name) for name in self.trainable]
+        training = any(POLICY in getattr(part, "peft_config", {}) for part in parts)
+        try:
+            with safe_open(folder / LORA_FILE, "pt") as file:
+                wanted = [name for name in file.keys() if not name.startswith(("text_encoder", "lora_te"))]  # noqa: SIM118
+            with quiet(*LORA_LOGS):
+                self.pipeline.load_lora_weights(folder, weight_name=LORA_FILE, adapter_name=TRIAL)
+        except Exception as error:  # an untrusted file: torch, safetensors and diffusers each have errors of their own
+            self._drop_trial(parts, training)
+            raise ValueError(f"{folder}: its LoRA does not fit this model: {' '.join(str(error).split())}") from error
+        loaded: list[tuple[str, Tensor]] = []
+        for part in parts:
+            if TRIAL in getattr(part, "peft_config", {}):
+                state = get_peft_model_state_dict(part, adapter_name=TRIAL)
+                loaded += [(key, value.clone()) for key, value in state.items()]
+        self._drop_trial(parts, training)
+        if len(loaded) != sum(not name.endswith(".alpha") for name in wanted):
+            raise ValueError(f"{folder}: only {len(loaded)} of its {len(wanted)} LoRA tensors fit this model")
+        if training:
+            for part in parts:
+                part.delete_adapters([POLICY])
+        with quiet(*LORA_LOGS):
+            self.pipeline.load_lora_weights(folder, weight_name=LORA_FILE, adapter_name=POLICY)
+        if training:
+            for part in parts:
+                self._activate(part, POLICY)
+        return any(bool(value.any()) for name, value in loaded if "lora_B" in name)
+
+    def _drop_trial(self, parts: list[Any], training: bool) -> None:
+        for part in parts:
+            if training:  # first: deleting the active one warns
+                self._activate(part, POLICY)
+            if TRIAL in getattr(part, "peft_config", {}):
+                part.delete_adapters([TRIAL])
+
+
+@contextmanager
+def quiet(*names: str) -> Iterator[None]:
+    """Without the libraries' own warning for every prompt: ours says it once."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
