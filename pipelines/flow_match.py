@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 
@@ -15,10 +14,18 @@ def resolution_shift(config: Any, tokens: int) -> float:
 
 
 def flow_times(scheduler: Any, num_inference_steps: int, tokens: int, sigmas: list[float] | None = None) -> Tensor:
-    """(t, s) of every step, (n, 2) float64: t is the scheduler's sigma, 1 is noise; it is left as it was."""
-    own = FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)
-    options: dict[str, Any] = {"mu": resolution_shift(own.config, tokens)} if own.config.use_dynamic_shifting else {}
-    if sigmas is not None:
+    """(t, s) of every step, (n, 2) float64: t is the scheduler's sigma, 1 is noise; it is left as it was.
+
+    Args:
+        scheduler: a flow scheduler of the pipeline, of any order: only its grid is read.
+        tokens: of the image in the network, for dynamic shifting.
+        sigmas: the grid before shifting, for pipelines that bring their own.
+    """
+    own = type(scheduler).from_config(scheduler.config)
+    options: dict[str, Any] = {}
+    if own.config.get("use_dynamic_shifting"):
+        options["mu"] = resolution_shift(own.config, tokens)
+    if sigmas is not None and not own.config.get("use_flow_sigmas"):
         options["sigmas"] = sigmas
     own.set_timesteps(num_inference_steps, **options)
     grid = own.sigmas.double()

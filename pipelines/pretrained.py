@@ -7,9 +7,10 @@ A family says how texts become tensors, how its network is called, and what its 
 import logging
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -28,15 +29,18 @@ class Pretrained(Model):
     """A diffusers pipeline behind the Model contract.
 
     In a condition, ``negative_NAME`` is what classifier-free guidance puts in the place of NAME; a tensor without one
-    is the same on both sides.
+    is the same on both sides. ``guidances`` are the scales a family knows, with their defaults: a bare number is the
+    first. "text" is classifier-free; what is "embedded" is an input of the network, the tensor ``guidance``.
     """
 
-    default_negative = ""
+    guidances: Mapping[str, float] = MappingProxyType({"text": 1.0})
+    default_negative: str | None = ""  # None: zeros in the place of an encoded text
+    default_frames = 1
     patch_size = 1
 
     def __init__(self, pipeline: Any):
         super().__init__(pipeline)
-        self._texts: dict[str, dict[str, Tensor]] = {}
+        self._texts: dict[str | None, dict[str, Tensor]] = {}
         self._warned = False
 
     # -- what a family says
@@ -69,26 +73,32 @@ class Pretrained(Model):
         *,
         height: int | None = None,
         width: int | None = None,
-        num_frames: int = 1,
+        num_frames: int | None = None,
         **inputs: Any,
     ) -> Condition:
         height, width = height or self.default_size[0], width or self.default_size[1]
+        num_frames = num_frames or self.default_frames
         shape = self.latent_shape(height, width, num_frames)
-        if isinstance(negative, str | None):
-            negative = [self.default_negative if negative is None else negative] * len(prompts)
-        self._encode([*prompts, *negative])
+        against: list[str | None]
+        against = [negative] * len(prompts) if isinstance(negative, str | None) else list(negative)
+        against = [self.default_negative if text is None else text for text in against]
+        self._encode([text for text in (*prompts, *against) if text is not None])
         names = next(iter(self._texts.values()), {})
         tensors = {name: torch.stack([self._texts[text][name] for text in prompts]) for name in names}
-        tensors |= {NEGATIVE + name: torch.stack([self._texts[text][name] for text in negative]) for name in names}
+        for name in names:
+            zeros = torch.zeros_like(tensors[name][0])
+            rows = [zeros if text is None else self._texts[text][name] for text in against]
+            tensors[NEGATIVE + name] = torch.stack(rows)
         tensors |= self.inputs(len(prompts), height, width, num_frames, **inputs)
         return Condition(tuple(prompts), tensors, shape)
 
     def predict(self, x_t: Tensor, t: Tensor, condition: Condition, guidance: Guidance) -> Tensor:
-        if not isinstance(guidance, float | int) and guidance.keys() != {"text"}:
-            raise ValueError(f"guidance: want a number or {{'text': number}}, got {dict(guidance)}")
-        scale = guidance if isinstance(guidance, float | int) else guidance["text"]
+        scales = self.scales(guidance)
+        scale = scales.get("text", 1.0)
         x, t = x_t.to(self.dtype), t.to(x_t.device).expand(len(x_t))
         with_text = {name: value for name, value in condition.tensors.items() if not name.startswith(NEGATIVE)}
+        if "embedded" in scales:
+            with_text["guidance"] = torch.full((len(x),), scales["embedded"], device=x.device)
         if scale <= 1:
             return self.denoise(x, t, self._ready(with_text))
         without_text = {name: condition.tensors.get(NEGATIVE + name, value) for name, value in with_text.items()}
@@ -96,17 +106,32 @@ class Pretrained(Model):
         without, with_ = self.denoise(torch.cat([x, x]), torch.cat([t, t]), self._ready(both)).chunk(2)
         return without + scale * (with_ - without)
 
+    def scales(self, guidance: Guidance) -> dict[str, float]:
+        """Every scale by name, from a number or a mapping."""
+        if isinstance(guidance, float | int):
+            guidance = {next(iter(self.guidances)): guidance}
+        if not guidance or guidance.keys() - self.guidances.keys():
+            raise ValueError(f"guidance: want a number, or some of {sorted(self.guidances)}, got {dict(guidance)}")
+        return {**self.guidances, **guidance}
+
+    def latent_statistics(self) -> tuple[Any, Any]:
+        """(mean, std) of the VAE's raw latents, which the network sees standardised."""
+        config = self.pipeline.vae.config
+        return getattr(config, "shift_factor", None) or 0.0, 1 / config.scaling_factor
+
     def decode(self, latents: Tensor, frames: Sequence[int] | None = None) -> Tensor:
         if frames is not None:
             raise ValueError("frames: these are pictures")
         vae = self.pipeline.vae
-        raw = latents.to(vae.dtype) / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0)
+        mean, std = self.latent_statistics()
+        raw = latents.to(vae.dtype) * std + mean
         return (vae.decode(raw, return_dict=False)[0] / 2 + 0.5).clamp(0, 1)
 
     def encode(self, media: Tensor) -> Tensor:
         vae = self.pipeline.vae
         raw: Tensor = vae.encode(media.to(vae.device, vae.dtype) * 2 - 1).latent_dist.mean
-        return (raw - (getattr(vae.config, "shift_factor", None) or 0)) * vae.config.scaling_factor
+        mean, std = self.latent_statistics()
+        return (raw - mean) / std
 
     def latent_shape(self, height: int, width: int, num_frames: int = 1) -> tuple[int, ...]:
         factor = self.pipeline.vae_scale_factor * self.patch_size
@@ -145,19 +170,24 @@ class Pretrained(Model):
 
     # -- exports
 
+    def lora_place(self, component: str) -> tuple[str, str, dict[str, Any]]:
+        """Where a component's LoRA goes: a folder in the export, its name in that file, options to load it again."""
+        return ".", component, {}
+
     def export(self, folder: Path) -> None:
         from peft import get_peft_model_state_dict
 
-        layers: dict[str, Any] = {}
-        for name, module in ((name, unwrap(module)) for name, module in self.trainable.items()):
-            if POLICY not in getattr(module, "peft_config", {}):
-                module.save_pretrained(folder / name)
+        for component, module in self.trainable.items():
+            network = unwrap(module)
+            if POLICY not in getattr(network, "peft_config", {}):
+                network.save_pretrained(folder / component)
                 continue
+            place, name, _ = self.lora_place(component)
             # peft's own names throughout: diffusers' older ones cover attention alone, and it loads no mixture of both.
-            layers[f"{name}_lora_layers"] = get_peft_model_state_dict(module, adapter_name=POLICY)
-            layers[f"{name}_lora_adapter_metadata"] = module.peft_config[POLICY].to_dict()
-        if layers:
-            self.pipeline.save_lora_weights(folder, **layers)
+            layers = get_peft_model_state_dict(network, adapter_name=POLICY)
+            about = network.peft_config[POLICY].to_dict()
+            options = {f"{name}_lora_layers": layers, f"{name}_lora_adapter_metadata": about}
+            self.pipeline.save_lora_weights(folder / place, **options)
 
     def reload(self, folder: Path) -> None:
         if (folder / LORA_FILE).is_file():
@@ -186,40 +216,41 @@ class Pretrained(Model):
         from peft import get_peft_model_state_dict
         from safetensors import safe_open
 
-        parts: list[Any] = [getattr(self.pipeline, name) for name in self.trainable]
-        training = any(POLICY in getattr(part, "peft_config", {}) for part in parts)
+        parts: dict[str, Any] = {name: getattr(self.pipeline, name) for name in self.trainable}
+        training = [part for part in parts.values() if POLICY in getattr(part, "peft_config", {})]
+        wanted: list[str] = []
+        loaded: dict[str, Tensor] = {}
         try:
-            with safe_open(folder / LORA_FILE, "pt") as file:
-                wanted = [name for name in file.keys() if not name.startswith(("text_encoder", "lora_te"))]  # noqa: SIM118
-            with quiet(*LORA_LOGS):
-                self.pipeline.load_lora_weights(folder, weight_name=LORA_FILE, adapter_name=TRIAL)
+            for component, part in parts.items():
+                place, _, options = self.lora_place(component)
+                with safe_open(folder / place / LORA_FILE, "pt") as file:
+                    wanted += [key for key in file.keys() if not key.startswith(("text_encoder", "lora_te"))]  # noqa: SIM118
+                self._load(folder / place, TRIAL, options)
+                if TRIAL in getattr(part, "peft_config", {}):
+                    state = get_peft_model_state_dict(part, adapter_name=TRIAL)
+                    loaded |= {f"{component}.{key}": value.clone() for key, value in state.items()}
         except Exception as error:  # an untrusted file: torch, safetensors and diffusers each have errors of their own
-            self._drop_trial(parts, training)
             raise ValueError(f"{folder}: its LoRA does not fit this model: {' '.join(str(error).split())}") from error
-        loaded: list[tuple[str, Tensor]] = []
-        for part in parts:
-            if TRIAL in getattr(part, "peft_config", {}):
-                state = get_peft_model_state_dict(part, adapter_name=TRIAL)
-                loaded += [(key, value.clone()) for key, value in state.items()]
-        self._drop_trial(parts, training)
+        finally:
+            for part in parts.values():
+                if part in training:  # first: deleting the active one warns
+                    self._activate(part, POLICY)
+                if TRIAL in getattr(part, "peft_config", {}):
+                    part.delete_adapters([TRIAL])
         if len(loaded) != sum(not name.endswith(".alpha") for name in wanted):
             raise ValueError(f"{folder}: only {len(loaded)} of its {len(wanted)} LoRA tensors fit this model")
-        if training:
-            for part in parts:
-                part.delete_adapters([POLICY])
-        with quiet(*LORA_LOGS):
-            self.pipeline.load_lora_weights(folder, weight_name=LORA_FILE, adapter_name=POLICY)
-        if training:
-            for part in parts:
-                self._activate(part, POLICY)
-        return any(bool(value.any()) for name, value in loaded if "lora_B" in name)
+        for part in training:
+            part.delete_adapters([POLICY])
+        for component in parts:
+            place, _, options = self.lora_place(component)
+            self._load(folder / place, POLICY, options)
+        for part in training:
+            self._activate(part, POLICY)
+        return any(bool(value.any()) for name, value in loaded.items() if "lora_B" in name)
 
-    def _drop_trial(self, parts: list[Any], training: bool) -> None:
-        for part in parts:
-            if training:  # first: deleting the active one warns
-                self._activate(part, POLICY)
-            if TRIAL in getattr(part, "peft_config", {}):
-                part.delete_adapters([TRIAL])
+    def _load(self, folder: Path, adapter: str, options: dict[str, Any]) -> None:
+        with quiet(*LORA_LOGS):
+            self.pipeline.load_lora_weights(folder, weight_name=LORA_FILE, adapter_name=adapter, **options)
 
 
 @contextmanager

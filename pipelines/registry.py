@@ -12,7 +12,10 @@ from .base import Model
 
 FAMILIES = {  # _class_name in model_index.json -> adapter
     "StableDiffusionPipeline": "stable_diffusion:StableDiffusion",
+    "StableDiffusionXLPipeline": "stable_diffusion_xl:StableDiffusionXL",
     "StableDiffusion3Pipeline": "stable_diffusion_3:StableDiffusion3",
+    "FluxPipeline": "flux:Flux",
+    "WanPipeline": "wan:Wan",
 }
 TOYS = {"toy-diffusion": "toy:toy_diffusion", "toy-flow": "toy:toy_flow"}
 

@@ -10,12 +10,18 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLWan,
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    WanPipeline,
+    WanTransformer3DModel,
 )
 from transformers import (
     CLIPTextConfig,
@@ -25,6 +31,8 @@ from transformers import (
     T5Config,
     T5EncoderModel,
     T5TokenizerFast,
+    UMT5Config,
+    UMT5EncoderModel,
 )
 
 TOKENS = 24  # that a prompt may have, with its two ends
@@ -167,9 +175,134 @@ def stable_diffusion_3(seed: int = 0, t5: bool = True, **scheduler: Any) -> Stab
     return pipeline
 
 
+def stable_diffusion_xl(seed: int = 0, **unet: Any) -> StableDiffusionXLPipeline:
+    """Latents (4, 8, 8), pictures 16 x 16; both text encoders, sizes as a condition, zeros for no negative text."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tokenizer = clip_tokenizer()
+        options: dict[str, Any] = {
+            "sample_size": 8,
+            "block_out_channels": (8, 16),
+            "layers_per_block": 1,
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+            "transformer_layers_per_block": (1, 2),
+            "cross_attention_dim": 32,
+            "attention_head_dim": (2, 4),
+            "norm_num_groups": 4,
+            "use_linear_projection": True,
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 8,
+            "projection_class_embeddings_input_dim": 6 * 8 + 16,
+        }
+        network = UNet2DConditionModel(**options | unet).eval()
+        for name, weight in network.named_parameters():
+            if "attn2.to_out" in name:
+                weight.data *= 8
+        pipeline = StableDiffusionXLPipeline(
+            vae=autoencoder(),
+            text_encoder=clip_text_model(tokenizer),
+            tokenizer=tokenizer,
+            text_encoder_2=clip_text_model(tokenizer, projection=True),
+            tokenizer_2=tokenizer,
+            unet=network,
+            scheduler=ddim(),
+            add_watermarker=False,
+        )
+    pipeline.scheduler = ddim()
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def flux(seed: int = 0, guidance_embeds: bool = True) -> FluxPipeline:
+    """Latents (4, 8, 8), pictures 16 x 16; packed two by two, dynamic shift, embedded guidance or none."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tokenizer, t5_words = clip_tokenizer(), t5_tokenizer()
+        vae = autoencoder()
+        vae.register_to_config(scaling_factor=1.5, shift_factor=0.06)
+        network = FluxTransformer2DModel(
+            patch_size=1,
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            pooled_projection_dim=16,
+            axes_dims_rope=(4, 4, 8),
+            guidance_embeds=guidance_embeds,
+        ).eval()
+        network.proj_out.weight.data *= 8
+        pipeline = FluxPipeline(
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+            vae=vae,
+            text_encoder=clip_text_model(tokenizer),
+            tokenizer=tokenizer,
+            text_encoder_2=t5_encoder(t5_words),
+            tokenizer_2=t5_words,
+            transformer=network,
+        )
+    pipeline.default_sample_size = 8
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def wan(seed: int = 0, boundary_ratio: float | None = None) -> WanPipeline:
+    """Latents (4, 2, 4, 4) of 5 frames of 32 x 32; one transformer, or two with a boundary."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tokenizer = t5_tokenizer()
+        text = UMT5Config(
+            vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, dropout_rate=0.0
+        )
+        vae = AutoencoderKLWan(
+            base_dim=4,
+            z_dim=4,
+            dim_mult=[1, 1, 1, 1],
+            num_res_blocks=1,
+            temperal_downsample=[False, True, True],
+            latents_mean=[0.1, -0.2, 0.3, 0.0],
+            latents_std=[1.5, 0.8, 1.2, 2.0],
+        ).eval()
+
+        def network() -> WanTransformer3DModel:
+            made = WanTransformer3DModel(
+                patch_size=(1, 2, 2),
+                num_attention_heads=2,
+                attention_head_dim=12,
+                in_channels=4,
+                out_channels=4,
+                text_dim=32,
+                freq_dim=16,
+                ffn_dim=32,
+                num_layers=2,
+                rope_max_seq_len=32,
+            ).eval()
+            made.proj_out.weight.data *= 8
+            return made
+
+        pipeline = WanPipeline(
+            tokenizer=tokenizer,
+            text_encoder=UMT5EncoderModel(text).eval(),
+            vae=vae,
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+            transformer=network(),
+            transformer_2=network() if boundary_ratio else None,
+            boundary_ratio=boundary_ratio,
+        )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
 PIPELINES: dict[str, Callable[..., Any]] = {
     "sd": stable_diffusion,
+    "sdxl": stable_diffusion_xl,
     "sd3": stable_diffusion_3,
     "sd3-without-t5": partial(stable_diffusion_3, t5=False),
     "sd3-dynamic-shift": partial(stable_diffusion_3, use_dynamic_shifting=True, shift=1.0),
+    "flux": flux,
+    "flux-schnell": partial(flux, guidance_embeds=False),
+    "wan": wan,
+    "wan-2.2": partial(wan, boundary_ratio=0.8),
 }

@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import FluxPipeline
 from torch import Generator, Tensor
 
 from align_gen import pipelines
-from align_gen.pipelines import LoraOptions, Model, sample
+from align_gen.pipelines import Condition, LoraOptions, Model, sample
+from align_gen.pipelines.pretrained import NEGATIVE
 from tests.tiny import PIPELINES
 
 PROMPTS = ["a red cat", "two dogs"]
@@ -27,74 +29,106 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return path
 
 
+def size(model: Model) -> dict[str, int]:
+    return {"height": 32, "width": 32, "num_frames": 5} if "Wan" in str(type(model)) else {"height": 16, "width": 16}
+
+
+def guided(model: Model, scale: float) -> Any:
+    """A scale of classifier-free guidance; an embedded one stays what it is."""
+    return {"embedded": 2.0, "text": scale} if "embedded" in getattr(model, "guidances", {}) else {"text": scale}
+
+
+def condition_of(model: Model, prompts: list[str] = PROMPTS) -> Condition:
+    return model.encode_prompts(prompts, "" if needs_negative(model) else None, **size(model))
+
+
+def needs_negative(model: Model) -> bool:
+    return "Flux" in type(model).__name__
+
+
 def options(model: Model, scale: float = 3.0) -> dict[str, Any]:
-    shape = model.latent_shape(*model.default_size)
+    shape = model.latent_shape(*size(model).values())
     latents = torch.randn(2, *shape, generator=Generator().manual_seed(0))
-    return {"num_inference_steps": 4, "guidance_scale": scale, "latents": latents}
+    return {"num_inference_steps": 4, "guidance_scale": guided(model, scale), "latents": latents}
 
 
 def by_diffusers(model: Model, pipeline: Any, scale: float = 3.0) -> Tensor:
-    length = getattr(model, "max_sequence_length", None)
-    more = {} if length is None else {"max_sequence_length": length}
-    pictures: Tensor = pipeline(PROMPTS, output_type="pt", **options(model, scale), **more).images
-    return pictures
+    """The pipeline's own pictures, called as its users call it."""
+    call: dict[str, Any] = {**options(model, scale), **size(model), "guidance_scale": scale, "output_type": "pt"}
+    if hasattr(model, "max_sequence_length"):
+        call["max_sequence_length"] = model.max_sequence_length
+    if isinstance(pipeline, FluxPipeline):
+        batch, channels, height, width = call["latents"].shape
+        call["latents"] = pipeline._pack_latents(call["latents"], batch, channels, height, width)
+        call |= {"guidance_scale": 2.0, "true_cfg_scale": scale, "negative_prompt": ["", ""]}
+    made = pipeline(PROMPTS, **call)
+    media: Tensor = made.images if hasattr(made, "images") else made.frames
+    return media
 
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_eta_0_is_the_pipelines_own_sampling(folder: Path, scale: float) -> None:
     model = load(folder)
-    ours = sample(model, model.encode_prompts(PROMPTS), **options(model, scale))
+    ours = sample(model, condition_of(model), **options(model, scale))
     assert torch.allclose(ours, by_diffusers(model, model.pipeline, scale), atol=1e-5)
-    other = sample(model, model.encode_prompts(["blue", "blue"]), **options(model, scale))
+    other = sample(model, condition_of(model, ["blue", "blue"]), **options(model, scale))
     assert (ours - other).abs().max() > 1e-3  # the texts count, so their encoding was compared
 
 
 def test_guidance_in_one_batch_is_guidance_in_two(folder: Path) -> None:
     model = load(folder)
-    condition, x = model.encode_prompts(PROMPTS), options(model)["latents"]
-    negative = model.encode_prompts(["", ""])
+    condition, x = condition_of(model), options(model)["latents"]
+    negative = Condition(condition.prompts, dict(condition.tensors), condition.latent_shape)
+    negative.tensors.update({k.removeprefix(NEGATIVE): v for k, v in condition.tensors.items() if NEGATIVE in k})
     t = model.times(4, condition.latent_shape)[1, 0]
     with torch.no_grad():
-        with_text, without = (model.predict(x, t, each, 1.0) for each in (condition, negative))
-        guided = model.predict(x, t, condition, 3.0)
-    assert torch.allclose(guided, without + 3 * (with_text - without), atol=1e-5)
+        with_text, without = (model.predict(x, t, each, guided(model, 1.0)) for each in (condition, negative))
+        both = model.predict(x, t, condition, guided(model, 3.0))
+    assert torch.allclose(both, without + 3 * (with_text - without), atol=1e-5)
     assert (with_text - without).abs().max() > 1e-3
 
 
 def test_media_survive_encoding_in_the_right_scale(folder: Path) -> None:
-    """The VAE is random, so its picture is not the one that went in; its own mean latents are."""
+    """The VAE is random, so its picture is not the one that went in; what it makes of its own mean latents is."""
     model = load(folder)
-    media = torch.rand(1, 3, *model.default_size, generator=Generator().manual_seed(0))
-    vae = model.pipeline.vae
+    sizes = size(model)
+    video = (sizes["num_frames"],) if "num_frames" in sizes else ()
+    media = torch.rand(1, *video, 3, sizes["height"], sizes["width"], generator=Generator().manual_seed(0))
+    vae, turn = model.pipeline.vae, (lambda x: x.transpose(1, 2)) if video else (lambda x: x)
     with torch.no_grad():
-        mean = vae.encode(media * 2 - 1).latent_dist.mean
-        shown = (vae.decode(mean).sample / 2 + 0.5).clamp(0, 1)
-        assert torch.allclose(model.decode(model.encode(media)), shown, atol=1e-5)
+        mean = vae.encode(turn(media) * 2 - 1).latent_dist.mean
+        shown = (turn(vae.decode(mean).sample) / 2 + 0.5).clamp(0, 1)
+        latents = model.encode(media)
+        assert latents.shape[1:] == model.latent_shape(*sizes.values())
+        assert torch.allclose(model.decode(latents), shown, atol=1e-5)
 
 
 def test_a_lora_loads_in_plain_diffusers(folder: Path, tmp_path: Path) -> None:
     model = load(folder)
-    base = sample(model, model.encode_prompts(PROMPTS), **options(model))
+    base = sample(model, condition_of(model), **options(model))
     model.train_lora(LoraOptions(rank=2))
     assert model.parameters()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=Generator().manual_seed(2)), alpha=0.3)
-    ours = sample(model, model.encode_prompts(PROMPTS), **options(model))
+    ours = sample(model, condition_of(model), **options(model))
     assert (ours - base).abs().max() > 1e-3
     model.export(tmp_path)
     plain, again = load(folder), load(folder)
     plain.pipeline.load_lora_weights(tmp_path)
+    if "transformer_2" in model.trainable:
+        plain.pipeline.load_lora_weights(tmp_path / "transformer_2", load_into_transformer_2=True)
     assert torch.allclose(by_diffusers(model, plain.pipeline), ours, atol=1e-5)
     again.reload(tmp_path)
-    assert torch.allclose(sample(again, again.encode_prompts(PROMPTS), **options(model)), ours, atol=1e-5)
+    assert torch.allclose(sample(again, condition_of(again), **options(model)), ours, atol=1e-5)
 
 
 def test_gradients_reach_what_is_trained_and_nothing_else(folder: Path) -> None:
     model = load(folder)
     model.train_full()
-    condition, x = model.encode_prompts(PROMPTS), options(model)["latents"]
-    model.predict(x, model.times(4, condition.latent_shape)[1, 0], condition, 3.0).square().sum().backward()
+    condition, x = condition_of(model), options(model)["latents"]
+    for t in model.times(4, condition.latent_shape)[[0, -1], 0]:  # both ends: Wan 2.2 has a network for each
+        model.predict(x, t, condition, guided(model, 3.0)).square().sum().backward()
     trained = {id(parameter) for parameter in model.parameters()}
     for module in model.components().values():
         assert all(parameter.grad is None or id(parameter) in trained for parameter in module.parameters())
