@@ -21,6 +21,7 @@ from .base import POLICY, Condition, Guidance, Model, unwrap
 TOKENIZER_LOG = "transformers.tokenization_utils_base"
 LORA_FILE = "pytorch_lora_weights.safetensors"
 LORA_LOGS = ("diffusers.loaders.peft", "diffusers.loaders.lora_pipeline", "diffusers.loaders.lora_base")
+LORA_SAFE: dict[str, Any] = {"weight_name": LORA_FILE, "use_safetensors": True}  # never a pickle in its place
 TRIAL = "trial"  # what a LoRA is called until it is known to fit
 NEGATIVE = "negative_"
 
@@ -170,27 +171,34 @@ class Pretrained(Model):
 
     # -- exports
 
-    def lora_place(self, component: str) -> tuple[str, str, dict[str, Any]]:
-        """Where a component's LoRA goes: a folder in the export, its name in that file, options to load it again."""
-        return ".", component, {}
+    def lora_folder(self, component: str) -> str:
+        """Where in an export a component's LoRA goes."""
+        return "."
 
-    def export(self, folder: Path) -> None:
+    def save_lora(self, component: str, folder: Path) -> None:
+        """Write a component's policy so that the pipeline's ``load_lora_weights`` finds it."""
         from peft import get_peft_model_state_dict
 
+        network = unwrap(self.trainable[component])
+        # peft's own names throughout: diffusers' older ones cover attention alone, and it loads no mixture of both.
+        layers = get_peft_model_state_dict(network, adapter_name=POLICY)
+        options = {f"{component}_lora_layers": layers}
+        options[f"{component}_lora_adapter_metadata"] = network.peft_config[POLICY].to_dict()
+        self.pipeline.save_lora_weights(folder, **options)
+
+    def load_lora(self, component: str, folder: Path, adapter: str) -> None:
+        """Load such a file into the component under a name."""
+        self.pipeline.load_lora_weights(folder, adapter_name=adapter, **LORA_SAFE)
+
+    def export(self, folder: Path) -> None:
         for component, module in self.trainable.items():
-            network = unwrap(module)
-            if POLICY not in getattr(network, "peft_config", {}):
-                network.save_pretrained(folder / component)
-                continue
-            place, name, _ = self.lora_place(component)
-            # peft's own names throughout: diffusers' older ones cover attention alone, and it loads no mixture of both.
-            layers = get_peft_model_state_dict(network, adapter_name=POLICY)
-            about = network.peft_config[POLICY].to_dict()
-            options = {f"{name}_lora_layers": layers, f"{name}_lora_adapter_metadata": about}
-            self.pipeline.save_lora_weights(folder / place, **options)
+            if POLICY in getattr(unwrap(module), "peft_config", {}):
+                self.save_lora(component, folder / self.lora_folder(component))
+            else:
+                unwrap(module).save_pretrained(folder / component)
 
     def reload(self, folder: Path) -> None:
-        if (folder / LORA_FILE).is_file():
+        if all((folder / self.lora_folder(component) / LORA_FILE).is_file() for component in self.trainable):
             changed = self._reload_lora(folder)
         elif all((folder / name).is_dir() for name in self.trainable):
             changed = sum(self._reload_full(folder, name) for name in self.trainable) > 0
@@ -222,10 +230,11 @@ class Pretrained(Model):
         loaded: dict[str, Tensor] = {}
         try:
             for component, part in parts.items():
-                place, _, options = self.lora_place(component)
-                with safe_open(folder / place / LORA_FILE, "pt") as file:
+                place = folder / self.lora_folder(component)
+                with safe_open(place / LORA_FILE, "pt") as file:
                     wanted += [key for key in file.keys() if not key.startswith(("text_encoder", "lora_te"))]  # noqa: SIM118
-                self._load(folder / place, TRIAL, options)
+                with quiet(*LORA_LOGS):
+                    self.load_lora(component, place, TRIAL)
                 if TRIAL in getattr(part, "peft_config", {}):
                     state = get_peft_model_state_dict(part, adapter_name=TRIAL)
                     loaded |= {f"{component}.{key}": value.clone() for key, value in state.items()}
@@ -242,15 +251,11 @@ class Pretrained(Model):
         for part in training:
             part.delete_adapters([POLICY])
         for component in parts:
-            place, _, options = self.lora_place(component)
-            self._load(folder / place, POLICY, options)
+            with quiet(*LORA_LOGS):
+                self.load_lora(component, folder / self.lora_folder(component), POLICY)
         for part in training:
             self._activate(part, POLICY)
         return any(bool(value.any()) for name, value in loaded.items() if "lora_B" in name)
-
-    def _load(self, folder: Path, adapter: str, options: dict[str, Any]) -> None:
-        with quiet(*LORA_LOGS):
-            self.pipeline.load_lora_weights(folder, weight_name=LORA_FILE, adapter_name=adapter, **options)
 
 
 @contextmanager

@@ -12,6 +12,10 @@ from .base import Model
 
 FAMILIES = {  # _class_name in model_index.json -> adapter
     "StableDiffusionPipeline": "stable_diffusion:StableDiffusion",
+    "StableDiffusionInstructPix2PixPipeline": "instruct_pix2pix:InstructPix2Pix",
+    "StableDiffusionControlNetPipeline": "controlnet:ControlNet",
+    "StableDiffusionXLControlNetPipeline": "controlnet:ControlNetXL",
+    "AnimateDiffPipeline": "animatediff:AnimateDiff",
     "StableDiffusionXLPipeline": "stable_diffusion_xl:StableDiffusionXL",
     "StableDiffusion3Pipeline": "stable_diffusion_3:StableDiffusion3",
     "FluxPipeline": "flux:Flux",

@@ -52,7 +52,12 @@ class StableDiffusionXL(Pretrained):
             x,
             t,
             encoder_hidden_states=tensors["prompt_embeds"],
-            added_cond_kwargs={"text_embeds": tensors["pooled_prompt_embeds"], "time_ids": tensors["time_ids"]},
+            added_cond_kwargs=self.added_conditions(tensors),
             return_dict=False,
         )[0]
         return output
+
+    @staticmethod
+    def added_conditions(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the network gets besides the texts' tokens."""
+        return {"text_embeds": tensors["pooled_prompt_embeds"], "time_ids": tensors["time_ids"]}

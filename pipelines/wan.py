@@ -1,13 +1,15 @@
 """Wan 2.1 and 2.2, text to video: UMT5, a causal video VAE, one transformer or one for each range of noise."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .base import POLICY, unwrap
 from .flow_match import flow_times
-from .pretrained import Pretrained
+from .pretrained import LORA_SAFE, Pretrained
 from .process import Flow
 
 
@@ -65,10 +67,21 @@ class Wan(Pretrained):
     def encode(self, media: Tensor) -> Tensor:
         return super().encode(media.transpose(1, 2))
 
-    def lora_place(self, component: str) -> tuple[str, str, dict[str, Any]]:
-        if component == "transformer":
-            return super().lora_place(component)
-        return component, "transformer", {"load_into_transformer_2": True}
+    def lora_folder(self, component: str) -> str:
+        return {"transformer_2": "transformer_2"}.get(component, ".")
+
+    def save_lora(self, component: str, folder: Path) -> None:
+        """Each network has a file, of the same names: ``load_into_transformer_2`` says whose it is."""
+        from peft import get_peft_model_state_dict
+
+        network = unwrap(self.trainable[component])
+        layers = get_peft_model_state_dict(network, adapter_name=POLICY)
+        about = network.peft_config[POLICY].to_dict()
+        self.pipeline.save_lora_weights(folder, transformer_lora_layers=layers, transformer_lora_adapter_metadata=about)
+
+    def load_lora(self, component: str, folder: Path, adapter: str) -> None:
+        second = component == "transformer_2"
+        self.pipeline.load_lora_weights(folder, adapter_name=adapter, load_into_transformer_2=second, **LORA_SAFE)
 
     def denoise(self, x: Tensor, t: Tensor, tensors: dict[str, Tensor]) -> Tensor:
         """Rows above the boundary of noise go to the first transformer, those below it to the second."""

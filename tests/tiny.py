@@ -9,15 +9,21 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AnimateDiffPipeline,
     AutoencoderKL,
     AutoencoderKLWan,
+    ControlNetModel,
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    MotionAdapter,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionInstructPix2PixPipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLControlNetPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
     WanPipeline,
@@ -84,7 +90,39 @@ def ddim(**options: Any) -> DDIMScheduler:
     return DDIMScheduler(**SCHEDULE | LATENT_MODEL | options)
 
 
-def stable_diffusion(seed: int = 0, scheduler: Any = None, **unet: Any) -> StableDiffusionPipeline:
+UNET: dict[str, Any] = {
+    "sample_size": 8,
+    "block_out_channels": (8, 16),
+    "layers_per_block": 1,
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    "cross_attention_dim": 16,
+    "attention_head_dim": 4,
+    "norm_num_groups": 4,
+}
+XL: dict[str, Any] = {
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2),
+    "cross_attention_dim": 32,
+    "attention_head_dim": (2, 4),
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": 6 * 8 + 16,
+}
+
+
+def unet(**options: Any) -> UNet2DConditionModel:
+    """In which the text, and with it guidance, matters though it is untrained."""
+    network = UNet2DConditionModel(**UNET | options).eval()
+    for name, weight in network.named_parameters():
+        if "attn2.to_out" in name:
+            weight.data *= 8
+    return network
+
+
+def stable_diffusion(seed: int = 0, scheduler: Any = None, **options: Any) -> StableDiffusionPipeline:
     """Latents (4, 8, 8), pictures 16 x 16, every component random but the same at equal ``seed``.
 
     ``scheduler`` is put in after construction: the pipeline's constructor rewrites steps_offset and clip_sample.
@@ -92,20 +130,7 @@ def stable_diffusion(seed: int = 0, scheduler: Any = None, **unet: Any) -> Stabl
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tokenizer = clip_tokenizer()
-        options: dict[str, Any] = {
-            "sample_size": 8,
-            "block_out_channels": (8, 16),
-            "layers_per_block": 1,
-            "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-            "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-            "cross_attention_dim": 16,
-            "attention_head_dim": 4,
-            "norm_num_groups": 4,
-        }
-        network = UNet2DConditionModel(**options | unet).eval()
-        for name, weight in network.named_parameters():
-            if "attn2.to_out" in name:  # so that the text, and with it guidance, matters in an untrained network
-                weight.data *= 8
+        network = unet(**options)
         pipeline = StableDiffusionPipeline(
             vae=autoencoder(),
             text_encoder=clip_text_model(tokenizer),
@@ -175,41 +200,75 @@ def stable_diffusion_3(seed: int = 0, t5: bool = True, **scheduler: Any) -> Stab
     return pipeline
 
 
-def stable_diffusion_xl(seed: int = 0, **unet: Any) -> StableDiffusionXLPipeline:
+def stable_diffusion_xl(seed: int = 0, **options: Any) -> StableDiffusionXLPipeline:
     """Latents (4, 8, 8), pictures 16 x 16; both text encoders, sizes as a condition, zeros for no negative text."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tokenizer = clip_tokenizer()
-        options: dict[str, Any] = {
-            "sample_size": 8,
-            "block_out_channels": (8, 16),
-            "layers_per_block": 1,
-            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-            "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
-            "transformer_layers_per_block": (1, 2),
-            "cross_attention_dim": 32,
-            "attention_head_dim": (2, 4),
-            "norm_num_groups": 4,
-            "use_linear_projection": True,
-            "addition_embed_type": "text_time",
-            "addition_time_embed_dim": 8,
-            "projection_class_embeddings_input_dim": 6 * 8 + 16,
-        }
-        network = UNet2DConditionModel(**options | unet).eval()
-        for name, weight in network.named_parameters():
-            if "attn2.to_out" in name:
-                weight.data *= 8
         pipeline = StableDiffusionXLPipeline(
+            unet=unet(**XL | options),
             vae=autoencoder(),
             text_encoder=clip_text_model(tokenizer),
             tokenizer=tokenizer,
             text_encoder_2=clip_text_model(tokenizer, projection=True),
             tokenizer_2=tokenizer,
-            unet=network,
             scheduler=ddim(),
             add_watermarker=False,
         )
     pipeline.scheduler = ddim()
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def controlled(base: Callable[[], Any], kind: Any, **options: Any) -> Any:
+    """A pipeline with a ControlNet whose maps matter: its last layers are zero in an untrained one."""
+    plain = base()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        network = ControlNetModel.from_unet(plain.unet, conditioning_embedding_out_channels=(4, 8)).eval()
+        for name, weight in network.named_parameters():
+            if "controlnet_" in name:
+                weight.data = torch.randn(weight.shape) / 4
+    pipeline = kind(**plain.components, controlnet=network, **options)
+    pipeline.scheduler = ddim()
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def controlnet() -> StableDiffusionControlNetPipeline:
+    return controlled(stable_diffusion, StableDiffusionControlNetPipeline, requires_safety_checker=False)
+
+
+def controlnet_xl() -> StableDiffusionXLControlNetPipeline:
+    return controlled(stable_diffusion_xl, StableDiffusionXLControlNetPipeline, add_watermarker=False)
+
+
+def instruct_pix2pix() -> StableDiffusionInstructPix2PixPipeline:
+    """The UNet reads four channels more: the picture to edit."""
+    parts = stable_diffusion(in_channels=8, out_channels=4).components
+    pipeline = StableDiffusionInstructPix2PixPipeline(**parts, requires_safety_checker=False)
+    pipeline.scheduler = ddim()
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def animatediff() -> AnimateDiffPipeline:
+    """Videos of up to 8 frames of 16 x 16."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        motion = MotionAdapter(
+            block_out_channels=(8, 16),
+            motion_layers_per_block=1,
+            motion_num_attention_heads=2,
+            motion_max_seq_length=8,
+            motion_norm_num_groups=4,
+        ).eval()
+        for name, weight in motion.named_parameters():
+            if "proj_out" in name:  # zero in an untrained one
+                weight.data = torch.randn(weight.shape) / 4
+        plain = stable_diffusion()
+        parts = {name: plain.components[name] for name in ("vae", "text_encoder", "tokenizer", "unet")}
+        pipeline = AnimateDiffPipeline(**parts, motion_adapter=motion, scheduler=ddim())
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -297,7 +356,11 @@ def wan(seed: int = 0, boundary_ratio: float | None = None) -> WanPipeline:
 
 PIPELINES: dict[str, Callable[..., Any]] = {
     "sd": stable_diffusion,
+    "instruct-pix2pix": instruct_pix2pix,
+    "controlnet": controlnet,
+    "animatediff": animatediff,
     "sdxl": stable_diffusion_xl,
+    "controlnet-xl": controlnet_xl,
     "sd3": stable_diffusion_3,
     "sd3-without-t5": partial(stable_diffusion_3, t5=False),
     "sd3-dynamic-shift": partial(stable_diffusion_3, use_dynamic_shifting=True, shift=1.0),

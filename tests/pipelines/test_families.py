@@ -1,11 +1,13 @@
 """Laws that every adapter of a diffusers pipeline keeps, on tiny random ones saved and loaded again."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import FluxPipeline
+from diffusers import AnimateDiffPipeline, FluxPipeline, StableDiffusionInstructPix2PixPipeline
 from torch import Generator, Tensor
 
 from align_gen import pipelines
@@ -29,38 +31,62 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return path
 
 
-def size(model: Model) -> dict[str, int]:
-    return {"height": 32, "width": 32, "num_frames": 5} if "Wan" in str(type(model)) else {"height": 16, "width": 16}
+@dataclass
+class Case:
+    """How a family's tiny pipeline is called, by us and by its users."""
+
+    size: dict[str, int] = field(default_factory=lambda: {"height": 16, "width": 16})
+    inputs: dict[str, Any] = field(default_factory=dict)  # of encode_prompts
+    call: dict[str, Any] = field(default_factory=dict)  # of the pipeline, besides what all take
+    fixed: dict[str, float] = field(default_factory=dict)  # guidance scales besides "text"
+
+
+PICTURES = torch.rand(2, 3, 16, 16, generator=Generator().manual_seed(3))
+CASES = {
+    "Flux": Case(call={"negative_prompt": ["", ""]}),
+    "Wan": Case({"height": 32, "width": 32, "num_frames": 5}),
+    "AnimateDiff": Case({"height": 16, "width": 16, "num_frames": 3}),
+    "InstructPix2Pix": Case(
+        inputs={"image": PICTURES}, call={"image": PICTURES, "image_guidance_scale": 1.8}, fixed={"image": 1.8}
+    ),
+    "ControlNet": Case(inputs={"control": PICTURES}, call={"image": PICTURES}),
+    "ControlNetXL": Case(inputs={"control": PICTURES}, call={"image": PICTURES}),
+}
+
+
+def case(model: Model) -> Case:
+    return CASES.get(type(model).__name__, Case())
 
 
 def guided(model: Model, scale: float) -> Any:
-    """A scale of classifier-free guidance; an embedded one stays what it is."""
-    return {"embedded": 2.0, "text": scale} if "embedded" in getattr(model, "guidances", {}) else {"text": scale}
+    """A scale of classifier-free guidance; the others stay what they are."""
+    embedded = {"embedded": 2.0} if "embedded" in getattr(model, "guidances", {}) else {}
+    return {"text": scale, **embedded, **case(model).fixed}
 
 
-def condition_of(model: Model, prompts: list[str] = PROMPTS) -> Condition:
-    return model.encode_prompts(prompts, "" if needs_negative(model) else None, **size(model))
-
-
-def needs_negative(model: Model) -> bool:
-    return "Flux" in type(model).__name__
+def condition_of(model: Model, prompts: Sequence[str] = PROMPTS) -> Condition:
+    negative = "" if isinstance(model.pipeline, FluxPipeline) else None
+    return model.encode_prompts(prompts, negative, **case(model).size, **case(model).inputs)
 
 
 def options(model: Model, scale: float = 3.0) -> dict[str, Any]:
-    shape = model.latent_shape(*size(model).values())
+    shape = model.latent_shape(*case(model).size.values())
     latents = torch.randn(2, *shape, generator=Generator().manual_seed(0))
     return {"num_inference_steps": 4, "guidance_scale": guided(model, scale), "latents": latents}
 
 
 def by_diffusers(model: Model, pipeline: Any, scale: float = 3.0) -> Tensor:
     """The pipeline's own pictures, called as its users call it."""
-    call: dict[str, Any] = {**options(model, scale), **size(model), "guidance_scale": scale, "output_type": "pt"}
+    call: dict[str, Any] = {**options(model, scale), **case(model).size, **case(model).call}
+    call |= {"guidance_scale": scale, "output_type": "pt"}
+    if isinstance(pipeline, StableDiffusionInstructPix2PixPipeline):  # as large as its picture
+        call = {key: value for key, value in call.items() if key not in ("height", "width")}
     if hasattr(model, "max_sequence_length"):
         call["max_sequence_length"] = model.max_sequence_length
     if isinstance(pipeline, FluxPipeline):
         batch, channels, height, width = call["latents"].shape
         call["latents"] = pipeline._pack_latents(call["latents"], batch, channels, height, width)
-        call |= {"guidance_scale": 2.0, "true_cfg_scale": scale, "negative_prompt": ["", ""]}
+        call |= {"guidance_scale": 2.0, "true_cfg_scale": scale}
     made = pipeline(PROMPTS, **call)
     media: Tensor = made.images if hasattr(made, "images") else made.frames
     return media
@@ -78,29 +104,43 @@ def test_eta_0_is_the_pipelines_own_sampling(folder: Path, scale: float) -> None
 def test_guidance_in_one_batch_is_guidance_in_two(folder: Path) -> None:
     model = load(folder)
     condition, x = condition_of(model), options(model)["latents"]
-    negative = Condition(condition.prompts, dict(condition.tensors), condition.latent_shape)
-    negative.tensors.update({k.removeprefix(NEGATIVE): v for k, v in condition.tensors.items() if NEGATIVE in k})
     t = model.times(4, condition.latent_shape)[1, 0]
+
+    def predict(**tensors: Tensor) -> Tensor:
+        told = Condition(condition.prompts, {**condition.tensors, **tensors}, condition.latent_shape)
+        return model.predict(x, t, told, guided(model, 1.0))
+
+    negative = {name.removeprefix(NEGATIVE): value for name, value in condition.tensors.items() if NEGATIVE in name}
     with torch.no_grad():
-        with_text, without = (model.predict(x, t, each, guided(model, 1.0)) for each in (condition, negative))
+        with_text, without = predict(), predict(**negative)
         both = model.predict(x, t, condition, guided(model, 3.0))
-    assert torch.allclose(both, without + 3 * (with_text - without), atol=1e-5)
+        expected = without + 3 * (with_text - without)
+        if "image" in guided(model, 3.0):
+            nothing = predict(**negative, image_latents=torch.zeros_like(condition.tensors["image_latents"]))
+            expected = nothing + 3 * (with_text - without) + 1.8 * (without - nothing)
+    assert torch.allclose(both, expected, atol=1e-5)
     assert (with_text - without).abs().max() > 1e-3
 
 
 def test_media_survive_encoding_in_the_right_scale(folder: Path) -> None:
     """The VAE is random, so its picture is not the one that went in; what it makes of its own mean latents is."""
     model = load(folder)
-    sizes = size(model)
-    video = (sizes["num_frames"],) if "num_frames" in sizes else ()
-    media = torch.rand(1, *video, 3, sizes["height"], sizes["width"], generator=Generator().manual_seed(0))
-    vae, turn = model.pipeline.vae, (lambda x: x.transpose(1, 2)) if video else (lambda x: x)
+    sizes, vae = case(model).size, model.pipeline.vae
+    frames = (sizes["num_frames"],) if "num_frames" in sizes else ()
+    media = torch.rand(1, *frames, 3, sizes["height"], sizes["width"], generator=Generator().manual_seed(0))
+    if not frames:
+        raw = media
+    else:
+        raw = media[0] if isinstance(model.pipeline, AnimateDiffPipeline) else media.transpose(1, 2)
     with torch.no_grad():
-        mean = vae.encode(turn(media) * 2 - 1).latent_dist.mean
-        shown = (turn(vae.decode(mean).sample) / 2 + 0.5).clamp(0, 1)
+        shown = (vae.decode(vae.encode(raw * 2 - 1).latent_dist.mean).sample / 2 + 0.5).clamp(0, 1)
         latents = model.encode(media)
         assert latents.shape[1:] == model.latent_shape(*sizes.values())
-        assert torch.allclose(model.decode(latents), shown, atol=1e-5)
+        again = model.decode(latents)
+        assert again.shape == media.shape
+        assert torch.allclose(
+            again, shown.reshape(raw.shape).reshape(media.shape) if raw.ndim < 5 else shown.transpose(1, 2), atol=1e-5
+        )
 
 
 def test_a_lora_loads_in_plain_diffusers(folder: Path, tmp_path: Path) -> None:
@@ -115,7 +155,10 @@ def test_a_lora_loads_in_plain_diffusers(folder: Path, tmp_path: Path) -> None:
     assert (ours - base).abs().max() > 1e-3
     model.export(tmp_path)
     plain, again = load(folder), load(folder)
-    plain.pipeline.load_lora_weights(tmp_path)
+    if "controlnet" in model.trainable:
+        plain.pipeline.controlnet.load_lora_adapter(tmp_path / "controlnet", prefix=None, use_safetensors=True)
+    else:
+        plain.pipeline.load_lora_weights(tmp_path)
     if "transformer_2" in model.trainable:
         plain.pipeline.load_lora_weights(tmp_path / "transformer_2", load_into_transformer_2=True)
     assert torch.allclose(by_diffusers(model, plain.pipeline), ours, atol=1e-5)
