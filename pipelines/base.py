@@ -104,8 +104,8 @@ class Model(ABC):
     ) -> Condition:
         """What does not change along a trajectory, computed once.
 
-        ``None`` is the family's own default, of sizes and frames too. Texts are padded to a fixed length, so that rows of several calls
-        concatenate. ``inputs``: control maps, source images …; a family refuses those that it does not take.
+        ``None`` is the family's own default, of sizes and frames too. Texts are padded to a fixed length, so that rows
+        of several calls concatenate. ``inputs``: control maps, source images …; a family refuses those it does not take.
         """
 
     @abstractmethod

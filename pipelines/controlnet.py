@@ -1,18 +1,19 @@
 """ControlNet on Stable Diffusion 1.x / 2.x and XL: a second network reads a control map and steers the frozen UNet."""
 
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from .base import POLICY, unwrap
-from .pretrained import LORA_FILE, LORA_SAFE, Pretrained
+from .pretrained import OwnLora
 from .stable_diffusion import StableDiffusion
 from .stable_diffusion_xl import StableDiffusionXL
 
 
-class _Controlled(Pretrained):
-    """Trains the ControlNet. ``encode_prompts`` wants ``control``: maps (B, 3, H, W) in [0, 1]."""
+class _Controlled(OwnLora):
+    """Trains the ControlNet. ``encode_prompts`` wants ``control``: maps (B, 3, H, W) in [0, 1].
+
+    Its LoRA is a file of its own: the pipeline would load it into the UNet.
+    """
 
     def __init__(self, pipeline: Any):
         super().__init__(pipeline)
@@ -26,17 +27,6 @@ class _Controlled(Pretrained):
             got = None if control is None else tuple(control.shape)
             raise ValueError(f"control: want the maps, {(count, 3, height, width)}, got {got}")
         return {**super().inputs(count, height, width, num_frames, **inputs), "control": control.to(self.device)}
-
-    def lora_folder(self, component: str) -> str:
-        return component
-
-    def save_lora(self, component: str, folder: Path) -> None:
-        """For the component's own ``load_lora_adapter(…, prefix=None)``: the pipeline's would load it into the UNet."""
-        unwrap(self.trainable[component]).save_lora_adapter(folder, POLICY, weight_name=LORA_FILE)
-
-    def load_lora(self, component: str, folder: Path, adapter: str) -> None:
-        network = getattr(self.pipeline, component)
-        network.load_lora_adapter(folder, prefix=None, adapter_name=adapter, **LORA_SAFE)
 
     def added(self, tensors: dict[str, Tensor]) -> dict[str, Any]:
         """What both networks get besides the text."""
@@ -57,17 +47,6 @@ class ControlNet(_Controlled, StableDiffusion):
 
 class ControlNetXL(_Controlled, StableDiffusionXL):
     """Adapter of ``diffusers.StableDiffusionXLControlNetPipeline``."""
-
-    def lora_folder(self, component: str) -> str:
-        return component
-
-    def save_lora(self, component: str, folder: Path) -> None:
-        """For the component's own ``load_lora_adapter(…, prefix=None)``: the pipeline's would load it into the UNet."""
-        unwrap(self.trainable[component]).save_lora_adapter(folder, POLICY, weight_name=LORA_FILE)
-
-    def load_lora(self, component: str, folder: Path, adapter: str) -> None:
-        network = getattr(self.pipeline, component)
-        network.load_lora_adapter(folder, prefix=None, adapter_name=adapter, **LORA_SAFE)
 
     def added(self, tensors: dict[str, Tensor]) -> dict[str, Any]:
         return {"added_cond_kwargs": self.added_conditions(tensors)}

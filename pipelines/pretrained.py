@@ -258,6 +258,19 @@ class Pretrained(Model):
         return any(bool(value.any()) for name, value in loaded.items() if "lora_B" in name)
 
 
+class OwnLora(Pretrained):
+    """LoRA files are the component's own: ``component.load_lora_adapter(folder, prefix=None)`` reads them."""
+
+    def lora_folder(self, component: str) -> str:
+        return component
+
+    def save_lora(self, component: str, folder: Path) -> None:
+        unwrap(self.trainable[component]).save_lora_adapter(folder, POLICY, weight_name=LORA_FILE)
+
+    def load_lora(self, component: str, folder: Path, adapter: str) -> None:
+        getattr(self.pipeline, component).load_lora_adapter(folder, prefix=None, adapter_name=adapter, **LORA_SAFE)
+
+
 @contextmanager
 def quiet(*names: str) -> Iterator[None]:
     """Without the libraries' own warning for every prompt: ours says it once."""

@@ -16,6 +16,7 @@ FAMILIES = {  # _class_name in model_index.json -> adapter
     "StableDiffusionControlNetPipeline": "controlnet:ControlNet",
     "StableDiffusionXLControlNetPipeline": "controlnet:ControlNetXL",
     "AnimateDiffPipeline": "animatediff:AnimateDiff",
+    "TextToVideoSDPipeline": "animatediff:ModelScope",
     "StableDiffusionXLPipeline": "stable_diffusion_xl:StableDiffusionXL",
     "StableDiffusion3Pipeline": "stable_diffusion_3:StableDiffusion3",
     "FluxPipeline": "flux:Flux",

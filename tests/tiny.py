@@ -25,7 +25,9 @@ from diffusers import (
     StableDiffusionPipeline,
     StableDiffusionXLControlNetPipeline,
     StableDiffusionXLPipeline,
+    TextToVideoSDPipeline,
     UNet2DConditionModel,
+    UNet3DConditionModel,
     WanPipeline,
     WanTransformer3DModel,
 )
@@ -252,6 +254,35 @@ def instruct_pix2pix() -> StableDiffusionInstructPix2PixPipeline:
     return pipeline
 
 
+def modelscope() -> TextToVideoSDPipeline:
+    """Videos of 16 x 16."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        tokenizer = clip_tokenizer()
+        network = UNet3DConditionModel(
+            sample_size=8,
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
+            up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
+            cross_attention_dim=16,
+            attention_head_dim=4,
+            norm_num_groups=4,
+        ).eval()
+        for name, weight in network.named_parameters():
+            if "attn2.to_out" in name:
+                weight.data *= 8
+        pipeline = TextToVideoSDPipeline(
+            vae=autoencoder(),
+            text_encoder=clip_text_model(tokenizer),
+            tokenizer=tokenizer,
+            unet=network,
+            scheduler=ddim(),
+        )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
 def animatediff() -> AnimateDiffPipeline:
     """Videos of up to 8 frames of 16 x 16."""
     with torch.random.fork_rng(devices=[]):
@@ -359,6 +390,7 @@ PIPELINES: dict[str, Callable[..., Any]] = {
     "instruct-pix2pix": instruct_pix2pix,
     "controlnet": controlnet,
     "animatediff": animatediff,
+    "modelscope": modelscope,
     "sdxl": stable_diffusion_xl,
     "controlnet-xl": controlnet_xl,
     "sd3": stable_diffusion_3,

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AnimateDiffPipeline, FluxPipeline, StableDiffusionInstructPix2PixPipeline
+from diffusers import FluxPipeline, StableDiffusionInstructPix2PixPipeline
 from torch import Generator, Tensor
 
 from align_gen import pipelines
 from align_gen.pipelines import Condition, LoraOptions, Model, sample
-from align_gen.pipelines.pretrained import NEGATIVE
+from align_gen.pipelines.animatediff import PerFrame
+from align_gen.pipelines.pretrained import NEGATIVE, OwnLora
 from tests.tiny import PIPELINES
 
 PROMPTS = ["a red cat", "two dogs"]
@@ -46,6 +47,7 @@ CASES = {
     "Flux": Case(call={"negative_prompt": ["", ""]}),
     "Wan": Case({"height": 32, "width": 32, "num_frames": 5}),
     "AnimateDiff": Case({"height": 16, "width": 16, "num_frames": 3}),
+    "ModelScope": Case({"height": 16, "width": 16, "num_frames": 3}),
     "InstructPix2Pix": Case(
         inputs={"image": PICTURES}, call={"image": PICTURES, "image_guidance_scale": 1.8}, fixed={"image": 1.8}
     ),
@@ -128,10 +130,7 @@ def test_media_survive_encoding_in_the_right_scale(folder: Path) -> None:
     sizes, vae = case(model).size, model.pipeline.vae
     frames = (sizes["num_frames"],) if "num_frames" in sizes else ()
     media = torch.rand(1, *frames, 3, sizes["height"], sizes["width"], generator=Generator().manual_seed(0))
-    if not frames:
-        raw = media
-    else:
-        raw = media[0] if isinstance(model.pipeline, AnimateDiffPipeline) else media.transpose(1, 2)
+    raw = media if not frames else media[0] if isinstance(model, PerFrame) else media.transpose(1, 2)
     with torch.no_grad():
         shown = (vae.decode(vae.encode(raw * 2 - 1).latent_dist.mean).sample / 2 + 0.5).clamp(0, 1)
         latents = model.encode(media)
@@ -155,8 +154,9 @@ def test_a_lora_loads_in_plain_diffusers(folder: Path, tmp_path: Path) -> None:
     assert (ours - base).abs().max() > 1e-3
     model.export(tmp_path)
     plain, again = load(folder), load(folder)
-    if "controlnet" in model.trainable:
-        plain.pipeline.controlnet.load_lora_adapter(tmp_path / "controlnet", prefix=None, use_safetensors=True)
+    if isinstance(model, OwnLora):
+        (component,) = model.trainable
+        getattr(plain.pipeline, component).load_lora_adapter(tmp_path / component, prefix=None, use_safetensors=True)
     else:
         plain.pipeline.load_lora_weights(tmp_path)
     if "transformer_2" in model.trainable:
