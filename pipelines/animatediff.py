@@ -50,7 +50,7 @@ class AnimateDiff(PerFrame):
         return super().denoise(x, t, {**tensors, "prompt_embeds": texts})
 
 
-class UNet3DConditionModel(diffusers.UNet3DConditionModel, PeftAdapterMixin):
+class UNet3DConditionModel(diffusers.UNet3DConditionModel, PeftAdapterMixin):  # type: ignore[misc]
     """diffusers' own, that can take a LoRA; under the same name, which is what its files say."""
 
 

@@ -105,7 +105,7 @@ class Model(ABC):
         """What does not change along a trajectory, computed once.
 
         ``None`` is the family's own default, of sizes and frames too. Texts are padded to a fixed length, so that rows
-        of several calls concatenate. ``inputs``: control maps, source images …; a family refuses those it does not take.
+        of several calls concatenate. ``inputs``: control maps, source images …; a family refuses those it has not.
         """
 
     @abstractmethod
