@@ -17,11 +17,13 @@ import torch
 from torch import Tensor
 
 from .base import POLICY, Condition, Guidance, Model, unwrap
+from .prompt_cache import PromptCache, fingerprint
 
 TOKENIZER_LOG = "transformers.tokenization_utils_base"
 LORA_FILE = "pytorch_lora_weights.safetensors"
 LORA_LOGS = ("diffusers.loaders.peft", "diffusers.loaders.lora_pipeline", "diffusers.loaders.lora_base")
 LORA_SAFE: dict[str, Any] = {"weight_name": LORA_FILE, "use_safetensors": True}  # never a pickle in its place
+WORTH_CACHING = 50_000_000  # parameters of text encoders; smaller ones are faster than a disk
 TRIAL = "trial"  # what a LoRA is called until it is known to fit
 NEGATIVE = "negative_"
 
@@ -41,7 +43,10 @@ class Pretrained(Model):
 
     def __init__(self, pipeline: Any):
         super().__init__(pipeline)
-        self._texts: dict[str | None, dict[str, Tensor]] = {}
+        self._texts: dict[str, dict[str, Tensor]] = {}
+        self._fingerprint: str | None = None
+        weights = sum(p.numel() for encoder in self.text_encoders().values() for p in encoder.parameters())
+        self.prompt_cache = PromptCache() if weights >= WORTH_CACHING else None
         self._warned = False
 
     # -- what a family says
@@ -153,10 +158,19 @@ class Pretrained(Model):
 
     # -- texts
 
+    def text_encoders(self) -> dict[str, Any]:
+        """The pipeline's text encoders, by component name."""
+        return {name: part for name, part in self.components().items() if name.startswith("text_encoder")}
+
     @torch.no_grad()
     def _encode(self, texts: Sequence[str], batch_size: int = 32) -> None:
-        """Each distinct text once in the model's life."""
+        """Each distinct text once in the model's life; by large encoders, once on this machine."""
         new = sorted(set(texts) - self._texts.keys())
+        if self.prompt_cache is not None:
+            for text, found in ((text, self.prompt_cache.get(self._key(), text)) for text in new):
+                if found is not None:
+                    self._texts[text] = {name: value.to(self.device) for name, value in found.items()}
+            new = [text for text in new if text not in self._texts]
         tokenizer, limit = self.text_limit
         long = [text for text in new if len(tokenizer.tokenize(text)) + 2 > limit]
         if long and not self._warned:
@@ -166,8 +180,19 @@ class Pretrained(Model):
             for start in range(0, len(new), batch_size):
                 part = new[start : start + batch_size]
                 encoded = self.encode_texts(part)
-                for row, text in enumerate(part):
-                    self._texts[text] = {name: value[row] for name, value in encoded.items()}
+                rows = {text: {name: value[i] for name, value in encoded.items()} for i, text in enumerate(part)}
+                self._texts |= rows
+                if self.prompt_cache is not None:
+                    self.prompt_cache.put(self._key(), rows)
+
+    def _key(self) -> str:
+        if self._fingerprint is None:
+            tokenizers = [
+                part for name, part in self.pipeline.components.items() if name.startswith("tokenizer") and part
+            ]
+            words = [(sorted(part.get_vocab().items()), part.model_max_length) for part in tokenizers]
+            self._fingerprint = fingerprint(self.text_encoders(), type(self).__name__, self.text_limit[1], words)
+        return self._fingerprint
 
     # -- exports
 
