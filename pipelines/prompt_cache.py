@@ -64,7 +64,7 @@ class PromptCache:
             pass
 
     def _file(self, key: str, text: str) -> Path:
-        return self.folder / key / f"{sha256(text.encode(errors='surrogatepass')).hexdigest()}.safetensors"
+        return self.folder / key / f"{sha256(text.encode()).hexdigest()}.safetensors"
 
     def _trim(self) -> None:
         found = [(file.stat(), file) for file in self.folder.glob("*/*.safetensors")]
