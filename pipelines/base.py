@@ -99,13 +99,13 @@ class Model(ABC):
         *,
         height: int | None = None,
         width: int | None = None,
-        num_frames: int = 1,
+        num_frames: int | None = None,
         **inputs: Any,
     ) -> Condition:
         """What does not change along a trajectory, computed once.
 
-        ``negative=None`` is the family's own default. Texts are padded to a fixed length, so that rows of several calls
-        concatenate. ``inputs``: control maps, source images …; a family refuses those that it does not take.
+        ``None`` is the family's own default, of sizes and frames too. Texts are padded to a fixed length, so that rows
+        of several calls concatenate. ``inputs``: control maps, source images …; a family refuses those it has not.
         """
 
     @abstractmethod

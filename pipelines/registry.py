@@ -12,6 +12,15 @@ from .base import Model
 
 FAMILIES = {  # _class_name in model_index.json -> adapter
     "StableDiffusionPipeline": "stable_diffusion:StableDiffusion",
+    "StableDiffusionInstructPix2PixPipeline": "instruct_pix2pix:InstructPix2Pix",
+    "StableDiffusionControlNetPipeline": "controlnet:ControlNet",
+    "StableDiffusionXLControlNetPipeline": "controlnet:ControlNetXL",
+    "AnimateDiffPipeline": "animatediff:AnimateDiff",
+    "TextToVideoSDPipeline": "animatediff:ModelScope",
+    "StableDiffusionXLPipeline": "stable_diffusion_xl:StableDiffusionXL",
+    "StableDiffusion3Pipeline": "stable_diffusion_3:StableDiffusion3",
+    "FluxPipeline": "flux:Flux",
+    "WanPipeline": "wan:Wan",
 }
 TOYS = {"toy-diffusion": "toy:toy_diffusion", "toy-flow": "toy:toy_flow"}
 

@@ -75,7 +75,7 @@ class Toy(Model):
         *,
         height: int | None = None,
         width: int | None = None,
-        num_frames: int = 1,
+        num_frames: int | None = None,
         **inputs: Any,
     ) -> Condition:
         if inputs:

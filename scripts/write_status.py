@@ -27,6 +27,16 @@ FAMILIES: dict[str, tuple[str, str, list[str]]] = {
             "tests/align_gen/test_engine.py",
         ],
     ),
+    "SDXL, SD 3.x (with and without T5), FLUX.1 (dev, schnell), InstructPix2Pix, ControlNet (SD, SDXL)": (
+        "tiny random",
+        "η = 0 equals the diffusers pipeline, guidance in one batch, encode and decode, LoRA round trip, gradients",
+        ["tests/pipelines/test_families.py"],
+    ),
+    "Wan 2.1 and 2.2 (two networks), AnimateDiff, ModelScope": (
+        "tiny random",
+        "the same laws on videos; galleries and video rewards are not there yet",
+        ["tests/pipelines/test_families.py"],
+    ),
     "toy-diffusion, toy-flow (Gaussian mixtures)": (
         "tiny random",
         "exact x0, velocity, likelihood; PRDP reaches its closed form",

@@ -1,0 +1,310 @@
+"""What the adapters of diffusers pipelines share: texts encoded once, guidance in one batch, exports both ways.
+
+A family says how texts become tensors, how its network is called, and what its pipeline does to latents; see
+``stable_diffusion.py`` for the shortest whole one.
+"""
+
+import logging
+import warnings
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .base import POLICY, Condition, Guidance, Model, unwrap
+from .prompt_cache import PromptCache, fingerprint
+
+TOKENIZER_LOG = "transformers.tokenization_utils_base"
+LORA_FILE = "pytorch_lora_weights.safetensors"
+LORA_LOGS = ("diffusers.loaders.peft", "diffusers.loaders.lora_pipeline", "diffusers.loaders.lora_base")
+LORA_SAFE: dict[str, Any] = {"weight_name": LORA_FILE, "use_safetensors": True}  # never a pickle in its place
+WORTH_CACHING = 50_000_000  # parameters of text encoders; smaller ones are faster than a disk
+TRIAL = "trial"  # what a LoRA is called until it is known to fit
+NEGATIVE = "negative_"
+
+
+class Pretrained(Model):
+    """A diffusers pipeline behind the Model contract.
+
+    In a condition, ``negative_NAME`` is what classifier-free guidance puts in the place of NAME; a tensor without one
+    is the same on both sides. ``guidances`` are the scales a family knows, with their defaults: a bare number is the
+    first. "text" is classifier-free; what is "embedded" is an input of the network, the tensor ``guidance``.
+    """
+
+    guidances: Mapping[str, float] = MappingProxyType({"text": 1.0})
+    default_negative: str | None = ""  # None: zeros in the place of an encoded text
+    default_frames = 1
+    patch_size = 1
+
+    def __init__(self, pipeline: Any):
+        super().__init__(pipeline)
+        self._texts: dict[str, dict[str, Tensor]] = {}
+        self._fingerprint: str | None = None
+        weights = sum(p.numel() for encoder in self.text_encoders().values() for p in encoder.parameters())
+        self.prompt_cache = PromptCache() if weights >= WORTH_CACHING else None
+        self._warned = False
+
+    # -- what a family says
+
+    @abstractmethod
+    def encode_texts(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """Tensors of one row a text, of the same width whatever the text."""
+
+    @abstractmethod
+    def denoise(self, x: Tensor, t: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+        """One call of the network. x (B, *latent) in its dtype, t (B,) process time, tensors of B rows."""
+
+    def inputs(self, count: int, height: int, width: int, num_frames: int, **inputs: Any) -> dict[str, Tensor]:
+        """Tensors that no text gives: sizes, control maps, source images. ``count`` rows each."""
+        if inputs:
+            raise ValueError(f"{type(self).__name__} takes no {sorted(inputs)}")
+        return {}
+
+    @property
+    def text_limit(self) -> tuple[Any, int]:
+        """(tokenizer, tokens) beyond which a prompt is cut by every encoder."""
+        return self.pipeline.tokenizer, self.pipeline.tokenizer.model_max_length
+
+    # -- the contract
+
+    def encode_prompts(
+        self,
+        prompts: Sequence[str],
+        negative: str | Sequence[str] | None = None,
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        num_frames: int | None = None,
+        **inputs: Any,
+    ) -> Condition:
+        height, width = height or self.default_size[0], width or self.default_size[1]
+        num_frames = num_frames or self.default_frames
+        shape = self.latent_shape(height, width, num_frames)
+        against: list[str | None]
+        against = [negative] * len(prompts) if isinstance(negative, str | None) else list(negative)
+        against = [self.default_negative if text is None else text for text in against]
+        self._encode([text for text in (*prompts, *against) if text is not None])
+        names = next(iter(self._texts.values()), {})
+        tensors = {name: torch.stack([self._texts[text][name] for text in prompts]) for name in names}
+        for name in names:
+            zeros = torch.zeros_like(tensors[name][0])
+            rows = [zeros if text is None else self._texts[text][name] for text in against]
+            tensors[NEGATIVE + name] = torch.stack(rows)
+        tensors |= self.inputs(len(prompts), height, width, num_frames, **inputs)
+        return Condition(tuple(prompts), tensors, shape)
+
+    def predict(self, x_t: Tensor, t: Tensor, condition: Condition, guidance: Guidance) -> Tensor:
+        scales = self.scales(guidance)
+        scale = scales.get("text", 1.0)
+        x, t = x_t.to(self.dtype), t.to(x_t.device).expand(len(x_t))
+        with_text = {name: value for name, value in condition.tensors.items() if not name.startswith(NEGATIVE)}
+        if "embedded" in scales:
+            with_text["guidance"] = torch.full((len(x),), scales["embedded"], device=x.device)
+        if scale <= 1:
+            return self.denoise(x, t, self._ready(with_text))
+        without_text = {name: condition.tensors.get(NEGATIVE + name, value) for name, value in with_text.items()}
+        both = {name: torch.cat([without_text[name], value]) for name, value in with_text.items()}
+        without, with_ = self.denoise(torch.cat([x, x]), torch.cat([t, t]), self._ready(both)).chunk(2)
+        return without + scale * (with_ - without)
+
+    def scales(self, guidance: Guidance) -> dict[str, float]:
+        """Every scale by name, from a number or a mapping."""
+        if isinstance(guidance, float | int):
+            guidance = {next(iter(self.guidances)): guidance}
+        if not guidance or guidance.keys() - self.guidances.keys():
+            raise ValueError(f"guidance: want a number, or some of {sorted(self.guidances)}, got {dict(guidance)}")
+        return {**self.guidances, **guidance}
+
+    def latent_statistics(self) -> tuple[Any, Any]:
+        """(mean, std) of the VAE's raw latents, which the network sees standardised."""
+        config = self.pipeline.vae.config
+        return getattr(config, "shift_factor", None) or 0.0, 1 / config.scaling_factor
+
+    def decode(self, latents: Tensor, frames: Sequence[int] | None = None) -> Tensor:
+        if frames is not None:
+            raise ValueError("frames: these are pictures")
+        vae = self.pipeline.vae
+        mean, std = self.latent_statistics()
+        raw = latents.to(vae.dtype) * std + mean
+        return (vae.decode(raw, return_dict=False)[0] / 2 + 0.5).clamp(0, 1)
+
+    def encode(self, media: Tensor) -> Tensor:
+        vae = self.pipeline.vae
+        raw: Tensor = vae.encode(media.to(vae.device, vae.dtype) * 2 - 1).latent_dist.mean
+        mean, std = self.latent_statistics()
+        return (raw - mean) / std
+
+    def latent_shape(self, height: int, width: int, num_frames: int = 1) -> tuple[int, ...]:
+        factor = self.pipeline.vae_scale_factor * self.patch_size
+        if height % factor or width % factor or num_frames != 1:
+            raise ValueError(
+                f"size: want height and width in multiples of {factor} and one frame, got {height}x{width}"
+            )
+        side = self.pipeline.vae_scale_factor
+        return (self.pipeline.vae.config.latent_channels, height // side, width // side)
+
+    def to(self, device: torch.device | str) -> Model:
+        self._texts.clear()
+        return super().to(device)
+
+    def _ready(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """In the network's dtype; integers and masks stay what they are."""
+        return {name: value.to(self.dtype) if value.is_floating_point() else value for name, value in tensors.items()}
+
+    # -- texts
+
+    def text_encoders(self) -> dict[str, Any]:
+        """The pipeline's text encoders, by component name."""
+        return {name: part for name, part in self.components().items() if name.startswith("text_encoder")}
+
+    @torch.no_grad()
+    def _encode(self, texts: Sequence[str], batch_size: int = 32) -> None:
+        """Each distinct text once in the model's life; by large encoders, once on this machine."""
+        new = sorted(set(texts) - self._texts.keys())
+        if self.prompt_cache is not None:
+            for text, found in ((text, self.prompt_cache.get(self._key(), text)) for text in new):
+                if found is not None:
+                    self._texts[text] = {name: value.to(self.device) for name, value in found.items()}
+            new = [text for text in new if text not in self._texts]
+        tokenizer, limit = self.text_limit
+        long = [text for text in new if len(tokenizer.tokenize(text)) + 2 > limit]
+        if long and not self._warned:
+            self._warned = True
+            warnings.warn(f"prompts beyond {limit} tokens are cut, the first: {long[0]!r}", stacklevel=3)
+        with quiet(type(self.pipeline).__module__, TOKENIZER_LOG):
+            for start in range(0, len(new), batch_size):
+                part = new[start : start + batch_size]
+                encoded = self.encode_texts(part)
+                rows = {text: {name: value[i] for name, value in encoded.items()} for i, text in enumerate(part)}
+                self._texts |= rows
+                if self.prompt_cache is not None:
+                    self.prompt_cache.put(self._key(), rows)
+
+    def _key(self) -> str:
+        if self._fingerprint is None:
+            tokenizers = [
+                part for name, part in self.pipeline.components.items() if name.startswith("tokenizer") and part
+            ]
+            words = [(sorted(part.get_vocab().items()), part.model_max_length) for part in tokenizers]
+            self._fingerprint = fingerprint(self.text_encoders(), type(self).__name__, self.text_limit[1], words)
+        return self._fingerprint
+
+    # -- exports
+
+    def lora_folder(self, component: str) -> str:
+        """Where in an export a component's LoRA goes."""
+        return "."
+
+    def save_lora(self, component: str, folder: Path) -> None:
+        """Write a component's policy so that the pipeline's ``load_lora_weights`` finds it."""
+        from peft import get_peft_model_state_dict
+
+        network = unwrap(self.trainable[component])
+        # peft's own names throughout: diffusers' older ones cover attention alone, and it loads no mixture of both.
+        layers = get_peft_model_state_dict(network, adapter_name=POLICY)
+        options = {f"{component}_lora_layers": layers}
+        options[f"{component}_lora_adapter_metadata"] = network.peft_config[POLICY].to_dict()
+        self.pipeline.save_lora_weights(folder, **options)
+
+    def load_lora(self, component: str, folder: Path, adapter: str) -> None:
+        """Load such a file into the component under a name."""
+        self.pipeline.load_lora_weights(folder, adapter_name=adapter, **LORA_SAFE)
+
+    def export(self, folder: Path) -> None:
+        for component, module in self.trainable.items():
+            if POLICY in getattr(unwrap(module), "peft_config", {}):
+                self.save_lora(component, folder / self.lora_folder(component))
+            else:
+                unwrap(module).save_pretrained(folder / component)
+
+    def reload(self, folder: Path) -> None:
+        if all((folder / self.lora_folder(component) / LORA_FILE).is_file() for component in self.trainable):
+            changed = self._reload_lora(folder)
+        elif all((folder / name).is_dir() for name in self.trainable):
+            changed = sum(self._reload_full(folder, name) for name in self.trainable) > 0
+        else:
+            raise ValueError(f"{folder}: no export (want {LORA_FILE} or a folder {', '.join(self.trainable)})")
+        if not changed:
+            raise ValueError(f"{folder}: loading it changes nothing (every update is zero, or no name matches)")
+
+    def _reload_full(self, folder: Path, name: str) -> bool:
+        component = getattr(self.pipeline, name)
+        weights, own = type(component).from_pretrained(folder / name).state_dict(), component.state_dict()
+        if {key: value.shape for key, value in weights.items()} != {key: value.shape for key, value in own.items()}:
+            raise ValueError(f"{folder}: its {name} is of another shape than this model's")
+        changed = any(not torch.equal(own[key], value.to(own[key])) for key, value in weights.items())
+        component.load_state_dict(weights)
+        return changed
+
+    def _reload_lora(self, folder: Path) -> bool:
+        """Load a LoRA whole or not at all; whether it changes anything. diffusers would load what fits and only log.
+
+        It is tried under another name first, so that a file that does not fit leaves the one in use alone.
+        """
+        from peft import get_peft_model_state_dict
+        from safetensors import safe_open
+
+        parts: dict[str, Any] = {name: getattr(self.pipeline, name) for name in self.trainable}
+        training = [part for part in parts.values() if POLICY in getattr(part, "peft_config", {})]
+        wanted: list[str] = []
+        loaded: dict[str, Tensor] = {}
+        try:
+            for component, part in parts.items():
+                place = folder / self.lora_folder(component)
+                with safe_open(place / LORA_FILE, "pt") as file:
+                    wanted += [key for key in file.keys() if not key.startswith(("text_encoder", "lora_te"))]  # noqa: SIM118
+                with quiet(*LORA_LOGS):
+                    self.load_lora(component, place, TRIAL)
+                if TRIAL in getattr(part, "peft_config", {}):
+                    state = get_peft_model_state_dict(part, adapter_name=TRIAL)
+                    loaded |= {f"{component}.{key}": value.clone() for key, value in state.items()}
+        except Exception as error:  # an untrusted file: torch, safetensors and diffusers each have errors of their own
+            raise ValueError(f"{folder}: its LoRA does not fit this model: {' '.join(str(error).split())}") from error
+        finally:
+            for part in parts.values():
+                if part in training:  # first: deleting the active one warns
+                    self._activate(part, POLICY)
+                if TRIAL in getattr(part, "peft_config", {}):
+                    part.delete_adapters([TRIAL])
+        if len(loaded) != sum(not name.endswith(".alpha") for name in wanted):
+            raise ValueError(f"{folder}: only {len(loaded)} of its {len(wanted)} LoRA tensors fit this model")
+        for part in training:
+            part.delete_adapters([POLICY])
+        for component in parts:
+            with quiet(*LORA_LOGS):
+                self.load_lora(component, folder / self.lora_folder(component), POLICY)
+        for part in training:
+            self._activate(part, POLICY)
+        return any(bool(value.any()) for name, value in loaded.items() if "lora_B" in name)
+
+
+class OwnLora(Pretrained):
+    """LoRA files are the component's own: ``component.load_lora_adapter(folder, prefix=None)`` reads them."""
+
+    def lora_folder(self, component: str) -> str:
+        return component
+
+    def save_lora(self, component: str, folder: Path) -> None:
+        unwrap(self.trainable[component]).save_lora_adapter(folder, POLICY, weight_name=LORA_FILE)
+
+    def load_lora(self, component: str, folder: Path, adapter: str) -> None:
+        getattr(self.pipeline, component).load_lora_adapter(folder, prefix=None, adapter_name=adapter, **LORA_SAFE)
+
+
+@contextmanager
+def quiet(*names: str) -> Iterator[None]:
+    """Without the libraries' own warning for every prompt: ours says it once."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

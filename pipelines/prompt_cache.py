@@ -1,0 +1,76 @@
+"""Encoded texts on disk: an encoder of gigabytes runs once for a text, whatever run asks for it again."""
+
+import os
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+PROBES = 4096  # elements of every weight that its fingerprint looks at
+
+
+def default_folder() -> Path:
+    """$ALIGN_GEN_CACHE, or the user's cache."""
+    return Path(os.environ.get("ALIGN_GEN_CACHE") or Path.home() / ".cache" / "align_gen") / "prompts"
+
+
+def fingerprint(encoders: Mapping[str, Any], *settings: Any) -> str:
+    """What decides an encoding: configurations, weights (some elements of each, evenly spaced), and the settings."""
+    digest = sha256(repr(settings).encode())
+    for name, encoder in sorted(encoders.items()):
+        digest.update(f"{name}{encoder.config.to_json_string()}".encode())
+        for key, weight in encoder.state_dict().items():
+            flat = weight.detach().flatten()
+            some = flat[:: max(1, len(flat) // PROBES)].float().cpu()
+            digest.update(f"{key}{tuple(weight.shape)}{weight.dtype}".encode() + some.numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+class PromptCache:
+    """One safetensors file a text, in a folder for each fingerprint; beyond ``limit`` bytes the longest unused go.
+
+    Processes may share it: files appear whole, and one that is gone or damaged is as one that never was.
+    """
+
+    def __init__(self, folder: Path | None = None, limit: int = 4 * 2**30):
+        self.folder = folder or default_folder()
+        self.limit = limit
+
+    def get(self, key: str, text: str) -> dict[str, Tensor] | None:
+        """The tensors of a text, or None."""
+        file = self._file(key, text)
+        try:
+            tensors: dict[str, Tensor] = load_file(file)
+            os.utime(file)  # used now
+        except (OSError, SafetensorError):
+            return None
+        return tensors
+
+    def put(self, key: str, encoded: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Keep the tensors of some texts. A disk that is full or forbidden is no reason to stop."""
+        try:
+            for text, tensors in encoded.items():
+                file = self._file(key, text)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                part = file.with_suffix(f".{os.getpid()}.part")
+                save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, part)
+                os.replace(part, file)
+            self._trim()
+        except (OSError, SafetensorError):
+            pass
+
+    def _file(self, key: str, text: str) -> Path:
+        return self.folder / key / f"{sha256(text.encode()).hexdigest()}.safetensors"
+
+    def _trim(self) -> None:
+        found = [(file.stat(), file) for file in self.folder.glob("*/*.safetensors")]
+        total = sum(stat.st_size for stat, _ in found)
+        for stat, file in sorted(found, key=lambda pair: pair[0].st_mtime_ns):
+            if total <= self.limit:
+                break
+            file.unlink(missing_ok=True)
+            total -= stat.st_size

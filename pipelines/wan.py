@@ -1,0 +1,107 @@
+"""Wan 2.1 and 2.2, text to video: UMT5, a causal video VAE, one transformer or one for each range of noise."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .base import POLICY, unwrap
+from .flow_match import flow_times
+from .pretrained import LORA_SAFE, Pretrained
+from .process import Flow
+
+
+class Wan(Pretrained):
+    """Adapter of ``diffusers.WanPipeline``; trains the transformer, or both. Latents are (16, F, H/8, W/8)."""
+
+    default_lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
+    default_size = (480, 832)
+    default_frames = 81
+    max_sequence_length = 512
+
+    def __init__(self, pipeline: Any):
+        super().__init__(pipeline)
+        names = ("transformer", "transformer_2")
+        self.trainable = {name: getattr(pipeline, name) for name in names if getattr(pipeline, name, None) is not None}
+        self.process = Flow()
+
+    @property
+    def text_limit(self) -> tuple[Any, int]:
+        return self.pipeline.tokenizer, self.max_sequence_length
+
+    def times(self, num_inference_steps: int, latent_shape: Sequence[int]) -> Tensor:
+        return flow_times(self.pipeline.scheduler, num_inference_steps, 0)
+
+    def encode_texts(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        embeds, _ = self.pipeline.encode_prompt(
+            list(texts), None, False, max_sequence_length=self.max_sequence_length, device=self.device
+        )
+        return {"prompt_embeds": embeds}
+
+    def latent_shape(self, height: int, width: int, num_frames: int = 1) -> tuple[int, ...]:
+        pipeline = self.pipeline
+        frames, side = pipeline.vae_scale_factor_temporal, pipeline.vae_scale_factor_spatial
+        patch = side * pipeline.transformer.config.patch_size[1]
+        if height % patch or width % patch or num_frames % frames != 1 % frames:
+            raise ValueError(
+                f"size: want height and width in multiples of {patch} and a multiple of {frames} frames plus one, "
+                f"got {height}x{width}, {num_frames} frames"
+            )
+        return (pipeline.vae.config.z_dim, (num_frames - 1) // frames + 1, height // side, width // side)
+
+    def latent_statistics(self) -> tuple[Tensor, Tensor]:
+        config = self.pipeline.vae.config
+        mean, std = (
+            torch.tensor(value, device=self.device, dtype=self.pipeline.vae.dtype).view(-1, 1, 1, 1)
+            for value in (config.latents_mean, config.latents_std)
+        )
+        return mean, std
+
+    def decode(self, latents: Tensor, frames: Sequence[int] | None = None) -> Tensor:
+        if frames is not None:
+            raise ValueError("frames: this VAE reads all frames before the one it makes, so none can be left out")
+        return super().decode(latents).transpose(1, 2)
+
+    def encode(self, media: Tensor) -> Tensor:
+        return super().encode(media.transpose(1, 2))
+
+    def lora_folder(self, component: str) -> str:
+        return {"transformer_2": "transformer_2"}.get(component, ".")
+
+    def save_lora(self, component: str, folder: Path) -> None:
+        """Each network has a file, of the same names: ``load_into_transformer_2`` says whose it is."""
+        from peft import get_peft_model_state_dict
+
+        network = unwrap(self.trainable[component])
+        layers = get_peft_model_state_dict(network, adapter_name=POLICY)
+        about = network.peft_config[POLICY].to_dict()
+        self.pipeline.save_lora_weights(folder, transformer_lora_layers=layers, transformer_lora_adapter_metadata=about)
+
+    def load_lora(self, component: str, folder: Path, adapter: str) -> None:
+        second = component == "transformer_2"
+        self.pipeline.load_lora_weights(folder, adapter_name=adapter, load_into_transformer_2=second, **LORA_SAFE)
+
+    def denoise(self, x: Tensor, t: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+        """Rows above the boundary of noise go to the first transformer, those below it to the second."""
+        boundary = self.pipeline.config.boundary_ratio
+        if boundary is None:
+            return self._call("transformer", x, t, tensors)
+        noisy = t >= boundary
+        output = torch.empty_like(x)
+        for name, rows in (("transformer", noisy), ("transformer_2", ~noisy)):
+            if rows.all():
+                return self._call(name, x, t, tensors)
+            if rows.any():
+                part = {key: value[rows] for key, value in tensors.items()}
+                output = output.index_put((rows,), self._call(name, x[rows], t[rows], part))
+        return output
+
+    def _call(self, name: str, x: Tensor, t: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+        if self.pipeline.config.expand_timesteps:  # 2.2 TI2V: a time for every token
+            t = t[:, None].expand(-1, x.shape[2] * (x.shape[3] // 2) * (x.shape[4] // 2))
+        output: Tensor = self.trainable[name](
+            hidden_states=x, timestep=1000 * t, encoder_hidden_states=tensors["prompt_embeds"], return_dict=False
+        )[0]
+        return output
