@@ -37,6 +37,7 @@ class Pretrained(Model):
     """
 
     guidances: Mapping[str, float] = MappingProxyType({"text": 1.0})
+    default_lora_targets: str | tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
     default_negative: str | None = ""  # None: zeros in the place of an encoded text
     default_frames = 1
     patch_size = 1
@@ -200,6 +201,10 @@ class Pretrained(Model):
         """Where in an export a component's LoRA goes."""
         return "."
 
+    def lora_name(self, component: str) -> str:
+        """What the pipeline's ``save_lora_weights`` calls a component."""
+        return component
+
     def save_lora(self, component: str, folder: Path) -> None:
         """Write a component's policy so that the pipeline's ``load_lora_weights`` finds it."""
         from peft import get_peft_model_state_dict
@@ -207,8 +212,9 @@ class Pretrained(Model):
         network = unwrap(self.trainable[component])
         # peft's own names throughout: diffusers' older ones cover attention alone, and it loads no mixture of both.
         layers = get_peft_model_state_dict(network, adapter_name=POLICY)
-        options = {f"{component}_lora_layers": layers}
-        options[f"{component}_lora_adapter_metadata"] = network.peft_config[POLICY].to_dict()
+        name = self.lora_name(component)
+        options = {f"{name}_lora_layers": layers}
+        options[f"{name}_lora_adapter_metadata"] = network.peft_config[POLICY].to_dict()
         self.pipeline.save_lora_weights(folder, **options)
 
     def load_lora(self, component: str, folder: Path, adapter: str) -> None:

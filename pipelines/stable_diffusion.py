@@ -45,8 +45,6 @@ def ddim_times(scheduler: Any, num_inference_steps: int) -> Tensor:
 class StableDiffusion(Pretrained):
     """Adapter of ``diffusers.StableDiffusionPipeline``; trains the UNet."""
 
-    default_lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
-
     def __init__(self, pipeline: Any):
         super().__init__(pipeline)
         self.trainable = {"unet": pipeline.unet}

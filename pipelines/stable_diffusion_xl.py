@@ -13,8 +13,6 @@ from .stable_diffusion import ddim_process, ddim_times
 class StableDiffusionXL(Pretrained):
     """Adapter of ``diffusers.StableDiffusionXLPipeline``; trains the UNet."""
 
-    default_lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
-
     def __init__(self, pipeline: Any):
         super().__init__(pipeline)
         self.trainable = {"unet": pipeline.unet}

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import POLICY, unwrap
 from .flow_match import flow_times
 from .pretrained import LORA_SAFE, Pretrained
 from .process import Flow
@@ -16,7 +15,6 @@ from .process import Flow
 class Wan(Pretrained):
     """Adapter of ``diffusers.WanPipeline``; trains the transformer, or both. Latents are (16, F, H/8, W/8)."""
 
-    default_lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
     default_size = (480, 832)
     default_frames = 81
     max_sequence_length = 512
@@ -70,14 +68,9 @@ class Wan(Pretrained):
     def lora_folder(self, component: str) -> str:
         return {"transformer_2": "transformer_2"}.get(component, ".")
 
-    def save_lora(self, component: str, folder: Path) -> None:
+    def lora_name(self, component: str) -> str:
         """Each network has a file, of the same names: ``load_into_transformer_2`` says whose it is."""
-        from peft import get_peft_model_state_dict
-
-        network = unwrap(self.trainable[component])
-        layers = get_peft_model_state_dict(network, adapter_name=POLICY)
-        about = network.peft_config[POLICY].to_dict()
-        self.pipeline.save_lora_weights(folder, transformer_lora_layers=layers, transformer_lora_adapter_metadata=about)
+        return "transformer"
 
     def load_lora(self, component: str, folder: Path, adapter: str) -> None:
         second = component == "transformer_2"

@@ -58,12 +58,12 @@ def rival(recipe: Recipe, run: Path, name: str, guide: BestOf | None = None, wor
     return score(type(gallery)(gallery.folder, judged), heads)
 
 
-def line(name: str, calls: int, before: ScoresTable, table: ScoresTable, judge: str) -> str:
+def line(name: str, calls: int, before: ScoresTable, table: ScoresTable, diversity: float) -> str:
     cells = [name, f"{calls:,}"]
     for column, change in compare(before, table).columns.items():
         low, high = change.ci_low / change.std, change.ci_high / change.std
         cells.append(f"{mean(table, column):.4f} ({change.delta / change.std:+.2f} [{low:+.2f}, {high:+.2f}])")
-    cells.append(f"{Judged.of(table, judge).diversity / Judged.of(before, judge).diversity:.2f}")
+    cells.append(f"{diversity:.2f}")
     return "| " + " | ".join(cells) + " |"
 
 
@@ -87,7 +87,9 @@ def rivals(recipe: Recipe, run: Path, summary: Mapping[str, Any]) -> str:
         recipe.method["name"].upper(): (summary["denoiser_calls"] + gallery, after),
     }
     judge = bundled.model_path(recipe.eval_rewards["heldout"]["path"])
-    rows = "\n".join(line(name, calls, before, table, judge) for name, (calls, table) in found.items())
+    spread = {name: Judged.of(table, judge).diversity for name, (_, table) in found.items()}
+    ratio = {name: value / spread["untouched"] for name, value in spread.items()}
+    rows = "\n".join(line(name, calls, before, table, ratio[name]) for name, (calls, table) in found.items())
     return f"""| | denoiser calls | {" | ".join(before.heads)} | diversity |
 |---|---|{"---|" * len(before.heads)}---|
 {rows}
