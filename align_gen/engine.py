@@ -244,9 +244,7 @@ def evaluate(
 ) -> ScoresTable:
     """Sample held-out prompts with the averaged weights and score them; what is already there is not made again."""
     if (folder / SCORES).is_file():
-        table = ScoresTable.load(folder / SCORES)
-        table.folder = str(folder)  # the run may have been moved since
-        return table
+        return ScoresTable.load(folder / SCORES)
     settings = recipe.evaluate
     guidance = settings.guidance_scale if settings.guidance_scale is not None else recipe.sampling.guidance_scale
 

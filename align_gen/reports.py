@@ -78,7 +78,4 @@ def _scores_of(source: Path) -> ScoresTable:
     file = source / "scores.parquet" if source.is_dir() else source
     if not file.is_file():
         raise UserError(f"{source}: no scores; make them with: align-gen score {source} --reward NAME --out {file}")
-    table = ScoresTable.load(file)
-    if source.is_dir():
-        table.folder = str(source)  # wherever it was when it was scored
-    return table
+    return ScoresTable.load(file)

@@ -37,7 +37,7 @@ class ScoresTable:
     errors: list[str | None]  # why it could not
     provenance: dict[str, dict[str, Any]]  # per head: weights_sha256, preprocessing, dtype, options
     versions: dict[str, str]  # of the packages that took part
-    folder: str | None = None  # the gallery
+    folder: str | None = None  # the gallery; a file keeps it relative where it lies beside or under the file
 
     def __post_init__(self) -> None:
         lengths = {name: len(column) for name, column in self.heads.items()} | {ERROR: len(self.errors)}
@@ -58,7 +58,7 @@ class ScoresTable:
         arrays += [pa.array(values, pa.float64()) for values in self.heads.values()]
         arrays += [pa.array(self.errors, pa.string())]
         about = {"format": FORMAT, "types": types, "heads": list(self.heads), "provenance": self.provenance}
-        about |= {"versions": self.versions, "folder": self.folder}
+        about |= {"versions": self.versions, "folder": _kept_folder(self.folder, Path(path))}
         schema = pa.schema(
             [pa.field(name, array.type) for name, array in zip([*names, *self.heads, ERROR], arrays, strict=True)],
             metadata={KEY: json.dumps(about).encode()},
@@ -89,7 +89,8 @@ class ScoresTable:
             ]
             heads = {name: table[name].to_pylist() for name in about["heads"]}
             errors = table[ERROR].to_pylist()
-            return cls(rows, heads, errors, about["provenance"], about["versions"], about["folder"])
+            folder = None if about["folder"] is None else str(Path(path).parent / about["folder"])
+            return cls(rows, heads, errors, about["provenance"], about["versions"], folder)
         except FileNotFoundError as error:
             raise UserError(f"{path}: no such file; want scores, as written by `align-gen score`") from error
         except UserError:
@@ -212,6 +213,14 @@ def _by_shape(pictures: Iterable[Picture], batch_size: int) -> Iterator[list[Pic
         if len(batch) == batch_size or sum(map(len, open_batches.values())) >= 4 * batch_size:
             yield open_batches.pop(max(open_batches, key=lambda shape: len(open_batches[shape])))
     yield from open_batches.values()
+
+
+def _kept_folder(folder: str | None, file: Path) -> str | None:
+    """Relative to the file's own folder where the gallery is in it, so that both can be moved; else absolute."""
+    if folder is None:
+        return None
+    place, base = Path(folder).resolve(), file.resolve().parent
+    return str(place.relative_to(base) if place.is_relative_to(base) else place)
 
 
 def _type_of(values: Iterable[object]) -> str:

@@ -688,23 +688,33 @@ TRANSFORMER = {
 
 
 class FlowDenoiser(nn.Module):
-    """Transformer and the two CLIP text encoders of the family, trained together; T5's place holds zeros."""
+    """Transformer and the two CLIP text encoders of the family, trained together; T5's place holds zeros.
 
-    def __init__(self, vocab: int, eos: int):
+    The first encoder starts as emoji-sd's, a new layer over it: its last layer but one, which the family reads, is
+    the one that emoji-sd's denoiser read.
+    """
+
+    def __init__(self, vocab: int, eos: int, start: Path):
         super().__init__()
         from diffusers import SD3Transformer2DModel
-        from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+        from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
         self.transformer = SD3Transformer2DModel(**TRANSFORMER)
         self.texts = nn.ModuleList(
             CLIPTextModelWithProjection(
                 CLIPTextConfig(
-                    vocab_size=vocab, hidden_size=96, intermediate_size=384, projection_dim=64, num_hidden_layers=3,
-                    num_attention_heads=4, max_position_embeddings=TEXT_LENGTH, eos_token_id=eos, bos_token_id=eos - 1,
+                    vocab_size=vocab, hidden_size=width, intermediate_size=4 * width, projection_dim=64,
+                    num_hidden_layers=3, num_attention_heads=4, max_position_embeddings=TEXT_LENGTH,
+                    eos_token_id=eos, bos_token_id=eos - 1,
                 )
             )
-            for _ in range(2)
+            for width in (128, 64)
         )  # fmt: skip
+        first: Any = self.texts[0]
+        missing, unexpected = first.text_model.load_state_dict(
+            CLIPTextModel.from_pretrained(start).state_dict(), strict=False
+        )
+        assert not unexpected and all("layers.2." in name for name in missing), missing
 
     def forward(self, noisy: Tensor, t: Tensor, ids: Tensor) -> Tensor:
         """As StableDiffusion3Pipeline conditions it: the last layer but one of both, side by side, and both pooled."""
@@ -730,7 +740,7 @@ def train_flow(name: str, data: Path, work: Path, out: Path, steps: int | None) 
     latents[:, :, 0] -= shift
     vae.register_to_config(shift_factor=round(shift / vae.config.scaling_factor, 5))
     torch.manual_seed(5)
-    model = FlowDenoiser(len(tokenizer), len(tokenizer) - 1)
+    model = FlowDenoiser(len(tokenizer), len(tokenizer) - 1, out / "emoji-sd" / "text_encoder")
 
     def loss_at(model: Any, step: int) -> Tensor:
         clean, noise, ids, g = latent_batch(pictures, latents, tokenizer, 5, step)

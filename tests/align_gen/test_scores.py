@@ -163,13 +163,13 @@ def exact(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
 def test_parquet_gives_back_every_row_and_number(tmp_path: Path) -> None:
     heads: dict[str, list[float | None]] = {"clip": [1 / 3, None, -0.0, 1e-310, float(torch.tensor(0.1))]}
     errors = [None, "truncated", None, None, None]
-    table = ScoresTable(HOSTILE_ROWS, heads, errors, {"clip": PROVENANCE}, {"torch": "2"}, "g")
+    table = ScoresTable(HOSTILE_ROWS, heads, errors, {"clip": PROVENANCE}, {"torch": "2"}, "/g")
     table.save(tmp_path / "s.parquet")
     found = ScoresTable.load(tmp_path / "s.parquet")
     assert exact(found.rows) == exact(HOSTILE_ROWS)
     assert list(map(repr, found.heads["clip"])) == list(map(repr, heads["clip"]))
     assert (found.errors, found.provenance, found.versions, found.folder) == (
-        errors, {"clip": PROVENANCE}, {"torch": "2"}, "g")  # fmt: skip
+        errors, {"clip": PROVENANCE}, {"torch": "2"}, "/g")  # fmt: skip
     assert [p.name for p in tmp_path.iterdir()] == ["s.parquet"]
 
 
@@ -195,6 +195,31 @@ def test_a_scored_gallery_survives_the_file(tmp_path: Path) -> None:
     assert table.provenance["jpeg_size"]["options"]["quality"] == 95
     assert table.versions["torch"] == version("torch")
     assert table.folder == str(tmp_path / "g")
+
+
+@pytest.mark.parametrize(("scores_at", "gallery_at"), [("g/scores.parquet", "g"), ("s.parquet", "deep/g")])
+def test_scores_find_their_gallery_after_a_move(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scores_at: str, gallery_at: str
+) -> None:
+    """Called by relative paths, then the whole run is moved and read from another working directory."""
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path)
+    score(levels(Path("run") / gallery_at, 3), {"level": {"name": mean_level}}).save(Path("run") / scores_at)
+    os.rename("run", "moved")
+    monkeypatch.chdir("/")
+    folder = ScoresTable.load(tmp_path / "moved" / scores_at).folder
+    assert folder is not None and Path(folder) == tmp_path / "moved" / gallery_at
+    assert len(Gallery.load(folder)) == 1
+
+
+def test_a_gallery_elsewhere_stays_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the scores are moved: they still name the gallery, whatever the working directory is."""
+    monkeypatch.chdir(tmp_path)
+    levels(Path("g"), 3)
+    (tmp_path / "scores").mkdir()
+    score("g", {"level": {"name": mean_level}}).save("scores/s.parquet")
+    os.rename("scores/s.parquet", "s.parquet")
+    assert ScoresTable.load("s.parquet").folder == str(tmp_path / "g")
 
 
 def test_names_that_would_clash_are_refused() -> None:
