@@ -213,6 +213,13 @@ class Model(ABC):
         self.copies, self.reference = {}, "off"
         self._freeze()
 
+    def drop_lora(self) -> None:
+        """Remove a LoRA that was loaded or is being trained; the weights below it are as they were."""
+        self.untrain()
+        for module in map(unwrap, self.trainable.values()):
+            if POLICY in getattr(module, "peft_config", {}):
+                module.delete_adapters([POLICY])
+
     @contextmanager
     def as_reference(self) -> Iterator[None]:
         """Inside, ``predict`` runs the frozen reference; gradients are off."""
