@@ -214,11 +214,11 @@ class Model(ABC):
         self._freeze()
 
     def drop_lora(self) -> None:
-        """Remove a LoRA that was loaded or is being trained; the weights below it are as they were."""
+        """Remove a LoRA that was loaded or is being trained, and every trace of it."""
         self.untrain()
         for module in map(unwrap, self.trainable.values()):
-            if POLICY in getattr(module, "peft_config", {}):
-                module.delete_adapters([POLICY])
+            if hasattr(module, "peft_config"):
+                module.unload_lora()
 
     @contextmanager
     def as_reference(self) -> Iterator[None]:
