@@ -290,8 +290,8 @@ def check(
     from . import bundled, pipelines
     from .check import Subject
     from .check import check as run_check
+    from .engine import DTYPES
     from .errors import user_mistakes
-    from .recipe import DTYPES
     from .reward_heads import reward_set
 
     if dtype not in DTYPES:
