@@ -5,6 +5,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 MODELS, PROMPTS, RECIPES = HERE / "assets" / "models", HERE / "assets" / "prompts", HERE / "recipes"
+PICTURES = HERE / "assets" / "pictures"  # a gallery of a few real ones
 
 
 def names(folder: Path, pattern: str = "*") -> list[str]:

@@ -273,6 +273,53 @@ def report(
     print(f"open {page}")
 
 
+@app.command(epilog="Example: align-gen check emoji-sd --reward clip:path=emoji-clip")
+def check(
+    model: Annotated[str, typer.Argument(help="A bundled model, a pipeline folder, or a hub name.")],
+    reward: Annotated[list[str] | None, typer.Option(help="Rewards whose gradient to look at.")] = None,
+    dtype: Annotated[str, typer.Option(help="fp32, fp16 or bf16: of the weights.")] = "fp32",
+    height: Annotated[int | None, typer.Option(help="Of the pictures; the family's own without it.")] = None,
+    width: Annotated[int | None, typer.Option(help="Of the pictures; the family's own without it.")] = None,
+    frames: Annotated[int | None, typer.Option(help="Of the videos; the family's own without it.")] = None,
+    untrained: Annotated[bool, typer.Option("--untrained", help="Random weights cannot denoise.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure whether a model is wired right; exit 1 when a law does not hold."""
+    from dataclasses import asdict
+
+    from . import bundled, pipelines
+    from .check import Subject
+    from .check import check as run_check
+    from .engine import DTYPES
+    from .errors import user_mistakes
+    from .reward_heads import reward_set
+
+    if dtype not in DTYPES:
+        raise UserError(f"--dtype {dtype!r}: want one of {sorted(DTYPES)}")
+    with user_mistakes():
+        rewards = reward_set(bundled.reward_spec(dict(map(parse_reward, reward)))) if reward else None
+        loaded = pipelines.load(bundled.model_path(model), dtype=DTYPES[dtype])
+        subject = Subject.of(loaded, height=height, width=width, num_frames=frames, rewards=rewards)
+    found = run_check(subject, untrained=untrained)
+    if as_json:
+        print(json.dumps([asdict(finding) for finding in found]))
+    else:
+        _print_findings(found)
+    if not all(finding.passed for finding in found):
+        raise typer.Exit(1)
+
+
+def _print_findings(found: list[Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", "law", "measured", "limit")
+    for finding in found:
+        figure, limit = (f"{x:.3g}" if isinstance(x, float | int) else x for x in (finding.figure, finding.limit))
+        table.add_row("[green]ok[/]" if finding.passed else "[red]FAILED[/]", finding.name, figure, limit)
+    Console().print(table)
+
+
 @app.command("list", epilog="Example: align-gen list rewards")
 def list_(
     what: Annotated[str, typer.Argument(help="rewards, methods, models, recipes or prompts.")],

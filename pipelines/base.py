@@ -206,12 +206,19 @@ class Model(ABC):
                 set_peft_model_state_dict(inner, get_peft_model_state_dict(inner, adapter_name=START), POLICY)
                 inner.delete_adapters([START])
             elif POLICY in adapters:
-                inner.delete_adapters([POLICY])
+                inner.unload_lora()
             if name in self.copies:
                 inner.load_state_dict(self.copies[name].state_dict())
             self.trainable[name] = inner
         self.copies, self.reference = {}, "off"
         self._freeze()
+
+    def drop_lora(self) -> None:
+        """Remove a LoRA that was loaded, or is being trained."""
+        self.untrain()
+        for module in map(unwrap, self.trainable.values()):
+            if POLICY in getattr(module, "peft_config", {}):
+                module.unload_lora()
 
     @contextmanager
     def as_reference(self) -> Iterator[None]:

@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .base import Guidance
 from .pretrained import OwnLora
 from .stable_diffusion import StableDiffusion
 from .stable_diffusion_xl import StableDiffusionXL
@@ -14,6 +15,8 @@ class _Controlled(OwnLora):
 
     Its LoRA is a file of its own: the pipeline would load it into the UNet.
     """
+
+    wants = ("control",)
 
     def __init__(self, pipeline: Any):
         super().__init__(pipeline)
@@ -27,6 +30,9 @@ class _Controlled(OwnLora):
             got = None if control is None else tuple(control.shape)
             raise ValueError(f"control: want the maps, {(count, 3, height, width)}, got {got}")
         return {**super().inputs(count, height, width, num_frames, **inputs), "control": control.to(self.device)}
+
+    def call(self, latents: Tensor, guidance: Guidance, **inputs: Any) -> dict[str, Any]:
+        return super().call(latents, guidance, image=inputs.pop("control"), **inputs)
 
     def added(self, tensors: dict[str, Tensor]) -> dict[str, Any]:
         """What both networks get besides the text."""

@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .flow_match import flow_times
+from .base import Guidance
 from .pretrained import Pretrained
 from .process import Flow
+from .schedules import flow_times
 
 
 class Flux(Pretrained):
@@ -47,6 +48,12 @@ class Flux(Pretrained):
             list(texts), None, self.device, max_sequence_length=self.max_sequence_length
         )
         return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
+
+    def call(self, latents: Tensor, guidance: Guidance, **inputs: Any) -> dict[str, Any]:
+        scales = self.scales(guidance)
+        options = super().call(self.pipeline._pack_latents(latents, *latents.shape), guidance, **inputs)
+        options |= {"true_cfg_scale": scales["text"], "guidance_scale": scales.get("embedded", 0.0)}
+        return {**options, "negative_prompt": [self.default_negative] * len(latents)}
 
     def denoise(self, x: Tensor, t: Tensor, tensors: dict[str, Tensor]) -> Tensor:
         batch, channels, height, width = x.shape

@@ -18,6 +18,7 @@ class InstructPix2Pix(StableDiffusion):
     al. 2023, equation 3): "text", from the picture to picture and words, and "image", from nothing to the picture.
     """
 
+    wants = ("image",)
     guidances = MappingProxyType({"text": 7.5, "image": 1.5})
 
     def encode_texts(self, texts: Sequence[str]) -> dict[str, Tensor]:
@@ -33,6 +34,12 @@ class InstructPix2Pix(StableDiffusion):
             return {
                 "image_latents": self.encode(image) / self.pipeline.vae.config.scaling_factor
             }  # raw, as it was trained
+
+    def call(self, latents: Tensor, guidance: Guidance, **inputs: Any) -> dict[str, Any]:
+        """The pipeline draws at the size of its picture."""
+        options = super().call(latents, guidance, **inputs)
+        kept = {name: value for name, value in options.items() if name not in ("height", "width")}
+        return {**kept, "image_guidance_scale": self.scales(guidance)["image"]}
 
     def predict(self, x_t: Tensor, t: Tensor, condition: Condition, guidance: Guidance) -> Tensor:
         scales, tensors = self.scales(guidance), condition.tensors

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from .base import POLICY, Condition, Guidance, Model, unwrap
+from .process import Flow
 from .prompt_cache import PromptCache, fingerprint
+from .schedules import ddim, euler
 
 TOKENIZER_LOG = "transformers.tokenization_utils_base"
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -40,6 +42,7 @@ class Pretrained(Model):
     default_lora_targets: str | tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
     default_negative: str | None = ""  # None: zeros in the place of an encoded text
     default_frames = 1
+    wants: tuple[str, ...] = ()  # pictures that ``encode_prompts`` wants besides texts
     patch_size = 1
 
     def __init__(self, pipeline: Any):
@@ -65,6 +68,17 @@ class Pretrained(Model):
         if inputs:
             raise ValueError(f"{type(self).__name__} takes no {sorted(inputs)}")
         return {}
+
+    def exact_scheduler(self) -> Any:
+        """A scheduler for the pipeline whose steps are those of eta = 0, on the grid of its own."""
+        return (euler if isinstance(self.process, Flow) else ddim)(self.pipeline.scheduler)
+
+    def call(self, latents: Tensor, guidance: Guidance, **inputs: Any) -> dict[str, Any]:
+        """Keywords with which the pipeline's own call, from these latents, draws what eta = 0 draws here."""
+        options = {"latents": latents, "guidance_scale": self.scales(guidance)["text"], **inputs}
+        if hasattr(self, "max_sequence_length"):
+            options["max_sequence_length"] = self.max_sequence_length
+        return options
 
     @property
     def text_limit(self) -> tuple[Any, int]:
@@ -149,8 +163,12 @@ class Pretrained(Model):
         side = self.pipeline.vae_scale_factor
         return (self.pipeline.vae.config.latent_channels, height // side, width // side)
 
-    def to(self, device: torch.device | str) -> Model:
+    def forget(self) -> None:
+        """Encoded texts; the next ones are encoded anew."""
         self._texts.clear()
+
+    def to(self, device: torch.device | str) -> Model:
+        self.forget()
         return super().to(device)
 
     def _ready(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

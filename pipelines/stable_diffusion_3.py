@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import Tensor
 
-from .flow_match import flow_times
 from .pretrained import Pretrained
 from .process import Flow
+from .schedules import flow_times
 
 
 class StableDiffusion3(Pretrained):

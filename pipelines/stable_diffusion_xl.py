@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .pretrained import Pretrained
-from .stable_diffusion import ddim_process, ddim_times
+from .schedules import ddim_process, ddim_times
 
 
 class StableDiffusionXL(Pretrained):

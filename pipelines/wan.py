@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .flow_match import flow_times
 from .pretrained import LORA_SAFE, Pretrained
 from .process import Flow
+from .schedules import flow_times
 
 
 class Wan(Pretrained):

@@ -799,8 +799,23 @@ def write_prompts(name: str, data: Path, work: Path, out: Path, steps: int | Non
         print(f"{len(entries)} prompts -> {folder / split}.jsonl")
 
 
+def write_pictures(name: str, data: Path, work: Path, out: Path, steps: int | None) -> None:
+    """A few real pictures to look at a model with: eight things, 3D and flat in turn (Fluent Emoji, MIT)."""
+    from align_gen.gallery import write_gallery
+
+    pictures = Pictures.load(data, ("3d", "flat"))
+    things = ("red apple", "pizza", "dog face", "sunflower", "octopus", "hamburger", "red heart", "whale")
+    rows: list[Row] = [
+        {"prompt": f"{thing}, {style} style", "thing": thing, "style": style}
+        for thing, style in zip(things, ("3d", "flat") * 4, strict=True)
+    ]
+    where = {(row["thing"], row["style"]): i for i, row in enumerate(pictures.rows)}
+    write_gallery(out.parent / "pictures", pictures.pixels[[where[row["thing"], row["style"]] for row in rows]], rows)
+
+
 TRAINERS: dict[str, Callable[..., None]] = {
     "prompts": write_prompts,
+    "pictures": write_pictures,
     "emoji-clip": train_clip,
     "emoji-heldout-clip": train_clip,
     "emoji-vae": train_vae,

@@ -22,6 +22,7 @@ FAMILIES: dict[str, tuple[str, str, list[str]]] = {
         "every spacing, v and x0 on tiny random ones",
         [
             "tests/pipelines/test_emoji_sd.py",
+            "tests/align_gen/test_check.py",
             "tests/pipelines/test_stable_diffusion.py",
             "tests/pipelines/test_sampling.py",
             "tests/align_gen/test_engine.py",
@@ -29,13 +30,14 @@ FAMILIES: dict[str, tuple[str, str, list[str]]] = {
     ),
     "SDXL, SD 3.x (with and without T5), FLUX.1 (dev, schnell), InstructPix2Pix, ControlNet (SD, SDXL)": (
         "tiny random",
-        "η = 0 equals the diffusers pipeline, guidance in one batch, encode and decode, LoRA round trip, gradients",
-        ["tests/pipelines/test_families.py"],
+        "`align-gen check`: η = 0 equals the diffusers pipeline, replay, guidance, LoRA round trip, gradients; a wrong "
+        "constant in an adapter is caught",
+        ["tests/pipelines/test_families.py", "tests/align_gen/test_check.py"],
     ),
     "Wan 2.1 and 2.2 (two networks), AnimateDiff, ModelScope": (
         "tiny random",
         "the same laws on videos; galleries and video rewards are not there yet",
-        ["tests/pipelines/test_families.py"],
+        ["tests/pipelines/test_families.py", "tests/align_gen/test_check.py"],
     ),
     "toy-diffusion, toy-flow (Gaussian mixtures)": (
         "tiny random",

@@ -43,6 +43,9 @@ from transformers import (
     UMT5EncoderModel,
 )
 
+from align_gen import pipelines
+from align_gen.check import Finding, Subject
+
 TOKENS = 24  # that a prompt may have, with its two ends
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 LATENT_MODEL = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}  # as Stable Diffusion 1.5 has them
@@ -401,3 +404,20 @@ PIPELINES: dict[str, Callable[..., Any]] = {
     "wan": wan,
     "wan-2.2": partial(wan, boundary_ratio=0.8),
 }
+
+
+IMAGE: dict[str, Any] = {"height": 16, "width": 16}
+SIZES = {"WanPipeline": {"height": 32, "width": 32, "num_frames": 5}}
+for name in ("AnimateDiffPipeline", "TextToVideoSDPipeline"):
+    SIZES[name] = {**IMAGE, "num_frames": 3}
+
+
+def subject(name: str) -> Subject:
+    """A tiny pipeline to check, at a size that its VAE takes."""
+    pipeline = PIPELINES[name]()
+    return Subject.of(pipelines.load(pipeline), **SIZES.get(type(pipeline).__name__, IMAGE))
+
+
+def failed(found: list[Finding]) -> list[str]:
+    """The laws that do not hold, and by how much."""
+    return [f"{finding.name}: {finding.figure} (limit {finding.limit})" for finding in found if not finding.passed]

@@ -1,0 +1,72 @@
+"""Noise schedules and time grids, read from a pipeline's scheduler, which is left as it was."""
+
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler
+from torch import Tensor
+
+from .process import Diffusion
+
+
+def ddim(scheduler: Any) -> DDIMScheduler:
+    """DDIM on the pipeline's own noise schedule, spacing and offset, whatever sampler it came with.
+
+    Latent models do not clip samples; DDIM's default would, where the pipeline's own scheduler has no such option.
+    """
+    options = {} if "clip_sample" in scheduler.config else {"clip_sample": False}
+    made: DDIMScheduler = DDIMScheduler.from_config(scheduler.config, **options)
+    if made.config.thresholding:
+        raise ValueError("scheduler: dynamic thresholding is not supported")
+    return made
+
+
+def ddim_process(scheduler: Any) -> Diffusion:
+    """The noise process of a pipeline's scheduler; abar is its own tensor."""
+    own = ddim(scheduler)
+    return Diffusion(
+        own.alphas_cumprod,
+        float(own.final_alpha_cumprod),
+        own.config.prediction_type,
+        own.config.clip_sample_range if own.config.clip_sample else None,
+    )
+
+
+def ddim_times(scheduler: Any, num_inference_steps: int) -> Tensor:
+    """(t, s) of every step, (n, 2). DDIM goes by a constant stride, not to the next grid point."""
+    own = ddim(scheduler)
+    own.set_timesteps(num_inference_steps)
+    t = own.timesteps.double()
+    return torch.stack([t, t - own.config.num_train_timesteps // num_inference_steps], 1)
+
+
+def resolution_shift(config: Any, tokens: int) -> float:
+    """mu of dynamic shifting: linear in the number of image tokens (Esser et al. 2024, section 5.3.2)."""
+    few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+    return low + (high - low) * (tokens - few) / (many - few)
+
+
+def euler(scheduler: Any) -> Any:
+    """A flow scheduler on the same grid that takes Euler's steps, which are what eta = 0 takes."""
+    higher = {"solver_order": 1, "disable_corrector": list(range(1000))} if "solver_order" in scheduler.config else {}
+    return type(scheduler).from_config(scheduler.config, **higher)
+
+
+def flow_times(scheduler: Any, num_inference_steps: int, tokens: int, sigmas: list[float] | None = None) -> Tensor:
+    """(t, s) of every step, (n, 2) float64: t is the scheduler's sigma, 1 is noise.
+
+    Args:
+        scheduler: a flow scheduler of the pipeline, of any order: only its grid is read.
+        tokens: of the image in the network, for dynamic shifting.
+        sigmas: the grid before shifting, for pipelines that bring their own.
+    """
+    own = type(scheduler).from_config(scheduler.config)
+    options: dict[str, Any] = {}
+    if own.config.get("use_dynamic_shifting"):
+        options["mu"] = resolution_shift(own.config, tokens)
+    if sigmas is not None and not own.config.get("use_flow_sigmas"):
+        options["sigmas"] = sigmas
+    own.set_timesteps(num_inference_steps, **options)
+    grid = own.sigmas.double()
+    return torch.stack([grid[:-1], grid[1:]], 1)

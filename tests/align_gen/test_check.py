@@ -1,0 +1,153 @@
+"""``check`` passes on every family, and says so when an adapter is wrong in one constant."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from align_gen import bundled, pipelines
+from align_gen.check import Subject, check
+from align_gen.pipelines.pretrained import Pretrained
+from tests.tiny import failed, subject
+
+
+def test_emoji_sd_passes_and_denoises() -> None:
+    found = check(Subject.of(pipelines.load(bundled.model_path("emoji-sd"))))
+    assert not failed(found)
+    assert any(finding.name.startswith("denoises") for finding in found)
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    """Weights, pipeline, scheduler and adapters: the same after as before."""
+    one = subject("sd")
+    before = {key: value.clone() for key, value in one.model.pipeline.unet.state_dict().items()}
+    scheduler = one.model.pipeline.scheduler
+    check(one, untrained=True)
+    after = one.model.pipeline.unet.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+    assert one.model.pipeline.scheduler is scheduler
+
+
+# --- a wrong adapter is caught ---------------------------------------------------------------------------------------
+
+
+def scaled(value: float, shift: float = 0.0) -> Callable[[Pretrained], None]:
+    """Raw latents times ``value``, and moved by ``shift``."""
+
+    def change(model: Pretrained) -> None:
+        right = model.latent_statistics
+        model.latent_statistics = lambda: (right()[0] + shift, right()[1] * value)  # type: ignore[method-assign]
+
+    return change
+
+
+def later(step: float) -> Callable[[Pretrained], None]:
+    """The network is told another time."""
+
+    def change(model: Pretrained) -> None:
+        right = model.denoise
+        model.denoise = lambda x, t, tensors: right(x, t + step, tensors)  # type: ignore[method-assign]
+
+    return change
+
+
+def other_prediction(model: Pretrained) -> None:
+    object.__setattr__(model.process, "prediction", "v_prediction")
+
+
+def other_packing(model: Pretrained) -> None:
+    def packed(x: Tensor, batch: int, channels: int, height: int, width: int) -> Tensor:
+        return x.view(batch, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+
+    right = model.denoise
+
+    def denoise(x: Tensor, t: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+        kept, model.pipeline._pack_latents = model.pipeline._pack_latents, packed
+        try:
+            return right(x, t, tensors)
+        finally:
+            model.pipeline._pack_latents = kept
+
+    model.denoise = denoise  # type: ignore[method-assign]
+
+
+def no_embedded_guidance(model: Pretrained) -> None:
+    right = model.denoise
+    model.denoise = lambda x, t, tensors: right(  # type: ignore[method-assign]
+        x, t, {**tensors, "guidance": torch.ones_like(tensors["guidance"])}
+    )
+
+
+def wrong_sizes(model: Pretrained) -> None:
+    right = model.inputs
+    model.inputs = lambda *args, **more: {  # type: ignore[method-assign]
+        name: value.flip(-1) + 8 if name == "time_ids" else value for name, value in right(*args, **more).items()
+    }
+
+
+def frames_reversed(model: Pretrained) -> None:
+    right = model.decode
+    model.decode = lambda latents, frames=None: right(latents, frames).flip(1)  # type: ignore[method-assign]
+
+
+MUTATIONS = [
+    ("sd", scaled(1.01)),
+    ("sd", later(1)),
+    ("sd", other_prediction),
+    ("sdxl", wrong_sizes),
+    ("sdxl", scaled(1.01)),
+    ("sd3", scaled(1.0, shift=0.01)),
+    ("sd3", later(0.01)),
+    ("flux", other_packing),
+    ("flux", no_embedded_guidance),
+    ("flux", scaled(1.0, shift=0.01)),
+    ("wan", scaled(1.01)),
+    ("wan", later(0.01)),
+    ("wan-2.2", frames_reversed),
+    ("animatediff", frames_reversed),
+    ("animatediff", later(1)),
+    ("modelscope", scaled(1.01)),
+    ("modelscope", frames_reversed),
+    ("instruct-pix2pix", later(1)),
+    ("instruct-pix2pix", scaled(1.01)),
+    ("controlnet", later(1)),
+    ("controlnet-xl", wrong_sizes),
+]
+
+
+@pytest.mark.parametrize(("name", "mutation"), MUTATIONS)
+def test_a_wrong_adapter_is_caught(name: str, mutation: Callable[[Pretrained], None]) -> None:
+    one = subject(name)
+    mutation(one.model)
+    assert "eta 0 = diffusers" in " ".join(failed(check(one, untrained=True)))
+
+
+@pytest.mark.parametrize("prediction", ["v_prediction", "sample"])
+def test_a_wrong_prediction_type_in_the_files_does_not_denoise(prediction: str) -> None:
+    """diffusers reads the same wrong file, so only the trained network can tell."""
+    pipeline = pipelines.load(bundled.model_path("emoji-sd")).pipeline
+    pipeline.scheduler.register_to_config(prediction_type=prediction)
+    names = failed(check(Subject.of(pipelines.load(pipeline))))
+    assert names and all(name.startswith("denoises") for name in names)
+
+
+@pytest.mark.parametrize("factor", [0.5, 2.0])
+def test_a_wrong_latent_scale_in_the_files_does_not_denoise(factor: float) -> None:
+    """The model's own samples cannot show it: only real pictures do."""
+    pipeline = pipelines.load(bundled.model_path("emoji-sd")).pipeline
+    pipeline.vae.register_to_config(scaling_factor=factor * pipeline.vae.config.scaling_factor)
+    names = failed(check(Subject.of(pipelines.load(pipeline))))
+    assert names and all(name.startswith("denoises real pictures") for name in names)
+
+
+def test_a_law_that_raises_is_a_finding() -> None:
+    one = subject("sd")
+
+    def broken(*args: Any) -> Any:
+        raise RuntimeError("no such\nlayer")
+
+    one.model.denoise = broken  # type: ignore[assignment]
+    (finding,) = [finding for finding in check(one, untrained=True) if finding.name == "replay"]
+    assert not finding.passed and finding.figure == "RuntimeError: no such layer"
