@@ -19,6 +19,7 @@ from torch.nn.functional import interpolate
 from . import bundled
 from .gallery import Gallery
 from .pipelines import Condition, LoraOptions, Model, Rollout, gaussian_log_prob, rollout, sample
+from .pipelines.attention import attention_of, held_to
 from .pipelines.pretrained import NEGATIVE, Pretrained
 from .pipelines.sampling import step_log_prob
 from .reward_heads import RewardSet
@@ -346,6 +347,20 @@ def _denoises(subject: Subject, name: str, clean: Tensor, condition: Condition) 
         yield below(f"denoises {name}, {amount} noise: error / linear guess's", ours / guess, 0.75)
 
 
+def attention(subject: Subject) -> Iterator[Finding]:
+    """Which kernel the denoisers' attention modules use, and that it computes what the plain one does."""
+    model, condition, x = subject.model, subject.condition(), subject.latents().to(subject.model.device)
+    t = model.times(STEPS, condition.latent_shape)[1, 0]
+    for component, kernels in attention_of(model).items():
+        used = ", ".join(f"{count} x {kernel}" for kernel, count in kernels.items())
+        yield Finding(f"attention, {component}", True, used, "any")
+    with torch.no_grad():
+        ours = model.predict(x, t, condition, subject.guidance())
+        with held_to(model, "math"):
+            plain = model.predict(x, t, condition, subject.guidance())
+    yield below("attention = math kernel", difference(ours, plain) / plain.abs().max().item(), subject.tolerance)
+
+
 LAWS: dict[str, Callable[[Subject], Iterator[Finding]]] = {
     "own sampling": own_sampling,
     "replay": replay,
@@ -353,6 +368,7 @@ LAWS: dict[str, Callable[[Subject], Iterator[Finding]]] = {
     "guidance": guidance,
     "prompts": prompts,
     "codec": codec,
+    "attention": attention,
     "lora": lora,
     "reward": reward,
 }

@@ -1,9 +1,12 @@
 """The command line. Heavy libraries are imported by the command that needs them."""
 
 import json
+import logging
 import math
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -21,6 +24,7 @@ app = typer.Typer(
 )
 WORST = 3  # regressions of each column that a table shows; --json has more
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Attention = Annotated[str, typer.Option(help="auto, sdpa, math, flash, efficient, cudnn or xformers.")]
 Seeds = Annotated[str, typer.Option(help="One picture of every prompt for each number: 0,1,2.")]
 
 
@@ -30,7 +34,8 @@ def main() -> None:
     if debug:
         sys.argv.remove("--debug")
     try:
-        code = app(standalone_mode=False)
+        with spoken():
+            code = app(standalone_mode=False)
     except UserError as error:
         if debug:
             raise
@@ -49,6 +54,18 @@ def main() -> None:
         print(f"align-gen: interrupted{more}", file=sys.stderr)
     if isinstance(code, int) and code:
         raise SystemExit(code)
+
+
+@contextmanager
+def spoken() -> Iterator[None]:
+    """Inside, what the package logs goes to stderr."""
+    logger, handler = logging.getLogger("align_gen"), logging.StreamHandler()
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def _usage(error: Any) -> NoReturn:
@@ -99,13 +116,14 @@ def finetune(
     recipe: Annotated[str, typer.Argument(help="A bundled recipe's name or a YAML file.")],
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override a key: section.key=value.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run directory; an unfinished one is resumed.")] = None,
+    attention: Annotated[str | None, typer.Option(help="Sets model.attention.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, and its cost, then stop.")] = False,
     as_json: Json = False,
 ) -> None:
     """Fine-tune a checkpoint towards rewards, measuring before, during and after."""
     from .recipe import Recipe
 
-    resolved = Recipe.load(recipe, set_ or [])
+    resolved = Recipe.load(recipe, [*(set_ or []), *([f"model.attention={attention}"] if attention else [])])
     if dry_run:
         from .dry_run import describe
 
@@ -140,6 +158,7 @@ def sample(
     eta: Annotated[float, typer.Option(help="0 is the ODE (DDIM), 1 the DDPM posterior.")] = 0.0,
     size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH; the model's own without it.")] = None,
     dtype: Annotated[str, typer.Option(help="Of the weights: fp32, bf16 or fp16.")] = "fp32",
+    attention: Attention = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 16,
     out: Annotated[Path, typer.Option(help="The gallery to write.")] = Path("gallery"),
 ) -> None:
@@ -147,6 +166,7 @@ def sample(
     from . import bundled, pipelines
     from .engine import DTYPES
     from .errors import user_mistakes
+    from .pipelines.attention import use_attention
     from .pipelines.guidance import BestOf
     from .progress import Progress
     from .prompts import load_prompts
@@ -174,6 +194,7 @@ def sample(
         loaded = pipelines.load(bundled.model_path(model), dtype=DTYPES[dtype])
         if adapter is not None:
             loaded.reload(adapter)
+        use_attention(loaded, attention)
     with user_mistakes(), Progress() as progress:
         gallery = run_sample(
             loaded,
@@ -281,6 +302,7 @@ def check(
     height: Annotated[int | None, typer.Option(help="Of the pictures; the family's own without it.")] = None,
     width: Annotated[int | None, typer.Option(help="Of the pictures; the family's own without it.")] = None,
     frames: Annotated[int | None, typer.Option(help="Of the videos; the family's own without it.")] = None,
+    attention: Attention = "auto",
     untrained: Annotated[bool, typer.Option("--untrained", help="Random weights cannot denoise.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -292,6 +314,7 @@ def check(
     from .check import check as run_check
     from .engine import DTYPES
     from .errors import user_mistakes
+    from .pipelines.attention import use_attention
     from .reward_heads import reward_set
 
     if dtype not in DTYPES:
@@ -299,6 +322,7 @@ def check(
     with user_mistakes():
         rewards = reward_set(bundled.reward_spec(dict(map(parse_reward, reward)))) if reward else None
         loaded = pipelines.load(bundled.model_path(model), dtype=DTYPES[dtype])
+        use_attention(loaded, attention)
         subject = Subject.of(loaded, height=height, width=width, num_frames=frames, rewards=rewards)
     found = run_check(subject, untrained=untrained)
     if as_json:

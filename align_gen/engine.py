@@ -1,6 +1,7 @@
 """The loop around a method: load, resume, evaluate, step, save, export. It knows no algorithm."""
 
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +18,8 @@ from .batches import Prompts
 from .card import card
 from .errors import UserError, user_mistakes
 from .gallery import whole_file
+from .memory import encode_and_free, save_memory
+from .pipelines.attention import attention_of, describe, use_attention
 from .pipelines.seeding import generator, seed_of
 from .placebo import Shuffled
 from .prompts import load_prompts, require_disjoint
@@ -30,6 +33,7 @@ from .state import TrainState
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+log = logging.getLogger("align_gen")
 SCORES = "scores.parquet"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Listener = Callable[[str, int, int, Mapping[str, Any]], None]  # phase, done, total, numbers to show
@@ -92,13 +96,17 @@ def finetune(
         with user_mistakes():
             prepare_model(recipe, loaded)
         _claim(run, text)
+        log.info("attention: %s", describe(attention_of(loaded)))
         if trackers:
             accelerator.init_trackers("align_gen", config={"recipe": text})
         state = prepare_state(recipe, loaded, accelerator)
-        rewards.to(accelerator.device)
-        judges.to(accelerator.device)
+        if recipe.memory.free_text_encoders:
+            encode_and_free(loaded, [row["prompt"] for row in (*train, *held_out)])
+        for judge in (rewards, judges):
+            judge.offload = recipe.memory.offload_rewards
+            judge.to(accelerator.device)
         if recipe.run.placebo:
-            rewards = Shuffled(rewards.heads, rewards.weights, seed=recipe.run.seed)
+            rewards = Shuffled(rewards.heads, rewards.weights, rewards.offload, seed=recipe.run.seed)
         return learn(state, recipe, run, train, held_out, rewards, judges, listen)
     except BaseException:  # whoever holds the model gets it back as it was
         loaded.untrain()
@@ -158,6 +166,7 @@ def load_model(recipe: Recipe, model: Any = None) -> "pipelines.Model":
     made = pipelines.load(source, **({"dtype": DTYPES[section.dtype]} if section.dtype != "fp32" else {}))
     if section.adapter is not None:
         made.reload(Path(section.adapter))
+    use_attention(made, section.attention, DTYPES[section.dtype])
     return made
 
 
@@ -177,6 +186,7 @@ def prepare_model(recipe: Recipe, made: "pipelines.Model") -> None:
         with torch.random.fork_rng(devices=[]):  # its first matrices are drawn from the global generator
             torch.manual_seed(seed_of(recipe.run.seed, "lora"))
             made.train_lora(pipelines.LoraOptions(lora.rank, lora.alpha, lora.target_modules))
+    save_memory(made, recipe.memory)
     for parameter in made.parameters():  # small updates vanish in half precision
         parameter.data = parameter.data.float()
     for module in made.copies.values():  # as the policy began: the same weights, run in the same precision
@@ -339,11 +349,19 @@ def _require_same(run: Path, text: str) -> None:
     except OSError as error:
         raise UserError(f"{run}: cannot be written ({error.strerror})") from error
     if exists:
-        theirs = file.read_text()
+        theirs = _completed(file)
         if theirs != text:
             raise UserError(f"{run}: holds the run of another recipe; it differs in: {difference(text, theirs)}")
     elif run.exists() and (not run.is_dir() or any(path.name != ".recipe.yaml.part" for path in run.iterdir())):
         raise UserError(f"{run}: want a new or empty folder, or one of the same recipe")
+
+
+def _completed(file: Path) -> str:
+    """A run's recipe with what has been added to recipes since at its default; as it is where it cannot be read."""
+    try:
+        return Recipe.load(file).to_yaml()
+    except UserError:
+        return file.read_text()
 
 
 def _claim(run: Path, text: str) -> None:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 from . import bundled, methods
 from .batches import Sampling
 from .errors import UserError
+from .memory import Memory
 from .reward_heads.base import label
 from .strict import Strict
 
@@ -29,7 +30,7 @@ class ModelSection(Strict):
     adapter: str | None = None  # an earlier export to go on from; it is then the reference too
     lora: Lora | None = Lora()  # null trains every weight against a frozen copy
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
-    attention: Literal["auto"] = "auto"
+    attention: Literal["auto", "sdpa", "math", "flash", "efficient", "cudnn", "xformers"] = "auto"
 
 
 class PromptsSection(Strict):
@@ -87,6 +88,7 @@ class Recipe(Strict):
     evaluate: Evaluate = Evaluate()
     stop: Stop = Stop()
     optim: Optim = Optim()
+    memory: Memory = Memory()
     run: RunSection = RunSection()
 
     @classmethod

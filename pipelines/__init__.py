@@ -1,5 +1,6 @@
 """How to sample: model adapters, diffusion and flow processes, rollouts, guidance. Names resolve on first use."""
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +9,9 @@ if TYPE_CHECKING:
     from .process import Diffusion, Flow, Process, gaussian_log_prob
     from .registry import load
     from .sampling import Rollout, rollout, sample
+
+# xformers has no kernels for a CPU, and says so as soon as diffusers finds it: whoever asks for them is told then.
+logging.getLogger("xformers").addFilter(lambda record: "can't load C++/CUDA extensions" not in record.getMessage())
 
 _NAMES = {
     "Condition": "base",

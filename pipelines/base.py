@@ -83,6 +83,7 @@ class Model(ABC):
         self.pipeline = pipeline
         self.reference: Reference = "off"
         self.copies: dict[str, nn.Module] = {}
+        self.offload_copies = False  # they wait on the CPU and come to the device when they run
         self._as_reference = False
 
     # -- conditioning and shapes
@@ -146,7 +147,14 @@ class Model(ABC):
     def to(self, device: torch.device | str) -> "Model":
         for module in (*self.components().values(), *self.copies.values()):
             module.to(device)
+        self.rest()
         return self
+
+    def rest(self) -> None:
+        """Send what waits on the CPU there."""
+        if self.offload_copies:
+            for module in self.copies.values():
+                module.to("cpu")
 
     def parameters(self) -> list[nn.Parameter]:
         """What is trained, in a fixed order."""
@@ -231,6 +239,9 @@ class Model(ABC):
             self._as_reference = True
             stack.callback(setattr, self, "_as_reference", False)
             if self.reference == "copy":
+                for module in self.copies.values():
+                    module.to(self.device)
+                stack.callback(self.rest)
                 kept, self.trainable = self.trainable, {**self.copies}
                 stack.callback(setattr, self, "trainable", kept)
             for module in map(unwrap, self.trainable.values()):

@@ -51,7 +51,7 @@ class Pretrained(Model):
         self._fingerprint: str | None = None
         weights = sum(p.numel() for encoder in self.text_encoders().values() for p in encoder.parameters())
         self.prompt_cache = PromptCache() if weights >= WORTH_CACHING else None
-        self._warned = False
+        self._warned = self._freed = False
 
     # -- what a family says
 
@@ -168,8 +168,15 @@ class Pretrained(Model):
         self._texts.clear()
 
     def to(self, device: torch.device | str) -> Model:
-        self.forget()
+        self._texts = {text: _moved(rows, device) for text, rows in self._texts.items()}
         return super().to(device)
+
+    def free_text_encoders(self) -> None:
+        """Drop them; only texts encoded so far can be drawn from then on."""
+        if self.prompt_cache is not None:
+            self._key()  # for which they are needed
+        self.pipeline.register_modules(**dict.fromkeys(self.text_encoders()))
+        self._freed = True
 
     def _ready(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """In the network's dtype; integers and masks stay what they are."""
@@ -188,8 +195,10 @@ class Pretrained(Model):
         if self.prompt_cache is not None:
             for text, found in ((text, self.prompt_cache.get(self._key(), text)) for text in new):
                 if found is not None:
-                    self._texts[text] = {name: value.to(self.device) for name, value in found.items()}
+                    self._texts[text] = _moved(found, self.device)
             new = [text for text in new if text not in self._texts]
+        if new and self._freed:
+            raise ValueError(f"prompt {new[0]!r}: the text encoders were freed before it was encoded")
         tokenizer, limit = self.text_limit
         long = [text for text in new if len(tokenizer.tokenize(text)) + 2 > limit]
         if long and not self._warned:
@@ -305,6 +314,10 @@ class Pretrained(Model):
         for part in training:
             self._activate(part, POLICY)
         return any(bool(value.any()) for name, value in loaded.items() if "lora_B" in name)
+
+
+def _moved(tensors: Mapping[str, Tensor], device: torch.device | str) -> dict[str, Tensor]:
+    return {name: value.to(device) for name, value in tensors.items()}
 
 
 class OwnLora(Pretrained):

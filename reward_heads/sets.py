@@ -36,10 +36,14 @@ class Scores:
 
 @dataclass
 class RewardSet:
-    """Named heads with weights. The same object serves training, galleries and guidance."""
+    """Named heads with weights. The same object serves training, galleries and guidance.
+
+    ``offload``: heads wait on the CPU and come to the media's device, one after the other, to score.
+    """
 
     heads: dict[str, RewardHead]
     weights: dict[str, float] = field(default_factory=dict)
+    offload: bool = False
 
     def __post_init__(self) -> None:
         self.weights = {name: float(self.weights.get(name, 1.0)) for name in self.heads}
@@ -80,18 +84,22 @@ class RewardSet:
 
     def to(self, device: torch.device | str) -> "RewardSet":
         for head in self.heads.values():
-            head.to(device)
+            head.to("cpu" if self.offload else device)
         return self
 
-    @staticmethod
     def _score(
-        name: str, head: RewardHead, media: Tensor, prompts: Sequence[str], context: Mapping[str, Any]
+        self, name: str, head: RewardHead, media: Tensor, prompts: Sequence[str], context: Mapping[str, Any]
     ) -> Tensor:
         try:
+            if self.offload:
+                head.to(media.device)
             # Some heads answer from the CPU whatever they are given; scores of one set must add up.
             score = head(media, prompts, **{key: context[key] for key in head.needs}).to(media.device, torch.float32)
         except Exception as error:
             raise RewardFailure(f"reward {name!r} failed: {type(error).__name__}: {error}") from error
+        finally:
+            if self.offload:
+                head.to("cpu")
         if score.shape != (len(media),):
             raise RewardFailure(f"reward {name!r} returned shape {tuple(score.shape)}, want ({len(media)},)")
         if not bool(score.isfinite().all()):

@@ -1,0 +1,59 @@
+"""What a run can do to need less memory."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from .errors import UserError
+from .strict import Strict
+
+if TYPE_CHECKING:
+    from .pipelines import Model
+
+
+class Memory(Strict):
+    """Each costs time; docs/memory.md has figures."""
+
+    checkpointing: bool = False  # compute the activations of the denoiser and the VAE again in the backward pass
+    vae: Literal["whole", "slices", "tiles"] = "whole"  # decode a batch at once, one by one, or in overlapping tiles
+    free_text_encoders: bool = False  # drop them once all prompts of the run are encoded
+    offload_rewards: bool = False  # reward models wait on the CPU
+    offload_reference: bool = False  # the frozen copy of full training waits on the CPU
+
+
+def save_memory(model: "Model", options: Memory) -> None:
+    """Set a model up as the options say.
+
+    Raises:
+        UserError: the model's VAE, or its network, has no such mode.
+    """
+    model.offload_copies = options.offload_reference
+    components = model.components()
+    if options.checkpointing:
+        for name in (*model.trainable, "vae"):
+            if name in components:
+                _call(components[name], "enable_gradient_checkpointing", f"memory.checkpointing: {name}")
+    if options.vae != "whole":
+        mode = {"slices": "enable_slicing", "tiles": "enable_tiling"}[options.vae]
+        _call(components.get("vae"), mode, f"memory.vae: {options.vae}")
+
+
+def encode_and_free(model: "Model", prompts: Sequence[str]) -> None:
+    """Encode every prompt of a run, then drop the text encoders.
+
+    Raises:
+        UserError: the model has none to drop.
+    """
+    free = getattr(model, "free_text_encoders", None)
+    if free is None:
+        raise UserError(f"memory.free_text_encoders: {type(model).__name__} has none")
+    model.encode_prompts(prompts)
+    free()
+
+
+def _call(part: Any, method: str, key: str) -> None:
+    if not hasattr(part, method):
+        raise UserError(f"{key}: {type(part).__name__} cannot do that")
+    try:
+        getattr(part, method)()
+    except ValueError as error:  # diffusers has the method on every model, and refuses in some
+        raise UserError(f"{key}: {error}") from error
