@@ -388,6 +388,8 @@ def wan(seed: int = 0, boundary_ratio: float | None = None) -> WanPipeline:
     return pipeline
 
 
+from .qwen_image import qwen_image  # noqa: E402
+
 PIPELINES: dict[str, Callable[..., Any]] = {
     "sd": stable_diffusion,
     "instruct-pix2pix": instruct_pix2pix,
@@ -401,6 +403,7 @@ PIPELINES: dict[str, Callable[..., Any]] = {
     "sd3-dynamic-shift": partial(stable_diffusion_3, use_dynamic_shifting=True, shift=1.0),
     "flux": flux,
     "flux-schnell": partial(flux, guidance_embeds=False),
+    "qwen-image": qwen_image,
     "wan": wan,
     "wan-2.2": partial(wan, boundary_ratio=0.8),
 }
