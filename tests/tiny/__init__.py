@@ -389,6 +389,7 @@ def wan(seed: int = 0, boundary_ratio: float | None = None) -> WanPipeline:
 
 
 from .qwen_image import qwen_image  # noqa: E402
+from .z_image import z_image  # noqa: E402
 
 PIPELINES: dict[str, Callable[..., Any]] = {
     "sd": stable_diffusion,
@@ -404,6 +405,7 @@ PIPELINES: dict[str, Callable[..., Any]] = {
     "flux": flux,
     "flux-schnell": partial(flux, guidance_embeds=False),
     "qwen-image": qwen_image,
+    "z-image": z_image,
     "wan": wan,
     "wan-2.2": partial(wan, boundary_ratio=0.8),
 }
