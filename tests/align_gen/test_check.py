@@ -129,6 +129,8 @@ MUTATIONS = [
     ("flux", other_packing),
     ("flux", no_embedded_guidance),
     ("flux", scaled(1.0, shift=0.01)),
+    ("flux-kontext", no_second_picture),
+    ("flux-kontext", other_packing),
     ("qwen-image", other_packing),
     ("qwen-image", plain_guidance),
     ("qwen-image", padding_read),
