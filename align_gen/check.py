@@ -113,7 +113,7 @@ class Subject:
             self.latents().to(model.device, model.dtype), self.guidance(text_guidance), **size, **self.inputs
         )
         try:
-            made = pipeline(list(PROMPTS), num_inference_steps=STEPS, output_type="pt", **call)
+            made = pipeline(prompt=list(PROMPTS), num_inference_steps=STEPS, output_type="pt", **call)
         finally:
             pipeline.scheduler = kept
         media: Tensor = made.images if hasattr(made, "images") else made.frames
@@ -221,7 +221,7 @@ def guidance(subject: Subject) -> Iterator[Finding]:
     negative = {name.removeprefix(NEGATIVE): value for name, value in condition.tensors.items() if NEGATIVE in name}
     with torch.no_grad():
         together, with_text, without = predict(SCALE), predict(1.0), predict(1.0, **negative)
-        expected = without + SCALE * (with_text - without)
+        expected = model.guided(without, with_text, SCALE)
         if "image" in scales:
             nothing = predict(1.0, **negative, image_latents=torch.zeros_like(condition.tensors["image_latents"]))
             expected = nothing + SCALE * (with_text - without) + scales["image"] * (without - nothing)

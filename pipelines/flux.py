@@ -55,19 +55,26 @@ class Flux(Pretrained):
         options |= {"true_cfg_scale": scales["text"], "guidance_scale": scales.get("embedded", 0.0)}
         return {**options, "negative_prompt": [self.default_negative] * len(latents)}
 
-    def denoise(self, x: Tensor, t: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+    def sequence(self, x: Tensor, tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Tokens (B, N, 4C), those of x first, and their positions (N, 3)."""
         batch, channels, height, width = x.shape
+        tokens: Tensor = self.pipeline._pack_latents(x, batch, channels, height, width)
+        return tokens, self.pipeline._prepare_latent_image_ids(batch, height // 2, width // 2, x.device, x.dtype)
+
+    def denoise(self, x: Tensor, t: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+        height, width = x.shape[-2:]
+        tokens, positions = self.sequence(x, tensors)
         text = tensors["prompt_embeds"]
         output = self.trainable["transformer"](
-            hidden_states=self.pipeline._pack_latents(x, batch, channels, height, width),
+            hidden_states=tokens,
             timestep=t.to(x.dtype),
             guidance=tensors.get("guidance"),
             pooled_projections=tensors["pooled_prompt_embeds"],
             encoder_hidden_states=text,
             txt_ids=torch.zeros(text.shape[1], 3, device=x.device, dtype=x.dtype),
-            img_ids=self.pipeline._prepare_latent_image_ids(batch, height // 2, width // 2, x.device, x.dtype),
+            img_ids=positions,
             return_dict=False,
-        )[0]
+        )[0][:, : height * width // 4]
         factor = self.pipeline.vae_scale_factor
         unpacked: Tensor = self.pipeline._unpack_latents(output, height * factor, width * factor, factor)
         return unpacked

@@ -125,7 +125,11 @@ class Pretrained(Model):
         without_text = {name: condition.tensors.get(NEGATIVE + name, value) for name, value in with_text.items()}
         both = {name: torch.cat([without_text[name], value]) for name, value in with_text.items()}
         without, with_ = self.denoise(torch.cat([x, x]), torch.cat([t, t]), self._ready(both)).chunk(2)
-        return without + scale * (with_ - without)
+        return self.guided(without, with_, scale)
+
+    def guided(self, without: Tensor, with_text: Tensor, scale: float) -> Tensor:
+        """Classifier-free guidance of two outputs (Ho & Salimans 2022)."""
+        return without + scale * (with_text - without)
 
     def scales(self, guidance: Guidance) -> dict[str, float]:
         """Every scale by name, from a number or a mapping."""
@@ -160,8 +164,9 @@ class Pretrained(Model):
             raise ValueError(
                 f"size: want height and width in multiples of {factor} and one frame, got {height}x{width}"
             )
-        side = self.pipeline.vae_scale_factor
-        return (self.pipeline.vae.config.latent_channels, height // side, width // side)
+        side, config = self.pipeline.vae_scale_factor, self.pipeline.vae.config
+        channels = config.z_dim if "z_dim" in config else config.latent_channels  # video VAEs call them z
+        return (channels, height // side, width // side)
 
     def forget(self) -> None:
         """Encoded texts; the next ones are encoded anew."""

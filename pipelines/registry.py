@@ -20,6 +20,9 @@ FAMILIES = {  # _class_name in model_index.json -> adapter
     "StableDiffusionXLPipeline": "stable_diffusion_xl:StableDiffusionXL",
     "StableDiffusion3Pipeline": "stable_diffusion_3:StableDiffusion3",
     "FluxPipeline": "flux:Flux",
+    "FluxKontextPipeline": "flux_kontext:FluxKontext",
+    "QwenImagePipeline": "qwen_image:QwenImage",
+    "ZImagePipeline": "z_image:ZImage",
     "WanPipeline": "wan:Wan",
 }
 TOYS = {"toy-diffusion": "toy:toy_diffusion", "toy-flow": "toy:toy_flow"}

@@ -1,6 +1,7 @@
 """``check`` passes on every family, and says so when an adapter is wrong in one constant."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -87,6 +88,31 @@ def wrong_sizes(model: Pretrained) -> None:
     }
 
 
+def no_second_picture(model: Pretrained) -> None:
+    """Every token is at a place in the picture to be made."""
+    right = model.sequence  # type: ignore[attr-defined]
+    model.sequence = lambda x, tensors: (  # type: ignore[attr-defined]
+        right(x, tensors)[0],
+        right(x, tensors)[1] * torch.tensor([0.0, 1.0, 1.0]),
+    )
+
+
+def plain_guidance(model: Pretrained) -> None:
+    model.guided = partial(Pretrained.guided, model)  # type: ignore[method-assign]
+
+
+def padding_read(model: Pretrained) -> None:
+    """A text is taken to be as wide as its tensor."""
+    right = model.denoise
+
+    def denoise(x: Tensor, t: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+        mask = torch.ones_like(tensors["prompt_embeds_mask"])
+        return right(x, t, {**tensors, "prompt_embeds_mask": mask})
+
+    model.max_sequence_length = 96  # type: ignore[attr-defined] # within the tiny networks' positions
+    model.denoise = denoise  # type: ignore[method-assign]
+
+
 def frames_reversed(model: Pretrained) -> None:
     right = model.decode
     model.decode = lambda latents, frames=None: right(latents, frames).flip(1)  # type: ignore[method-assign]
@@ -103,6 +129,15 @@ MUTATIONS = [
     ("flux", other_packing),
     ("flux", no_embedded_guidance),
     ("flux", scaled(1.0, shift=0.01)),
+    ("flux-kontext", no_second_picture),
+    ("flux-kontext", other_packing),
+    ("qwen-image", other_packing),
+    ("qwen-image", plain_guidance),
+    ("qwen-image", padding_read),
+    ("qwen-image", scaled(1.0, shift=0.01)),
+    ("z-image", later(0.01)),
+    ("z-image", padding_read),
+    ("z-image", scaled(1.01)),
     ("wan", scaled(1.01)),
     ("wan", later(0.01)),
     ("wan-2.2", frames_reversed),

@@ -388,6 +388,10 @@ def wan(seed: int = 0, boundary_ratio: float | None = None) -> WanPipeline:
     return pipeline
 
 
+from .flux_kontext import flux_kontext  # noqa: E402, built of the parts above
+from .qwen_image import qwen_image  # noqa: E402
+from .z_image import z_image  # noqa: E402
+
 PIPELINES: dict[str, Callable[..., Any]] = {
     "sd": stable_diffusion,
     "instruct-pix2pix": instruct_pix2pix,
@@ -401,6 +405,9 @@ PIPELINES: dict[str, Callable[..., Any]] = {
     "sd3-dynamic-shift": partial(stable_diffusion_3, use_dynamic_shifting=True, shift=1.0),
     "flux": flux,
     "flux-schnell": partial(flux, guidance_embeds=False),
+    "flux-kontext": flux_kontext,
+    "qwen-image": qwen_image,
+    "z-image": z_image,
     "wan": wan,
     "wan-2.2": partial(wan, boundary_ratio=0.8),
 }
