@@ -220,7 +220,7 @@ def guidance(subject: Subject) -> Iterator[Finding]:
     negative = {name.removeprefix(NEGATIVE): value for name, value in condition.tensors.items() if NEGATIVE in name}
     with torch.no_grad():
         together, with_text, without = predict(SCALE), predict(1.0), predict(1.0, **negative)
-        expected = without + SCALE * (with_text - without)
+        expected = model.rescale(without + SCALE * (with_text - without), with_text)
         if "image" in scales:
             nothing = predict(1.0, **negative, image_latents=torch.zeros_like(condition.tensors["image_latents"]))
             expected = nothing + SCALE * (with_text - without) + scales["image"] * (without - nothing)

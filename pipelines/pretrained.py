@@ -44,10 +44,12 @@ class Pretrained(Model):
     default_frames = 1
     wants: tuple[str, ...] = ()  # pictures that ``encode_prompts`` wants besides texts
     patch_size = 1
+    template = ""  # what a family puts before a prompt, and not before a negative text
 
     def __init__(self, pipeline: Any):
         super().__init__(pipeline)
         self._texts: dict[str, dict[str, Tensor]] = {}
+        self._negatives: dict[str, dict[str, Tensor]] = {}
         self._fingerprint: str | None = None
         weights = sum(p.numel() for encoder in self.text_encoders().values() for p in encoder.parameters())
         self.prompt_cache = PromptCache() if weights >= WORTH_CACHING else None
@@ -59,6 +61,10 @@ class Pretrained(Model):
     def encode_texts(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """Tensors of one row a text, of the same width whatever the text."""
 
+    def encode_negatives(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """The same of negative texts, for a family that encodes those in another way; of the same widths too."""
+        return self.encode_texts(texts)
+
     @abstractmethod
     def denoise(self, x: Tensor, t: Tensor, tensors: dict[str, Tensor]) -> Tensor:
         """One call of the network. x (B, *latent) in its dtype, t (B,) process time, tensors of B rows."""
@@ -68,6 +74,10 @@ class Pretrained(Model):
         if inputs:
             raise ValueError(f"{type(self).__name__} takes no {sorted(inputs)}")
         return {}
+
+    def rescale(self, guided: Tensor, with_text: Tensor) -> Tensor:
+        """What a pipeline makes of the guided output, given the one with the text; both of x's shape. Nothing."""
+        return guided
 
     def exact_scheduler(self) -> Any:
         """A scheduler for the pipeline whose steps are those of eta = 0, on the grid of its own."""
@@ -103,12 +113,13 @@ class Pretrained(Model):
         against: list[str | None]
         against = [negative] * len(prompts) if isinstance(negative, str | None) else list(negative)
         against = [self.default_negative if text is None else text for text in against]
-        self._encode([text for text in (*prompts, *against) if text is not None])
-        names = next(iter(self._texts.values()), {})
-        tensors = {name: torch.stack([self._texts[text][name] for text in prompts]) for name in names}
+        texts = self._encode(prompts)
+        negatives = self._encode([text for text in against if text is not None], negative=True)
+        names = next(iter(texts.values()), {})
+        tensors = {name: torch.stack([texts[text][name] for text in prompts]) for name in names}
         for name in names:
             zeros = torch.zeros_like(tensors[name][0])
-            rows = [zeros if text is None else self._texts[text][name] for text in against]
+            rows = [zeros if text is None else negatives[text][name] for text in against]
             tensors[NEGATIVE + name] = torch.stack(rows)
         tensors |= self.inputs(len(prompts), height, width, num_frames, **inputs)
         return Condition(tuple(prompts), tensors, shape)
@@ -125,7 +136,7 @@ class Pretrained(Model):
         without_text = {name: condition.tensors.get(NEGATIVE + name, value) for name, value in with_text.items()}
         both = {name: torch.cat([without_text[name], value]) for name, value in with_text.items()}
         without, with_ = self.denoise(torch.cat([x, x]), torch.cat([t, t]), self._ready(both)).chunk(2)
-        return without + scale * (with_ - without)
+        return self.rescale(without + scale * (with_ - without), with_)
 
     def scales(self, guidance: Guidance) -> dict[str, float]:
         """Every scale by name, from a number or a mapping."""
@@ -166,6 +177,7 @@ class Pretrained(Model):
     def forget(self) -> None:
         """Encoded texts; the next ones are encoded anew."""
         self._texts.clear()
+        self._negatives.clear()
 
     def to(self, device: torch.device | str) -> Model:
         self.forget()
@@ -182,14 +194,19 @@ class Pretrained(Model):
         return {name: part for name, part in self.components().items() if name.startswith("text_encoder")}
 
     @torch.no_grad()
-    def _encode(self, texts: Sequence[str], batch_size: int = 32) -> None:
-        """Each distinct text once in the model's life; by large encoders, once on this machine."""
-        new = sorted(set(texts) - self._texts.keys())
+    def _encode(
+        self, texts: Sequence[str], negative: bool = False, batch_size: int = 32
+    ) -> dict[str, dict[str, Tensor]]:
+        """The tensors of texts. Each is encoded once in the model's life; by large encoders, once on this machine."""
+        known, encode, role = self._texts, self.encode_texts, ""
+        if negative and type(self).encode_negatives is not Pretrained.encode_negatives:
+            known, encode, role = self._negatives, self.encode_negatives, NEGATIVE
+        new = sorted(set(texts) - known.keys())
         if self.prompt_cache is not None:
-            for text, found in ((text, self.prompt_cache.get(self._key(), text)) for text in new):
+            for text, found in ((text, self.prompt_cache.get(role + self._key(), text)) for text in new):
                 if found is not None:
-                    self._texts[text] = {name: value.to(self.device) for name, value in found.items()}
-            new = [text for text in new if text not in self._texts]
+                    known[text] = {name: value.to(self.device) for name, value in found.items()}
+            new = [text for text in new if text not in known]
         tokenizer, limit = self.text_limit
         long = [text for text in new if len(tokenizer.tokenize(text)) + 2 > limit]
         if long and not self._warned:
@@ -198,11 +215,12 @@ class Pretrained(Model):
         with quiet(type(self.pipeline).__module__, TOKENIZER_LOG):
             for start in range(0, len(new), batch_size):
                 part = new[start : start + batch_size]
-                encoded = self.encode_texts(part)
+                encoded = encode(part)
                 rows = {text: {name: value[i] for name, value in encoded.items()} for i, text in enumerate(part)}
-                self._texts |= rows
+                known |= rows
                 if self.prompt_cache is not None:
-                    self.prompt_cache.put(self._key(), rows)
+                    self.prompt_cache.put(role + self._key(), rows)
+        return known
 
     def _key(self) -> str:
         if self._fingerprint is None:
@@ -210,7 +228,9 @@ class Pretrained(Model):
                 part for name, part in self.pipeline.components.items() if name.startswith("tokenizer") and part
             ]
             words = [(sorted(part.get_vocab().items()), part.model_max_length) for part in tokenizers]
-            self._fingerprint = fingerprint(self.text_encoders(), type(self).__name__, self.text_limit[1], words)
+            self._fingerprint = fingerprint(
+                self.text_encoders(), type(self).__name__, self.text_limit[1], words, self.template
+            )
         return self._fingerprint
 
     # -- exports
