@@ -388,6 +388,8 @@ def wan(seed: int = 0, boundary_ratio: float | None = None) -> WanPipeline:
     return pipeline
 
 
+from tests.tiny.pixart_sigma import pixart_sigma  # noqa: E402  (these read the parts above)
+
 PIPELINES: dict[str, Callable[..., Any]] = {
     "sd": stable_diffusion,
     "instruct-pix2pix": instruct_pix2pix,
@@ -403,6 +405,7 @@ PIPELINES: dict[str, Callable[..., Any]] = {
     "flux-schnell": partial(flux, guidance_embeds=False),
     "wan": wan,
     "wan-2.2": partial(wan, boundary_ratio=0.8),
+    "pixart-sigma": pixart_sigma,
 }
 
 
