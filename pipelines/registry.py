@@ -22,6 +22,7 @@ FAMILIES = {  # _class_name in model_index.json -> adapter
     "FluxPipeline": "flux:Flux",
     "WanPipeline": "wan:Wan",
     "PixArtSigmaPipeline": "pixart_sigma:PixArtSigma",
+    "SanaPipeline": "sana:Sana",
 }
 TOYS = {"toy-diffusion": "toy:toy_diffusion", "toy-flow": "toy:toy_flow"}
 

@@ -139,6 +139,9 @@ MUTATIONS = [
     ("pixart-sigma", later(1)),
     ("pixart-sigma", scaled(1.01)),
     ("pixart-sigma", no_mask),
+    ("sana", later(0.001)),
+    ("sana", scaled(1.01)),
+    ("sana", one_template),
 ]
 
 

@@ -389,6 +389,7 @@ def wan(seed: int = 0, boundary_ratio: float | None = None) -> WanPipeline:
 
 
 from tests.tiny.pixart_sigma import pixart_sigma  # noqa: E402  (these read the parts above)
+from tests.tiny.sana import sana  # noqa: E402
 
 PIPELINES: dict[str, Callable[..., Any]] = {
     "sd": stable_diffusion,
@@ -406,11 +407,13 @@ PIPELINES: dict[str, Callable[..., Any]] = {
     "wan": wan,
     "wan-2.2": partial(wan, boundary_ratio=0.8),
     "pixart-sigma": pixart_sigma,
+    "sana": sana,
+    "sana-euler": partial(sana, euler=True),
 }
 
 
 IMAGE: dict[str, Any] = {"height": 16, "width": 16}
-SIZES = {"WanPipeline": {"height": 32, "width": 32, "num_frames": 5}}
+SIZES = {"WanPipeline": {"height": 32, "width": 32, "num_frames": 5}, "SanaPipeline": {"height": 32, "width": 32}}
 for name in ("AnimateDiffPipeline", "TextToVideoSDPipeline"):
     SIZES[name] = {**IMAGE, "num_frames": 3}
 
