@@ -142,6 +142,10 @@ MUTATIONS = [
     ("sana", later(0.001)),
     ("sana", scaled(1.01)),
     ("sana", one_template),
+    ("lumina-2", backwards),
+    ("lumina-2", scaled(1.0, shift=0.01)),
+    ("lumina-2", no_mask),
+    ("lumina-2", linear_guidance),
 ]
 
 

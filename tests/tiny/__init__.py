@@ -388,7 +388,8 @@ def wan(seed: int = 0, boundary_ratio: float | None = None) -> WanPipeline:
     return pipeline
 
 
-from tests.tiny.pixart_sigma import pixart_sigma  # noqa: E402  (these read the parts above)
+from tests.tiny.lumina_2 import lumina_2  # noqa: E402  (these read the parts above)
+from tests.tiny.pixart_sigma import pixart_sigma  # noqa: E402
 from tests.tiny.sana import sana  # noqa: E402
 
 PIPELINES: dict[str, Callable[..., Any]] = {
@@ -409,6 +410,8 @@ PIPELINES: dict[str, Callable[..., Any]] = {
     "pixart-sigma": pixart_sigma,
     "sana": sana,
     "sana-euler": partial(sana, euler=True),
+    "lumina-2": lumina_2,
+    "lumina-2-dynamic-shift": partial(lumina_2, use_dynamic_shifting=True, shift=1.0),
 }
 
 
