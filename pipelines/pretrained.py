@@ -44,10 +44,12 @@ class Pretrained(Model):
     default_frames = 1
     wants: tuple[str, ...] = ()  # pictures that ``encode_prompts`` wants besides texts
     patch_size = 1
+    template = ""  # what a family puts before a prompt, and not before a negative text
 
     def __init__(self, pipeline: Any):
         super().__init__(pipeline)
         self._texts: dict[str, dict[str, Tensor]] = {}
+        self._negatives: dict[str, dict[str, Tensor]] = {}
         self._fingerprint: str | None = None
         weights = sum(p.numel() for encoder in self.text_encoders().values() for p in encoder.parameters())
         self.prompt_cache = PromptCache() if weights >= WORTH_CACHING else None
@@ -58,6 +60,10 @@ class Pretrained(Model):
     @abstractmethod
     def encode_texts(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """Tensors of one row a text, of the same width whatever the text."""
+
+    def encode_negatives(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """The same of negative texts, for a family that encodes those in another way; of the same widths too."""
+        return self.encode_texts(texts)
 
     @abstractmethod
     def denoise(self, x: Tensor, t: Tensor, tensors: dict[str, Tensor]) -> Tensor:
@@ -103,12 +109,13 @@ class Pretrained(Model):
         against: list[str | None]
         against = [negative] * len(prompts) if isinstance(negative, str | None) else list(negative)
         against = [self.default_negative if text is None else text for text in against]
-        self._encode([text for text in (*prompts, *against) if text is not None])
-        names = next(iter(self._texts.values()), {})
-        tensors = {name: torch.stack([self._texts[text][name] for text in prompts]) for name in names}
+        texts = self._encode(prompts)
+        negatives = self._encode([text for text in against if text is not None], negative=True)
+        names = next(iter(texts.values()), {})
+        tensors = {name: torch.stack([texts[text][name] for text in prompts]) for name in names}
         for name in names:
             zeros = torch.zeros_like(tensors[name][0])
-            rows = [zeros if text is None else self._texts[text][name] for text in against]
+            rows = [zeros if text is None else negatives[text][name] for text in against]
             tensors[NEGATIVE + name] = torch.stack(rows)
         tensors |= self.inputs(len(prompts), height, width, num_frames, **inputs)
         return Condition(tuple(prompts), tensors, shape)
@@ -171,9 +178,11 @@ class Pretrained(Model):
     def forget(self) -> None:
         """Encoded texts; the next ones are encoded anew."""
         self._texts.clear()
+        self._negatives.clear()
 
     def to(self, device: torch.device | str) -> Model:
-        self._texts = {text: _moved(rows, device) for text, rows in self._texts.items()}
+        for known in (self._texts, self._negatives):
+            known.update({text: _moved(rows, device) for text, rows in known.items()})
         return super().to(device)
 
     def free_text_encoders(self) -> None:
@@ -194,14 +203,19 @@ class Pretrained(Model):
         return {name: part for name, part in self.components().items() if name.startswith("text_encoder")}
 
     @torch.no_grad()
-    def _encode(self, texts: Sequence[str], batch_size: int = 32) -> None:
-        """Each distinct text once in the model's life; by large encoders, once on this machine."""
-        new = sorted(set(texts) - self._texts.keys())
+    def _encode(
+        self, texts: Sequence[str], negative: bool = False, batch_size: int = 32
+    ) -> dict[str, dict[str, Tensor]]:
+        """The tensors of texts. Each is encoded once in the model's life; by large encoders, once on this machine."""
+        known, encode, role = self._texts, self.encode_texts, ""
+        if negative and type(self).encode_negatives is not Pretrained.encode_negatives:
+            known, encode, role = self._negatives, self.encode_negatives, NEGATIVE
+        new = sorted(set(texts) - known.keys())
         if self.prompt_cache is not None:
-            for text, found in ((text, self.prompt_cache.get(self._key(), text)) for text in new):
+            for text, found in ((text, self.prompt_cache.get(role + self._key(), text)) for text in new):
                 if found is not None:
-                    self._texts[text] = _moved(found, self.device)
-            new = [text for text in new if text not in self._texts]
+                    known[text] = _moved(found, self.device)
+            new = [text for text in new if text not in known]
         if new and self._freed:
             raise ValueError(f"prompt {new[0]!r}: the text encoders were freed before it was encoded")
         tokenizer, limit = self.text_limit
@@ -212,11 +226,12 @@ class Pretrained(Model):
         with quiet(type(self.pipeline).__module__, TOKENIZER_LOG):
             for start in range(0, len(new), batch_size):
                 part = new[start : start + batch_size]
-                encoded = self.encode_texts(part)
+                encoded = encode(part)
                 rows = {text: {name: value[i] for name, value in encoded.items()} for i, text in enumerate(part)}
-                self._texts |= rows
+                known |= rows
                 if self.prompt_cache is not None:
-                    self.prompt_cache.put(self._key(), rows)
+                    self.prompt_cache.put(role + self._key(), rows)
+        return known
 
     def _key(self) -> str:
         if self._fingerprint is None:
@@ -224,7 +239,9 @@ class Pretrained(Model):
                 part for name, part in self.pipeline.components.items() if name.startswith("tokenizer") and part
             ]
             words = [(sorted(part.get_vocab().items()), part.model_max_length) for part in tokenizers]
-            self._fingerprint = fingerprint(self.text_encoders(), type(self).__name__, self.text_limit[1], words)
+            self._fingerprint = fingerprint(
+                self.text_encoders(), type(self).__name__, self.text_limit[1], words, self.template
+            )
         return self._fingerprint
 
     # -- exports

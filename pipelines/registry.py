@@ -24,6 +24,9 @@ FAMILIES = {  # _class_name in model_index.json -> adapter
     "QwenImagePipeline": "qwen_image:QwenImage",
     "ZImagePipeline": "z_image:ZImage",
     "WanPipeline": "wan:Wan",
+    "PixArtSigmaPipeline": "pixart_sigma:PixArtSigma",
+    "SanaPipeline": "sana:Sana",
+    "Lumina2Pipeline": "lumina_2:Lumina2",
 }
 TOYS = {"toy-diffusion": "toy:toy_diffusion", "toy-flow": "toy:toy_flow"}
 

@@ -70,3 +70,9 @@ def flow_times(scheduler: Any, num_inference_steps: int, tokens: int, sigmas: li
     own.set_timesteps(num_inference_steps, **options)
     grid = own.sigmas.double()
     return torch.stack([grid[:-1], grid[1:]], 1)
+
+
+def network_time(scheduler: Any, t: Tensor) -> Tensor:
+    """What a flow pipeline tells its network at time t in [0, 1]: multistep schedulers cut it to an integer."""
+    time = scheduler.config.num_train_timesteps * t
+    return time.floor() if scheduler.config.get("use_flow_sigmas") else time

@@ -1,6 +1,6 @@
 """Pipelines without weights: the real classes at their real size, of tensors that have a shape and no data.
 
-A description is what a checkpoint's small files say: the pipeline's class, and each component's class and configuration.
+A description is what a checkpoint's small files say: the class of the pipeline, class and configuration of each component.
 It is read from a folder or the hub, without the weights, or from ``assets/published``.
 """
 

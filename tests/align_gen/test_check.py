@@ -118,6 +118,24 @@ def frames_reversed(model: Pretrained) -> None:
     model.decode = lambda latents, frames=None: right(latents, frames).flip(1)  # type: ignore[method-assign]
 
 
+def no_mask(model: Pretrained) -> None:
+    """Padding is read as words."""
+    right, name = model.denoise, "prompt_attention_mask"
+    model.denoise = lambda x, t, tensors: right(  # type: ignore[method-assign]
+        x, t, {**tensors, name: torch.ones_like(tensors[name])}
+    )
+
+
+def backwards(model: Pretrained) -> None:
+    right = model.denoise
+    model.denoise = lambda x, t, tensors: right(x, 1 - t, tensors)  # type: ignore[method-assign]
+
+
+def one_template(model: Pretrained) -> None:
+    """Negative texts are encoded as prompts are."""
+    model.encode_negatives = model.encode_texts  # type: ignore[method-assign]
+
+
 MUTATIONS = [
     ("sd", scaled(1.01)),
     ("sd", later(1)),
@@ -149,6 +167,16 @@ MUTATIONS = [
     ("instruct-pix2pix", scaled(1.01)),
     ("controlnet", later(1)),
     ("controlnet-xl", wrong_sizes),
+    ("pixart-sigma", later(1)),
+    ("pixart-sigma", scaled(1.01)),
+    ("pixart-sigma", no_mask),
+    ("sana", later(0.001)),
+    ("sana", scaled(1.01)),
+    ("sana", one_template),
+    ("lumina-2", backwards),
+    ("lumina-2", scaled(1.0, shift=0.01)),
+    ("lumina-2", no_mask),
+    ("lumina-2", plain_guidance),
 ]
 
 

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from align_gen.pipelines.prompt_cache import PromptCache, default_folder
+from align_gen.pipelines.sana import Sana
 from align_gen.pipelines.stable_diffusion import StableDiffusion
 from tests.tiny import stable_diffusion
+from tests.tiny.sana import sana
 
 
 def cached(folder: Path, seed: int = 0) -> tuple[StableDiffusion, list[int]]:
@@ -40,6 +42,24 @@ def test_other_weights_are_another_encoder(tmp_path: Path) -> None:
     third.pipeline.tokenizer.model_max_length -= 1
     third.encode_prompts(["a cat"])
     assert sum(asked) == sum(asked_too) == 2
+
+
+def test_a_prompt_and_a_negative_text_of_the_same_words_are_two(tmp_path: Path) -> None:
+    """Sana's prompts follow an instruction and its negative texts do not; with another one they are other prompts."""
+    rows: list[int] = []
+    kept = []
+    for instruction in (None, None, "Say it again: "):
+        model = Sana(sana())
+        model.prompt_cache = PromptCache(tmp_path)
+        model.pipeline.text_encoder.register_forward_hook(lambda _, __, output: rows.append(len(output[0])))
+        if instruction is not None:
+            model.instruction, model.template = [instruction], instruction
+        kept.append(model.encode_prompts(["a cat"], negative="a cat").tensors)
+    first, second, other = kept
+    assert rows == [1, 1, 1, 1]  # both by the first, none by the second, both by the third
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first["prompt_embeds"], first["negative_prompt_embeds"])
+    assert not torch.equal(first["prompt_embeds"], other["prompt_embeds"])
 
 
 @pytest.mark.parametrize("content", [b"", b"\x08\x00\x00\x00\x00\x00\x00\x00{", b"no tensors at all"])

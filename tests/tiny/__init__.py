@@ -389,7 +389,10 @@ def wan(seed: int = 0, boundary_ratio: float | None = None) -> WanPipeline:
 
 
 from .flux_kontext import flux_kontext  # noqa: E402, built of the parts above
+from .lumina_2 import lumina_2  # noqa: E402
+from .pixart_sigma import pixart_sigma  # noqa: E402
 from .qwen_image import qwen_image  # noqa: E402
+from .sana import sana  # noqa: E402
 from .z_image import z_image  # noqa: E402
 
 PIPELINES: dict[str, Callable[..., Any]] = {
@@ -410,11 +413,16 @@ PIPELINES: dict[str, Callable[..., Any]] = {
     "z-image": z_image,
     "wan": wan,
     "wan-2.2": partial(wan, boundary_ratio=0.8),
+    "pixart-sigma": pixart_sigma,
+    "sana": sana,
+    "sana-euler": partial(sana, euler=True),
+    "lumina-2": lumina_2,
+    "lumina-2-dynamic-shift": partial(lumina_2, use_dynamic_shifting=True, shift=1.0),
 }
 
 
 IMAGE: dict[str, Any] = {"height": 16, "width": 16}
-SIZES = {"WanPipeline": {"height": 32, "width": 32, "num_frames": 5}}
+SIZES = {"WanPipeline": {"height": 32, "width": 32, "num_frames": 5}, "SanaPipeline": {"height": 32, "width": 32}}
 for name in ("AnimateDiffPipeline", "TextToVideoSDPipeline"):
     SIZES[name] = {**IMAGE, "num_frames": 3}
 
