@@ -21,6 +21,7 @@ FAMILIES = {  # _class_name in model_index.json -> adapter
     "StableDiffusion3Pipeline": "stable_diffusion_3:StableDiffusion3",
     "FluxPipeline": "flux:Flux",
     "WanPipeline": "wan:Wan",
+    "CogVideoXPipeline": "cogvideox:CogVideoX",
 }
 TOYS = {"toy-diffusion": "toy:toy_diffusion", "toy-flow": "toy:toy_flow"}
 

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .pretrained import LORA_SAFE, Pretrained
+from .pretrained import LORA_SAFE, Video
 from .process import Flow
 from .schedules import flow_times
 
 
-class Wan(Pretrained):
+class Wan(Video):
     """Adapter of ``diffusers.WanPipeline``; trains the transformer, or both. Latents are (16, F, H/8, W/8)."""
 
     default_size = (480, 832)
@@ -24,10 +24,8 @@ class Wan(Pretrained):
         names = ("transformer", "transformer_2")
         self.trainable = {name: getattr(pipeline, name) for name in names if getattr(pipeline, name, None) is not None}
         self.process = Flow()
-
-    @property
-    def text_limit(self) -> tuple[Any, int]:
-        return self.pipeline.tokenizer, self.max_sequence_length
+        self.stride = (pipeline.vae_scale_factor_temporal, pipeline.vae_scale_factor_spatial)
+        self.patch_size = next(iter(self.trainable.values())).config.patch_size[1]
 
     def times(self, num_inference_steps: int, latent_shape: Sequence[int]) -> Tensor:
         return flow_times(self.pipeline.scheduler, num_inference_steps, 0)
@@ -38,17 +36,6 @@ class Wan(Pretrained):
         )
         return {"prompt_embeds": embeds}
 
-    def latent_shape(self, height: int, width: int, num_frames: int = 1) -> tuple[int, ...]:
-        pipeline = self.pipeline
-        frames, side = pipeline.vae_scale_factor_temporal, pipeline.vae_scale_factor_spatial
-        patch = side * pipeline.transformer.config.patch_size[1]
-        if height % patch or width % patch or num_frames % frames != 1 % frames:
-            raise ValueError(
-                f"size: want height and width in multiples of {patch} and a multiple of {frames} frames plus one, "
-                f"got {height}x{width}, {num_frames} frames"
-            )
-        return (pipeline.vae.config.z_dim, (num_frames - 1) // frames + 1, height // side, width // side)
-
     def latent_statistics(self) -> tuple[Tensor, Tensor]:
         config = self.pipeline.vae.config
         mean, std = (
@@ -56,14 +43,6 @@ class Wan(Pretrained):
             for value in (config.latents_mean, config.latents_std)
         )
         return mean, std
-
-    def decode(self, latents: Tensor, frames: Sequence[int] | None = None) -> Tensor:
-        if frames is not None:
-            raise ValueError("frames: this VAE reads all frames before the one it makes, so none can be left out")
-        return super().decode(latents).transpose(1, 2)
-
-    def encode(self, media: Tensor) -> Tensor:
-        return super().encode(media.transpose(1, 2))
 
     def lora_folder(self, component: str) -> str:
         return {"transformer_2": "transformer_2"}.get(component, ".")

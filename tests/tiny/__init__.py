@@ -4,6 +4,7 @@ import json
 import tempfile
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -388,6 +389,11 @@ def wan(seed: int = 0, boundary_ratio: float | None = None) -> WanPipeline:
     return pipeline
 
 
+def of(file: str, **options: Any) -> Callable[[], Any]:
+    """The builder of a file's name, with options; imported on first use, as it takes its parts from here."""
+    return lambda: getattr(import_module(f"{__name__}.{file}"), file)(**options)
+
+
 PIPELINES: dict[str, Callable[..., Any]] = {
     "sd": stable_diffusion,
     "instruct-pix2pix": instruct_pix2pix,
@@ -403,11 +409,17 @@ PIPELINES: dict[str, Callable[..., Any]] = {
     "flux-schnell": partial(flux, guidance_embeds=False),
     "wan": wan,
     "wan-2.2": partial(wan, boundary_ratio=0.8),
+    "cogvideox": of("cogvideox", use_rotary_positional_embeddings=True),
+    "cogvideox-2b": of("cogvideox", snr_shift_scale=3.0),
+    "cogvideox-1.5": of("cogvideox", use_rotary_positional_embeddings=True, patch_size_t=2, patch_bias=False),
 }
 
 
 IMAGE: dict[str, Any] = {"height": 16, "width": 16}
-SIZES = {"WanPipeline": {"height": 32, "width": 32, "num_frames": 5}}
+SIZES = {
+    "WanPipeline": {"height": 32, "width": 32, "num_frames": 5},
+    "CogVideoXPipeline": {**IMAGE, "num_frames": 9},
+}
 for name in ("AnimateDiffPipeline", "TextToVideoSDPipeline"):
     SIZES[name] = {**IMAGE, "num_frames": 3}
 
