@@ -146,7 +146,12 @@ class Pretrained(Model):
         vae = self.pipeline.vae
         mean, std = self.latent_statistics()
         raw = latents.to(vae.dtype) * std + mean
-        return (vae.decode(raw, return_dict=False)[0] / 2 + 0.5).clamp(0, 1)
+        return (self.decode_raw(raw) / 2 + 0.5).clamp(0, 1)
+
+    def decode_raw(self, raw: Tensor) -> Tensor:
+        """The VAE's raw latents as media in [-1, 1], as the VAE shapes them."""
+        media: Tensor = self.pipeline.vae.decode(raw, return_dict=False)[0]
+        return media
 
     def encode(self, media: Tensor) -> Tensor:
         vae = self.pipeline.vae

@@ -22,6 +22,8 @@ FAMILIES = {  # _class_name in model_index.json -> adapter
     "FluxPipeline": "flux:Flux",
     "WanPipeline": "wan:Wan",
     "CogVideoXPipeline": "cogvideox:CogVideoX",
+    "LTXPipeline": "ltx:LTXVideo",
+    "HunyuanVideoPipeline": "hunyuan_video:HunyuanVideo",
 }
 TOYS = {"toy-diffusion": "toy:toy_diffusion", "toy-flow": "toy:toy_flow"}
 

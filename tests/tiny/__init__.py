@@ -412,13 +412,19 @@ PIPELINES: dict[str, Callable[..., Any]] = {
     "cogvideox": of("cogvideox", use_rotary_positional_embeddings=True),
     "cogvideox-2b": of("cogvideox", snr_shift_scale=3.0),
     "cogvideox-1.5": of("cogvideox", use_rotary_positional_embeddings=True, patch_size_t=2, patch_bias=False),
+    "ltx": of("ltx"),
+    "ltx-0.9.5": of("ltx", timestep_conditioning=True),
+    "hunyuan-video": of("hunyuan_video"),
+    "hunyuan-video-undistilled": of("hunyuan_video", guidance_embeds=False),
 }
 
 
 IMAGE: dict[str, Any] = {"height": 16, "width": 16}
 SIZES = {
     "WanPipeline": {"height": 32, "width": 32, "num_frames": 5},
-    "CogVideoXPipeline": {**IMAGE, "num_frames": 9},
+    "CogVideoXPipeline": {"height": 16, "width": 24, "num_frames": 9},
+    "LTXPipeline": {"height": 32, "width": 64, "num_frames": 5},
+    "HunyuanVideoPipeline": {"height": 16, "width": 32, "num_frames": 5},
 }
 for name in ("AnimateDiffPipeline", "TextToVideoSDPipeline"):
     SIZES[name] = {**IMAGE, "num_frames": 3}

@@ -9,7 +9,7 @@ from . import t5_encoder, t5_tokenizer
 
 
 def cogvideox(seed: int = 0, snr_shift_scale: float = 1.0, **options: Any) -> CogVideoXPipeline:
-    """Latents (4, 3, 4, 4) of 9 frames of 16 x 16; zero terminal SNR, a shifted schedule or not."""
+    """Latents (4, 3, 4, 6) of 9 frames of 16 x 24; zero terminal SNR, a shifted schedule or not."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tokenizer = t5_tokenizer()
@@ -21,7 +21,7 @@ def cogvideox(seed: int = 0, snr_shift_scale: float = 1.0, **options: Any) -> Co
             time_embed_dim=8,
             text_embed_dim=32,
             num_layers=2,
-            sample_width=4,
+            sample_width=6,
             sample_height=4,
             sample_frames=9,
             max_text_seq_length=32,
