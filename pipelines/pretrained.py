@@ -44,6 +44,7 @@ class Pretrained(Model):
     default_frames = 1
     wants: tuple[str, ...] = ()  # pictures that ``encode_prompts`` wants besides texts
     patch_size = 1
+    one_by_one = False  # the pipeline's own call takes one prompt at a time
 
     def __init__(self, pipeline: Any):
         super().__init__(pipeline)

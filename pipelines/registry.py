@@ -21,6 +21,7 @@ FAMILIES = {  # _class_name in model_index.json -> adapter
     "StableDiffusion3Pipeline": "stable_diffusion_3:StableDiffusion3",
     "FluxPipeline": "flux:Flux",
     "WanPipeline": "wan:Wan",
+    "WanImageToVideoPipeline": "wan_image:WanImage",
     "CogVideoXPipeline": "cogvideox:CogVideoX",
     "LTXPipeline": "ltx:LTXVideo",
     "HunyuanVideoPipeline": "hunyuan_video:HunyuanVideo",

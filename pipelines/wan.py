@@ -26,6 +26,8 @@ class Wan(Video):
         self.process = Flow()
         self.stride = (pipeline.vae_scale_factor_temporal, pipeline.vae_scale_factor_spatial)
         self.patch_size = next(iter(self.trainable.values())).config.patch_size[1]
+        if pipeline.config.expand_timesteps:
+            self.default_size, self.default_frames = (704, 1280), 121
 
     def times(self, num_inference_steps: int, latent_shape: Sequence[int]) -> Tensor:
         return flow_times(self.pipeline.scheduler, num_inference_steps, 0)
@@ -71,9 +73,13 @@ class Wan(Video):
         return output
 
     def _call(self, name: str, x: Tensor, t: Tensor, tensors: dict[str, Tensor]) -> Tensor:
-        if self.pipeline.config.expand_timesteps:  # 2.2 TI2V: a time for every token
+        if self.pipeline.config.expand_timesteps and t.ndim == 1:  # 2.2 TI2V: a time for every token
             t = t[:, None].expand(-1, x.shape[2] * (x.shape[3] // 2) * (x.shape[4] // 2))
         output: Tensor = self.trainable[name](
-            hidden_states=x, timestep=1000 * t, encoder_hidden_states=tensors["prompt_embeds"], return_dict=False
+            hidden_states=x,
+            timestep=1000 * t,
+            encoder_hidden_states=tensors["prompt_embeds"],
+            encoder_hidden_states_image=tensors.get("image_embeds"),
+            return_dict=False,
         )[0]
         return output

@@ -412,6 +412,9 @@ PIPELINES: dict[str, Callable[..., Any]] = {
     "cogvideox": of("cogvideox", use_rotary_positional_embeddings=True),
     "cogvideox-2b": of("cogvideox", snr_shift_scale=3.0),
     "cogvideox-1.5": of("cogvideox", use_rotary_positional_embeddings=True, patch_size_t=2, patch_bias=False),
+    "wan-image-2.1": of("wan_image"),
+    "wan-image-2.2": of("wan_image", boundary_ratio=0.8),
+    "wan-image-2.2-ti2v": of("wan_image", expand_timesteps=True),
     "ltx": of("ltx"),
     "ltx-0.9.5": of("ltx", timestep_conditioning=True),
     "hunyuan-video": of("hunyuan_video"),
@@ -422,6 +425,7 @@ PIPELINES: dict[str, Callable[..., Any]] = {
 IMAGE: dict[str, Any] = {"height": 16, "width": 16}
 SIZES = {
     "WanPipeline": {"height": 32, "width": 32, "num_frames": 5},
+    "WanImageToVideoPipeline": {"height": 32, "width": 48, "num_frames": 5},
     "CogVideoXPipeline": {"height": 16, "width": 24, "num_frames": 9},
     "LTXPipeline": {"height": 32, "width": 64, "num_frames": 5},
     "HunyuanVideoPipeline": {"height": 16, "width": 32, "num_frames": 5},
