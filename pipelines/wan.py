@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .base import unwrap
 from .pretrained import LORA_SAFE, Video
 from .process import Flow
 from .schedules import flow_times
@@ -25,9 +26,14 @@ class Wan(Video):
         self.trainable = {name: getattr(pipeline, name) for name in names if getattr(pipeline, name, None) is not None}
         self.process = Flow()
         self.stride = (pipeline.vae_scale_factor_temporal, pipeline.vae_scale_factor_spatial)
-        self.patch_size = next(iter(self.trainable.values())).config.patch_size[1]
+        self.patch_size = self.network.patch_size[1]
         if pipeline.config.expand_timesteps:
             self.default_size, self.default_frames = (704, 1280), 121
+
+    @property
+    def network(self) -> Any:
+        """The configuration that its transformers share."""
+        return unwrap(next(iter(self.trainable.values()))).config
 
     def times(self, num_inference_steps: int, latent_shape: Sequence[int]) -> Tensor:
         return flow_times(self.pipeline.scheduler, num_inference_steps, 0)

@@ -23,7 +23,7 @@ class WanImage(Wan):
 
     def __init__(self, pipeline: Any):
         super().__init__(pipeline)
-        self.sees = next(iter(self.trainable.values())).config.image_dim is not None
+        self.sees = self.network.image_dim is not None
         if self.sees:  # without the last two, the pipeline would add them when it loads a LoRA
             self.default_lora_targets = (*self.default_lora_targets, "add_k_proj", "add_v_proj")
 
@@ -65,10 +65,9 @@ class WanImage(Wan):
         image = tensors["image_latents"]
         if not self.pipeline.config.expand_timesteps:
             return super()._call(name, torch.cat([x, image], 1), t, tensors)
-        tokens = (x.shape[3] // 2) * (x.shape[4] // 2)  # of a frame
-        times = torch.cat(
-            [torch.zeros_like(t)[:, None].expand(-1, tokens), t[:, None].expand(-1, tokens * (x.shape[2] - 1))], 1
-        )
+        frame = (x.shape[3] // 2) * (x.shape[4] // 2)
+        times = t[:, None].repeat(1, frame * x.shape[2])
+        times[:, :frame] = 0
         output = super()._call(name, torch.cat([image, x[:, :, 1:]], 2), times, tensors)
         first = (x[:, :, :1] - image) / t.to(x)[:, None, None, None, None]
         return torch.cat([first, output[:, :, 1:]], 2)
