@@ -77,7 +77,9 @@ class Subject:
         }
         model.latent_shape(*size.values())
         shape = (len(PROMPTS), 3, size["height"], size["width"])
-        inputs = {name: torch.rand(shape, generator=Generator().manual_seed(2)) for name in model.wants}
+        inputs = {  # as files hold them
+            name: torch.randint(256, shape, generator=Generator().manual_seed(2)) / 255 for name in model.wants
+        }
         return cls(model, size, inputs, rewards)
 
     @property
@@ -109,15 +111,17 @@ class Subject:
         pipeline.scheduler = model.exact_scheduler()
         frames = {} if model.default_frames == 1 else {"num_frames": self.size["num_frames"]}
         size = {name: self.size[name] for name in ("height", "width")} | frames
-        call = model.call(
-            self.latents().to(model.device, model.dtype), self.guidance(text_guidance), **size, **self.inputs
-        )
+        latents, drawn = self.latents().to(model.device, model.dtype), []
         try:
-            made = pipeline(prompt=list(PROMPTS), num_inference_steps=STEPS, output_type="pt", **call)
+            for start in range(len(PROMPTS)) if model.one_by_one else [0]:
+                rows = slice(start, start + 1 if model.one_by_one else None)
+                inputs = {name: value[rows] for name, value in self.inputs.items()}
+                call = model.call(latents[rows], self.guidance(text_guidance), **size, **inputs)
+                made = pipeline(prompt=list(PROMPTS[rows]), num_inference_steps=STEPS, output_type="pt", **call)
+                drawn.append(made.images if hasattr(made, "images") else made.frames)
         finally:
             pipeline.scheduler = kept
-        media: Tensor = made.images if hasattr(made, "images") else made.frames
-        return media.float().cpu()
+        return torch.cat(drawn).float().cpu()
 
     def real_pictures(self) -> Tensor:
         """Bundled ones at the subject's size, (4, 3, H, W), or as videos that stand still, (4, F, 3, H, W)."""

@@ -45,6 +45,7 @@ class Pretrained(Model):
     wants: tuple[str, ...] = ()  # pictures that ``encode_prompts`` wants besides texts
     patch_size = 1
     template = ""  # what a family puts before a prompt, and not before a negative text
+    one_by_one = False  # the pipeline's own call takes one prompt at a time
 
     def __init__(self, pipeline: Any):
         super().__init__(pipeline)
@@ -157,7 +158,12 @@ class Pretrained(Model):
         vae = self.pipeline.vae
         mean, std = self.latent_statistics()
         raw = latents.to(vae.dtype) * std + mean
-        return (vae.decode(raw, return_dict=False)[0] / 2 + 0.5).clamp(0, 1)
+        return (self.decode_raw(raw) / 2 + 0.5).clamp(0, 1)
+
+    def decode_raw(self, raw: Tensor) -> Tensor:
+        """The VAE's raw latents as media in [-1, 1], as the VAE shapes them."""
+        media: Tensor = self.pipeline.vae.decode(raw, return_dict=False)[0]
+        return media
 
     def encode(self, media: Tensor) -> Tensor:
         vae = self.pipeline.vae
@@ -353,6 +359,37 @@ class OwnLora(Pretrained):
 
     def load_lora(self, component: str, folder: Path, adapter: str) -> None:
         getattr(self.pipeline, component).load_lora_adapter(folder, prefix=None, adapter_name=adapter, **LORA_SAFE)
+
+
+class Video(Pretrained):
+    """Media are videos whose VAE has ``stride``, frames and pixels, to one latent, and the first frame alone."""
+
+    stride: tuple[int, int]
+    max_sequence_length: int
+
+    @property
+    def text_limit(self) -> tuple[Any, int]:
+        return self.pipeline.tokenizer, self.max_sequence_length
+
+    def latent_shape(self, height: int, width: int, num_frames: int = 1) -> tuple[int, ...]:
+        frames, side = self.stride
+        patch = side * self.patch_size
+        if height % patch or width % patch or num_frames % frames != 1 % frames:
+            raise ValueError(
+                f"size: want height and width in multiples of {patch} and a multiple of {frames} frames plus one, "
+                f"got {height}x{width}, {num_frames} frames"
+            )
+        config = self.pipeline.vae.config
+        channels = config.z_dim if "z_dim" in config else config.latent_channels
+        return (channels, (num_frames - 1) // frames + 1, height // side, width // side)
+
+    def decode(self, latents: Tensor, frames: Sequence[int] | None = None) -> Tensor:
+        if frames is not None:
+            raise ValueError("frames: this VAE reads all frames before the one it makes, so none can be left out")
+        return super().decode(latents).transpose(1, 2)
+
+    def encode(self, media: Tensor) -> Tensor:
+        return super().encode(media.transpose(1, 2))
 
 
 @contextmanager

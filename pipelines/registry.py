@@ -27,6 +27,10 @@ FAMILIES = {  # _class_name in model_index.json -> adapter
     "PixArtSigmaPipeline": "pixart_sigma:PixArtSigma",
     "SanaPipeline": "sana:Sana",
     "Lumina2Pipeline": "lumina_2:Lumina2",
+    "WanImageToVideoPipeline": "wan_image:WanImage",
+    "CogVideoXPipeline": "cogvideox:CogVideoX",
+    "LTXPipeline": "ltx:LTXVideo",
+    "HunyuanVideoPipeline": "hunyuan_video:HunyuanVideo",
 }
 TOYS = {"toy-diffusion": "toy:toy_diffusion", "toy-flow": "toy:toy_flow"}
 

@@ -3,17 +3,20 @@
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler
+from diffusers import CogVideoXDDIMScheduler, DDIMScheduler
 from torch import Tensor
 
 from .process import Diffusion
 
 
-def ddim(scheduler: Any) -> DDIMScheduler:
+def ddim(scheduler: Any) -> Any:
     """DDIM on the pipeline's own noise schedule, spacing and offset, whatever sampler it came with.
 
     Latent models do not clip samples; DDIM's default would, where the pipeline's own scheduler has no such option.
+    CogVideoX's schedule is shifted, which its own DDIM alone knows; that one never clips, whatever its files say.
     """
+    if "snr_shift_scale" in scheduler.config:
+        return CogVideoXDDIMScheduler.from_config(scheduler.config, clip_sample=False)
     options = {} if "clip_sample" in scheduler.config else {"clip_sample": False}
     made: DDIMScheduler = DDIMScheduler.from_config(scheduler.config, **options)
     if made.config.thresholding:

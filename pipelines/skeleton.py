@@ -1,7 +1,7 @@
 """Pipelines without weights: the real classes at their real size, of tensors that have a shape and no data.
 
-A description is what a checkpoint's small files say: the class of the pipeline, class and configuration of each component.
-It is read from a folder or the hub, without the weights, or from ``assets/published``.
+A description is what the small files of a checkpoint say: the classes of the pipeline and of each component, with their
+configurations. It is read from a folder, without the weights, or from ``assets/published``.
 """
 
 import importlib
@@ -11,10 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.overrides import TorchFunctionMode
 
+from .registry import _model_index
+
+PUBLISHED = Path(__file__).resolve().parent.parent / "assets" / "published"
 CONFIGS = ("config.json", "scheduler_config.json", "tokenizer_config.json", "preprocessor_config.json")
+LIBRARIES = ("diffusers", "transformers")
 Description = Mapping[str, Any]
 
 
@@ -28,26 +33,73 @@ def skeleton(description: Description, dtype: torch.dtype = torch.float32) -> An
     return _class("diffusers", index.pop("_class_name"))(**parts, **index)
 
 
-def make_fake(modules: Mapping[str, nn.Module], device: str = "cpu") -> FakeTensorMode:
+def make_fake(modules: Mapping[str, nn.Module], device: str = "cpu") -> "ShapesOnly":
     """Turn modules on the meta device into ones that run, on a device that need not exist, and compute only shapes.
 
-    Call them outside of the returned mode with real tensors: what meets a fake one becomes fake, and masks, lengths and
-    the like keep their values, which some pipelines branch on.
+    Call them with real tensors, inside the context that is returned.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     known: dict[int, Any] = {}  # a tensor that two modules share stays shared
+
+    def fake(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return type(value)(fake(item) for item in value)
+        if not isinstance(value, Tensor) or value.device.type != "meta":
+            return value
+        if id(value) not in known:
+            made = FakeTensor(mode, value.detach(), torch.device(device))
+            parameter = isinstance(value, nn.Parameter)
+            known[id(value)] = nn.Parameter(made, value.requires_grad) if parameter else made
+        return known[id(value)]
+
     for root in modules.values():
         for module in root.modules():
-            for name, parameter in module._parameters.items():
-                if parameter is not None and parameter.device.type == "meta":
-                    if id(parameter) not in known:
-                        fake = FakeTensor(mode, parameter.data, torch.device(device))
-                        known[id(parameter)] = nn.Parameter(fake, requires_grad=parameter.requires_grad)
-                    module._parameters[name] = known[id(parameter)]
-            for name, buffer in module._buffers.items():
-                if buffer is not None and buffer.device.type == "meta":
-                    module._buffers[name] = FakeTensor(mode, buffer, torch.device(device))
-    return mode
+            for tensors in (module._parameters, module._buffers):
+                tensors.update({name: fake(value) for name, value in tensors.items()})
+            for name, value in list(vars(module).items()):  # tables that are neither
+                if isinstance(value, Tensor | list | tuple):
+                    setattr(module, name, fake(value))
+    return ShapesOnly(mode)
+
+
+class ShapesOnly(TorchFunctionMode):
+    """Inside, fake and real tensors meet: what a fake one touches becomes fake, masks and lengths keep their values.
+
+    Inside of ``everything``, all is fake: for work that looks at no value and makes large tensors of its own.
+    """
+
+    def __init__(self, everything: FakeTensorMode):
+        super().__init__()
+        self.everything = everything
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        if func is Tensor.__getitem__ and isinstance(args[0], FakeTensor) and _is_known_mask(args[1]):
+            args = (args[0], args[1].nonzero(as_tuple=True))  # how many are chosen is then known
+        return func(*args, **(kwargs or {}))
+
+
+def _is_known_mask(index: Any) -> bool:
+    return isinstance(index, Tensor) and index.dtype == torch.bool and not isinstance(index, FakeTensor)
+
+
+def describe_source(source: str) -> Description:
+    """The description of a pipeline folder, of a published checkpoint's hub name, or of another on the hub.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    if Path(source).is_dir():
+        return read_description(Path(source))
+    for file in sorted(PUBLISHED.glob("*.json")):
+        description: dict[str, Any] = json.loads(file.read_text())
+        if source in (description["repo"], file.stem):
+            return description
+    _model_index(source, None)  # whose errors say what is wanted
+    from huggingface_hub import snapshot_download
+
+    return read_description(
+        Path(snapshot_download(source, allow_patterns=["*.json"], ignore_patterns=["*index*.json"]))
+    )
 
 
 def read_description(folder: Path) -> dict[str, Any]:
@@ -62,7 +114,8 @@ def read_description(folder: Path) -> dict[str, Any]:
     for name, row in index.items():
         if isinstance(row, list):
             del scalars[name]
-            components[name] = None if row[0] is None else _read_component(folder / name, *row)
+            known = row[0] in LIBRARIES  # else none, or a safety checker, which draws nothing
+            components[name] = _read_component(folder / name, *row) if known else None
     return {"model_index": scalars, "components": components}
 
 
@@ -77,8 +130,8 @@ def _read_component(folder: Path, library: str, kind: str) -> dict[str, Any]:
 
 
 def _class(library: str, name: str) -> Any:
-    if library not in ("diffusers", "transformers"):  # files name it, and files are not trusted
-        raise ValueError(f"component class {library}.{name}: want one of diffusers or transformers")
+    if library not in LIBRARIES:  # files name it, and files are not trusted
+        raise ValueError(f"component class {library}.{name}: want one of {LIBRARIES}")
     return getattr(importlib.import_module(library), name)
 
 
@@ -91,8 +144,8 @@ def _build(part: Mapping[str, Any] | None, dtype: torch.dtype) -> Any:
     made = _class(*part["class"].split("."))
     if "Scheduler" in kind:
         return made.from_config(part["config"])
-    if not issubclass(made, nn.Module):  # image processors, safety checkers' feature extractors
-        return None
+    if not issubclass(made, nn.Module):  # image processors
+        return made(**part["config"])
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -124,4 +177,5 @@ def alphabet_tokenizer(length: int | None, ends: bool) -> Any:
         unk_token="<unk>",
         model_max_length=length,
         padding_side="right",
+        chat_template="{% for message in messages %}{{ message['content'] }}{% endfor %}",
     )

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .pretrained import LORA_SAFE, Pretrained
+from .base import unwrap
+from .pretrained import LORA_SAFE, Video
 from .process import Flow
-from .schedules import flow_times
+from .schedules import flow_times, network_time
 
 
-class Wan(Pretrained):
+class Wan(Video):
     """Adapter of ``diffusers.WanPipeline``; trains the transformer, or both. Latents are (16, F, H/8, W/8)."""
 
     default_size = (480, 832)
@@ -24,10 +25,15 @@ class Wan(Pretrained):
         names = ("transformer", "transformer_2")
         self.trainable = {name: getattr(pipeline, name) for name in names if getattr(pipeline, name, None) is not None}
         self.process = Flow()
+        self.stride = (pipeline.vae_scale_factor_temporal, pipeline.vae_scale_factor_spatial)
+        self.patch_size = self.network.patch_size[1]
+        if pipeline.config.expand_timesteps:
+            self.default_size, self.default_frames = (704, 1280), 121
 
     @property
-    def text_limit(self) -> tuple[Any, int]:
-        return self.pipeline.tokenizer, self.max_sequence_length
+    def network(self) -> Any:
+        """The configuration that its transformers share."""
+        return unwrap(next(iter(self.trainable.values()))).config
 
     def times(self, num_inference_steps: int, latent_shape: Sequence[int]) -> Tensor:
         return flow_times(self.pipeline.scheduler, num_inference_steps, 0)
@@ -38,17 +44,6 @@ class Wan(Pretrained):
         )
         return {"prompt_embeds": embeds}
 
-    def latent_shape(self, height: int, width: int, num_frames: int = 1) -> tuple[int, ...]:
-        pipeline = self.pipeline
-        frames, side = pipeline.vae_scale_factor_temporal, pipeline.vae_scale_factor_spatial
-        patch = side * pipeline.transformer.config.patch_size[1]
-        if height % patch or width % patch or num_frames % frames != 1 % frames:
-            raise ValueError(
-                f"size: want height and width in multiples of {patch} and a multiple of {frames} frames plus one, "
-                f"got {height}x{width}, {num_frames} frames"
-            )
-        return (pipeline.vae.config.z_dim, (num_frames - 1) // frames + 1, height // side, width // side)
-
     def latent_statistics(self) -> tuple[Tensor, Tensor]:
         config = self.pipeline.vae.config
         mean, std = (
@@ -56,14 +51,6 @@ class Wan(Pretrained):
             for value in (config.latents_mean, config.latents_std)
         )
         return mean, std
-
-    def decode(self, latents: Tensor, frames: Sequence[int] | None = None) -> Tensor:
-        if frames is not None:
-            raise ValueError("frames: this VAE reads all frames before the one it makes, so none can be left out")
-        return super().decode(latents).transpose(1, 2)
-
-    def encode(self, media: Tensor) -> Tensor:
-        return super().encode(media.transpose(1, 2))
 
     def lora_folder(self, component: str) -> str:
         return {"transformer_2": "transformer_2"}.get(component, ".")
@@ -81,7 +68,8 @@ class Wan(Pretrained):
         boundary = self.pipeline.config.boundary_ratio
         if boundary is None:
             return self._call("transformer", x, t, tensors)
-        noisy = t >= boundary
+        scheduler = self.pipeline.scheduler
+        noisy = network_time(scheduler, t) >= boundary * scheduler.config.num_train_timesteps
         output = torch.empty_like(x)
         for name, rows in (("transformer", noisy), ("transformer_2", ~noisy)):
             if rows.all():
@@ -92,9 +80,13 @@ class Wan(Pretrained):
         return output
 
     def _call(self, name: str, x: Tensor, t: Tensor, tensors: dict[str, Tensor]) -> Tensor:
-        if self.pipeline.config.expand_timesteps:  # 2.2 TI2V: a time for every token
+        if self.pipeline.config.expand_timesteps and t.ndim == 1:  # 2.2 TI2V: a time for every token
             t = t[:, None].expand(-1, x.shape[2] * (x.shape[3] // 2) * (x.shape[4] // 2))
         output: Tensor = self.trainable[name](
-            hidden_states=x, timestep=1000 * t, encoder_hidden_states=tensors["prompt_embeds"], return_dict=False
+            hidden_states=x,
+            timestep=network_time(self.pipeline.scheduler, t),
+            encoder_hidden_states=tensors["prompt_embeds"],
+            encoder_hidden_states_image=tensors.get("image_embeds"),
+            return_dict=False,
         )[0]
         return output

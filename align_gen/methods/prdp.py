@@ -56,10 +56,12 @@ def calls(options: Options, sampling: Sampling) -> dict[str, int]:
     with std 0 is not replayed. The first step replays one sample more, for ``replay_error``.
     """
     each = options.prompts_per_step * sampling.num_inference_steps * (2 if sampling.guidance_scale > 1 else 1)
-    drawn, learned = each * options.images_per_prompt, each * (options.keep or options.images_per_prompt)
+    kept = options.keep or options.images_per_prompt
+    drawn, learned = each * options.images_per_prompt, each * kept
     return {
         "forwards": drawn + learned * 2 * options.gradient_steps,
         "backwards": learned * options.gradient_steps,
+        "images": options.prompts_per_step * kept,
     }
 
 

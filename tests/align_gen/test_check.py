@@ -11,6 +11,7 @@ from torch import Tensor
 from align_gen import bundled, pipelines
 from align_gen.check import Subject, check
 from align_gen.pipelines.pretrained import Pretrained
+from align_gen.pipelines.schedules import ddim_process
 from tests.tiny import failed, subject
 
 
@@ -118,14 +119,6 @@ def frames_reversed(model: Pretrained) -> None:
     model.decode = lambda latents, frames=None: right(latents, frames).flip(1)  # type: ignore[method-assign]
 
 
-def no_mask(model: Pretrained) -> None:
-    """Padding is read as words."""
-    right, name = model.denoise, "prompt_attention_mask"
-    model.denoise = lambda x, t, tensors: right(  # type: ignore[method-assign]
-        x, t, {**tensors, name: torch.ones_like(tensors[name])}
-    )
-
-
 def backwards(model: Pretrained) -> None:
     right = model.denoise
     model.denoise = lambda x, t, tensors: right(x, 1 - t, tensors)  # type: ignore[method-assign]
@@ -134,6 +127,46 @@ def backwards(model: Pretrained) -> None:
 def one_template(model: Pretrained) -> None:
     """Negative texts are encoded as prompts are."""
     model.encode_negatives = model.encode_texts  # type: ignore[method-assign]
+
+
+def told(name: str, change: Callable[[Tensor], Tensor]) -> Callable[[Pretrained], None]:
+    """The network is told something else under a name."""
+
+    def mutate(model: Pretrained) -> None:
+        right = model.denoise
+        model.denoise = lambda x, t, tensors: right(  # type: ignore[method-assign]
+            x, t, {**tensors, name: change(tensors[name])}
+        )
+
+    return mutate
+
+
+def no_snr_shift(model: Pretrained) -> None:
+    scheduler = model.pipeline.scheduler
+    model.process = ddim_process(type(scheduler).from_config(scheduler.config, snr_shift_scale=1.0))
+
+
+def padded_behind(model: Pretrained) -> None:
+    right = model.decode
+    model.decode = lambda latents, frames=None: right(latents.roll(1, 2), frames)  # type: ignore[method-assign]
+
+
+def positions_by_latents(model: Any) -> None:
+    """Of frames and pixels without their strides."""
+    right = model.denoise
+
+    def denoise(x: Tensor, t: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+        kept, model.stride = model.stride, (1, 1)
+        try:
+            return right(x, t, tensors)
+        finally:
+            model.stride = kept
+
+    model.denoise = denoise
+
+
+def no_frame_mask(image_latents: Tensor) -> Tensor:
+    return torch.cat([torch.zeros_like(image_latents[:, :4]), image_latents[:, 4:]], 1)
 
 
 MUTATIONS = [
@@ -159,6 +192,21 @@ MUTATIONS = [
     ("wan", scaled(1.01)),
     ("wan", later(0.01)),
     ("wan-2.2", frames_reversed),
+    ("wan-image-2.1", told("image_embeds", torch.zeros_like)),
+    ("wan-image-2.1", scaled(1.01)),
+    ("wan-image-2.2", told("image_latents", no_frame_mask)),
+    ("wan-image-2.2-ti2v", told("image_latents", lambda latents: 0.99 * latents)),
+    ("cogvideox", scaled(1.01)),
+    ("cogvideox", later(1)),
+    ("cogvideox-2b", no_snr_shift),
+    ("cogvideox-1.5", padded_behind),
+    ("ltx", positions_by_latents),
+    ("ltx", told("prompt_attention_mask", torch.ones_like)),
+    ("ltx-0.9.5", scaled(1.0, shift=0.01)),
+    ("hunyuan-video", no_embedded_guidance),
+    ("hunyuan-video", told("prompt_attention_mask", torch.ones_like)),
+    ("hunyuan-video", scaled(1.01)),
+    ("hunyuan-video-undistilled", later(0.01)),
     ("animatediff", frames_reversed),
     ("animatediff", later(1)),
     ("modelscope", scaled(1.01)),
@@ -169,13 +217,13 @@ MUTATIONS = [
     ("controlnet-xl", wrong_sizes),
     ("pixart-sigma", later(1)),
     ("pixart-sigma", scaled(1.01)),
-    ("pixart-sigma", no_mask),
+    ("pixart-sigma", told("prompt_attention_mask", torch.ones_like)),
     ("sana", later(0.001)),
     ("sana", scaled(1.01)),
     ("sana", one_template),
     ("lumina-2", backwards),
     ("lumina-2", scaled(1.0, shift=0.01)),
-    ("lumina-2", no_mask),
+    ("lumina-2", told("prompt_attention_mask", torch.ones_like)),
     ("lumina-2", plain_guidance),
 ]
 

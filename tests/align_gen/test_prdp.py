@@ -353,10 +353,10 @@ def test_call_table() -> None:
     """
     options = prdp.Options(images_per_prompt=3, prompts_per_step=2, gradient_steps=2)
     guided, plain = Sampling(num_inference_steps=4), Sampling(num_inference_steps=4, guidance_scale=1.0)
-    assert prdp.calls(options, guided) == {"forwards": 48 * 5, "backwards": 48 * 2}
-    assert prdp.calls(options, plain) == {"forwards": 24 * 5, "backwards": 24 * 2}
+    assert prdp.calls(options, guided) == {"forwards": 48 * 5, "backwards": 48 * 2, "images": 6}
+    assert prdp.calls(options, plain) == {"forwards": 24 * 5, "backwards": 24 * 2, "images": 6}
     few = prdp.Options(images_per_prompt=9, keep=3, prompts_per_step=2, gradient_steps=2)  # 144 to draw, 48 to learn
-    assert prdp.calls(few, guided) == {"forwards": 144 + 48 * 4, "backwards": 48 * 2}
+    assert prdp.calls(few, guided) == {"forwards": 144 + 48 * 4, "backwards": 48 * 2, "images": 6}
 
 
 @pytest.mark.parametrize(("keep", "samples"), [(None, 12), (2, 4)])

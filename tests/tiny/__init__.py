@@ -4,6 +4,7 @@ import json
 import tempfile
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from diffusers import (
     TextToVideoSDPipeline,
     UNet2DConditionModel,
     UNet3DConditionModel,
+    UniPCMultistepScheduler,
     WanPipeline,
     WanTransformer3DModel,
 )
@@ -341,8 +343,14 @@ def flux(seed: int = 0, guidance_embeds: bool = True) -> FluxPipeline:
     return pipeline
 
 
-def wan(seed: int = 0, boundary_ratio: float | None = None) -> WanPipeline:
-    """Latents (4, 2, 4, 4) of 5 frames of 32 x 32; one transformer, or two with a boundary."""
+UNIPC = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
+
+
+def wan(seed: int = 0, boundary_ratio: float | None = None, scheduler: Any = None) -> WanPipeline:
+    """Latents (4, 2, 4, 4) of 5 frames of 32 x 32; one transformer, or two with a boundary.
+
+    The published scheduler is UniPC, which tells the network whole timesteps.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tokenizer = t5_tokenizer()
@@ -379,7 +387,7 @@ def wan(seed: int = 0, boundary_ratio: float | None = None) -> WanPipeline:
             tokenizer=tokenizer,
             text_encoder=UMT5EncoderModel(text).eval(),
             vae=vae,
-            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+            scheduler=scheduler or UniPCMultistepScheduler(**UNIPC),
             transformer=network(),
             transformer_2=network() if boundary_ratio else None,
             boundary_ratio=boundary_ratio,
@@ -388,12 +396,10 @@ def wan(seed: int = 0, boundary_ratio: float | None = None) -> WanPipeline:
     return pipeline
 
 
-from .flux_kontext import flux_kontext  # noqa: E402, built of the parts above
-from .lumina_2 import lumina_2  # noqa: E402
-from .pixart_sigma import pixart_sigma  # noqa: E402
-from .qwen_image import qwen_image  # noqa: E402
-from .sana import sana  # noqa: E402
-from .z_image import z_image  # noqa: E402
+def of(file: str, **options: Any) -> Callable[[], Any]:
+    """The builder of a file's name, with options; imported on first use, as it takes its parts from here."""
+    return lambda: getattr(import_module(f"{__name__}.{file}"), file)(**options)
+
 
 PIPELINES: dict[str, Callable[..., Any]] = {
     "sd": stable_diffusion,
@@ -408,23 +414,41 @@ PIPELINES: dict[str, Callable[..., Any]] = {
     "sd3-dynamic-shift": partial(stable_diffusion_3, use_dynamic_shifting=True, shift=1.0),
     "flux": flux,
     "flux-schnell": partial(flux, guidance_embeds=False),
-    "flux-kontext": flux_kontext,
-    "qwen-image": qwen_image,
-    "z-image": z_image,
+    "flux-kontext": of("flux_kontext"),
+    "qwen-image": of("qwen_image"),
+    "z-image": of("z_image"),
     "wan": wan,
-    "wan-2.2": partial(wan, boundary_ratio=0.8),
-    "pixart-sigma": pixart_sigma,
-    "sana": sana,
-    "sana-euler": partial(sana, euler=True),
-    "lumina-2": lumina_2,
-    "lumina-2-dynamic-shift": partial(lumina_2, use_dynamic_shifting=True, shift=1.0),
+    "wan-euler": partial(wan, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0)),
+    "wan-2.2": partial(wan, boundary_ratio=0.8, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0)),
+    "pixart-sigma": of("pixart_sigma"),
+    "sana": of("sana"),
+    "sana-euler": of("sana", euler=True),
+    "lumina-2": of("lumina_2"),
+    "lumina-2-dynamic-shift": of("lumina_2", use_dynamic_shifting=True, shift=1.0),
+    "cogvideox": of("cogvideox", use_rotary_positional_embeddings=True),
+    "cogvideox-2b": of("cogvideox", snr_shift_scale=3.0),
+    "cogvideox-1.5": of("cogvideox", use_rotary_positional_embeddings=True, patch_size_t=2, patch_bias=False),
+    "wan-image-2.1": of("wan_image"),
+    "wan-image-2.2": of("wan_image", boundary_ratio=0.8),
+    "wan-image-2.2-ti2v": of("wan_image", expand_timesteps=True),
+    "ltx": of("ltx"),
+    "ltx-0.9.5": of("ltx", timestep_conditioning=True),
+    "hunyuan-video": of("hunyuan_video"),
+    "hunyuan-video-undistilled": of("hunyuan_video", guidance_embeds=False),
 }
 
 
 IMAGE: dict[str, Any] = {"height": 16, "width": 16}
-SIZES = {"WanPipeline": {"height": 32, "width": 32, "num_frames": 5}, "SanaPipeline": {"height": 32, "width": 32}}
-for name in ("AnimateDiffPipeline", "TextToVideoSDPipeline"):
-    SIZES[name] = {**IMAGE, "num_frames": 3}
+SIZES = {
+    "SanaPipeline": {"height": 32, "width": 32},
+    "AnimateDiffPipeline": {**IMAGE, "num_frames": 3},
+    "TextToVideoSDPipeline": {**IMAGE, "num_frames": 3},
+    "WanPipeline": {"height": 32, "width": 32, "num_frames": 5},
+    "WanImageToVideoPipeline": {"height": 32, "width": 48, "num_frames": 5},
+    "CogVideoXPipeline": {"height": 16, "width": 24, "num_frames": 9},
+    "LTXPipeline": {"height": 32, "width": 64, "num_frames": 5},
+    "HunyuanVideoPipeline": {"height": 16, "width": 32, "num_frames": 5},
+}
 
 
 def subject(name: str) -> Subject:

@@ -1,0 +1,41 @@
+"""How much memory the tensors of some work need at once, counted as they are made and freed."""
+
+import weakref
+from typing import Any
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+
+class PeakMemory(TorchDispatchMode):
+    """Inside, ``peak`` is the largest sum of bytes alive at once of what was made inside; shapes alone will do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._seen: dict[int, weakref.ref[Any]] = {}  # storages, by address; a dead one's may be used again
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        for value in tree_iter((args, kwargs)):
+            self._note(value, made=False)
+        made = func(*args, **(kwargs or {}))
+        for value in tree_iter(made):
+            self._note(value, made=True)
+        return made
+
+    def _note(self, value: Any, made: bool) -> None:
+        if not isinstance(value, Tensor):
+            return
+        storage = value.untyped_storage()
+        key, size = storage._cdata, storage.nbytes() if made else 0
+        if (known := self._seen.get(key)) is not None and known() is not None:
+            return
+
+        def freed(_: Any) -> None:
+            self._seen.pop(key, None)
+            self.now -= size
+
+        self._seen[key] = weakref.ref(storage, freed)
+        self.now += size
+        self.peak = max(self.peak, self.now)
