@@ -30,5 +30,6 @@ class Sampling(Strict):
     num_inference_steps: int = Field(50, ge=1)
     guidance_scale: float = Field(5.0, ge=0)
     eta: float = Field(1.0, ge=0, le=1)
+    flow_sde: float | None = Field(None, gt=0)  # flow models: noise by Flow-GRPO's SDE of this level, times eta
     height: int | None = Field(None, ge=8)
     width: int | None = Field(None, ge=8)

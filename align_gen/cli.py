@@ -344,6 +344,40 @@ def _print_findings(found: list[Any]) -> None:
     Console().print(table)
 
 
+@app.command(epilog="Example: align-gen bench attention --heads 1")
+def bench(
+    what: Annotated[str, typer.Argument(help="attention: every kernel that runs here, at the sizes of real models.")],
+    dtype: Annotated[str | None, typer.Option(help="fp32, fp16 or bf16; bf16 on an accelerator, else fp32.")] = None,
+    heads: Annotated[int | None, typer.Option(min=1, help="The model's own on an accelerator, else 1.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Times each is run.")] = 5,
+    as_json: Json = False,
+) -> None:
+    """Time what runs on the machine at hand."""
+    import torch
+
+    from .bench.attention import bench_attention
+    from .engine import DTYPES
+
+    if what != "attention":
+        raise UserError(f"bench {what!r}: have ['attention']")
+    if dtype is not None and dtype not in DTYPES:
+        raise UserError(f"--dtype {dtype!r}: want one of {sorted(DTYPES)}")
+    fast = torch.cuda.is_available()
+    device, precision = torch.device("cuda" if fast else "cpu"), DTYPES[dtype or ("bf16" if fast else "fp32")]
+    rows = bench_attention(device, precision, heads=heads or (None if fast else 1), repeats=repeats)
+    if as_json:
+        print(json.dumps(list(rows)))
+        return
+    print(f"{'model':20} {'heads':>5} {'kernel':10} {'forward':>10} {'and back':>10} {'to sdpa':>8} {'error':>8}")
+    for row in rows:
+        start = f"{row['model']:20} {row['heads']:5d} {row['kernel']:10}"
+        if row["why_not"] is not None:
+            print(f"{start} {row['why_not']}")
+        else:
+            forward, both = (f"{1000 * row[key]:.1f} ms" for key in ("forward_seconds", "seconds"))
+            print(f"{start} {forward:>10} {both:>10} {row['ratio']:8.2f} {row['error']:8.1e}", flush=True)
+
+
 @app.command("list", epilog="Example: align-gen list rewards")
 def list_(
     what: Annotated[str, typer.Argument(help="rewards, methods, models, recipes or prompts.")],

@@ -26,6 +26,7 @@ class Memory:
     """Bytes of tensors that a run keeps, and, on top of them, that each kind of work makes."""
 
     weights: int  # of every component, and of the frozen copy in full training
+    freed: int  # of them, once the texts are encoded
     training: int  # gradients, two moments, average and its spare
     stored: int  # a step's latents and pictures
     encoding: int  # of texts
@@ -37,19 +38,19 @@ class Memory:
     def peak(self) -> int:
         """Reward models and the libraries themselves come on top."""
         work = max(self.sampling, self.decoding, self.learning)
-        return max(self.weights + self.encoding, self.weights + self.training + self.stored + work)
+        return max(self.weights + self.encoding, self.weights - self.freed + self.training + self.stored + work)
 
 
 def describe(recipe: Recipe) -> str:
     """The resolved recipe, what is trained, and the calls and memory of one step."""
     options = recipe.method_options()
-    calls = methods.load(options.name).calls(options, recipe.sampling)
     with user_mistakes():
         if recipe.model.path in TOYS:
             model = load_model(recipe)
             prepare_model(recipe, model)
         else:
             model = outline(recipe)
+        calls = methods.load(options.name).calls(options, recipe.sampling, model.passes(recipe.sampling.guidance_scale))
     lines = [
         recipe.to_yaml().rstrip(),
         "---",
@@ -76,12 +77,14 @@ def outline(recipe: Recipe) -> Model:
 def estimate(model: Model, recipe: Recipe) -> Memory:
     """Run one micro-batch of everything on shapes alone, and count. ``model`` comes from ``outline``."""
     options = recipe.method_options()
-    calls = methods.load(options.name).calls(options, recipe.sampling)
+    calls = methods.load(options.name).calls(options, recipe.sampling, 1)
     modules = {**model.components(), **{f"copy of {name}": module for name, module in model.copies.items()}}
     tensors = {
         id(tensor): tensor for module in modules.values() for tensor in (*module.parameters(), *module.buffers())
     }
     weights = sum(tensor.nbytes for tensor in tensors.values())
+    encoders = [part for name, part in modules.items() if name.startswith("text_encoder")]
+    freed = sum(p.nbytes for part in encoders for p in part.parameters()) if recipe.memory.free_text_encoders else 0
     trained = sum(parameter.numel() for parameter in model.parameters())
     training = FLOAT * trained * (3 if recipe.optim.ema is None else 5)
     images = options.images_per_prompt * options.prompts_per_step
@@ -94,7 +97,7 @@ def estimate(model: Model, recipe: Recipe) -> Memory:
             learning = _learn(model, learned, recipe)
         decoding, picture = _decode(model, final, shapes)
     latents = FLOAT * (recipe.sampling.num_inference_steps + 1) * torch.Size(condition.latent_shape).numel()
-    return Memory(weights, training, images * (latents + picture), encoding, sampling, decoding, learning)
+    return Memory(weights, freed, training, images * (latents + picture), encoding, sampling, decoding, learning)
 
 
 def _encode(model: Model, recipe: Recipe) -> tuple[int, Condition]:

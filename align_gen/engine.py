@@ -19,6 +19,7 @@ from .card import card
 from .errors import UserError, user_mistakes
 from .gallery import whole_file
 from .memory import encode_and_free, save_memory
+from .pipelines import Flow, FlowSDE
 from .pipelines.attention import attention_of, describe, use_attention
 from .pipelines.seeding import generator, seed_of
 from .placebo import Shuffled
@@ -173,6 +174,10 @@ def load_model(recipe: Recipe, model: Any = None) -> "pipelines.Model":
 def prepare_model(recipe: Recipe, made: "pipelines.Model") -> None:
     """Give it its LoRA or its full copy; every number of the recipe that depends on the model is checked."""
     section, sampling = recipe.model, recipe.sampling
+    if sampling.flow_sde is not None:
+        if not isinstance(made.process, Flow):
+            raise UserError("sampling.flow_sde: this is no flow model; sampling.eta sets its noise")
+        made.process = FlowSDE(sampling.flow_sde)
     shape = made.latent_shape(sampling.height or made.default_size[0], sampling.width or made.default_size[1])
     made.times(recipe.evaluate.num_inference_steps, shape)
     times = made.times(sampling.num_inference_steps, shape)

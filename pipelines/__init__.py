@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .base import Condition, LoraOptions, Model
-    from .process import Diffusion, Flow, Process, gaussian_log_prob
+    from .process import Diffusion, Flow, FlowSDE, Process, gaussian_log_prob
     from .registry import load
     from .sampling import Rollout, rollout, sample
 
@@ -19,6 +19,7 @@ _NAMES = {
     "Model": "base",
     "Diffusion": "process",
     "Flow": "process",
+    "FlowSDE": "process",
     "Process": "process",
     "gaussian_log_prob": "process",
     "load": "registry",
@@ -31,6 +32,7 @@ __all__ = [
     "Condition",
     "Diffusion",
     "Flow",
+    "FlowSDE",
     "LoraOptions",
     "Model",
     "Process",

@@ -130,6 +130,10 @@ class Model(ABC):
     def encode(self, media: Tensor) -> Tensor:
         """Media in [0, 1] -> latents; the encoder's mean, no sampling."""
 
+    def passes(self, guidance: Guidance) -> int:
+        """Rows of the network that one row of ``predict`` takes: guidance by comparison doubles them."""
+        return 1
+
     # -- training and the frozen reference
 
     @property

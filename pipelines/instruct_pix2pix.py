@@ -41,6 +41,9 @@ class InstructPix2Pix(StableDiffusion):
         kept = {name: value for name, value in options.items() if name not in ("height", "width")}
         return {**kept, "image_guidance_scale": self.scales(guidance)["image"]}
 
+    def passes(self, guidance: Guidance) -> int:
+        return 3 if self.scales(guidance)["text"] > 1 else 1
+
     def predict(self, x_t: Tensor, t: Tensor, condition: Condition, guidance: Guidance) -> Tensor:
         scales, tensors = self.scales(guidance), condition.tensors
         x, t = x_t.to(self.dtype), t.to(x_t.device).expand(len(x_t))

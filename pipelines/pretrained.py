@@ -139,6 +139,9 @@ class Pretrained(Model):
         """Classifier-free guidance of two outputs (Ho & Salimans 2022)."""
         return without + scale * (with_text - without)
 
+    def passes(self, guidance: Guidance) -> int:
+        return 2 if self.scales(guidance).get("text", 1.0) > 1 else 1
+
     def scales(self, guidance: Guidance) -> dict[str, float]:
         """Every scale by name, from a number or a mapping."""
         if isinstance(guidance, float | int):

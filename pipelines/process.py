@@ -128,6 +128,44 @@ class Flow(Process):
         return x1 - x0
 
 
+@dataclass(frozen=True)
+class FlowSDE(Flow):
+    """Rectified flow drawn by the SDE of Flow-GRPO (Liu et al. 2025, arXiv 2505.05470) in place of the posterior.
+
+    dx = [v + g^2 / (2t) (x + (1 - t) v)] dt + g dw, g = eta a sqrt(t / (1 - t)). At t = 1, where g has no end, 1 - t is
+    that of the next time. The last step is the ODE's, or finished media would keep noise.
+
+    Args:
+        a: the level of noise at eta = 1.
+    """
+
+    a: float = 0.7
+
+    def __post_init__(self) -> None:
+        if not self.a > 0:
+            raise ValueError(f"flow_sde: want a level of noise above 0, got {self.a}")
+
+    def std(self, t: Tensor, s: Tensor, eta: float) -> Tensor:
+        _, std = self._drift_and_std(t, s, eta)
+        return std
+
+    def transition(self, x_t: Tensor, output: Tensor, t: Tensor, s: Tensor, eta: float) -> tuple[Tensor, Tensor]:
+        """Mean and std of one Euler-Maruyama step: x + (s - t) [v + g^2 / (2t) x1], g sqrt(t - s)."""
+        x0, x1 = self.split(x_t, output, t)
+        drift, std = self._drift_and_std(t, s, eta)
+        step = (s - t).to("cpu", torch.float64)
+        return x_t + _like(step, x_t) * (x1 - x0 + _like(drift, x_t) * x1), std
+
+    def _drift_and_std(self, t: Tensor, s: Tensor, eta: float) -> tuple[Tensor, Tensor]:
+        """g^2 / (2t) and g sqrt(t - s), float64, of t's shape."""
+        if not 0 <= eta <= 1:
+            raise ValueError(f"eta: want a number in [0, 1], got {eta}")
+        t, s = t.to("cpu", torch.float64), s.to("cpu", torch.float64)
+        drift = (eta * self.a) ** 2 / (2 * (1 - torch.where(t < 1, t, s)))
+        drift = torch.where(s > 0, drift, 0.0)
+        return drift, (2 * t * drift * (t - s)).sqrt()
+
+
 def gaussian_log_prob(x: Tensor, mean: Tensor, std: Tensor, reduction: Reduction = "mean") -> Tensor:
     """log N(x; mean, std^2 I), (B, ...) -> (B,) in at least float32, reduced over latent elements in float64.
 

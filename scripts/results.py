@@ -136,7 +136,7 @@ def main() -> None:
     first, summary = args.runs[0], summaries[0]
     recipe = Recipe.load(first / "recipe.yaml")
     picture(first).save(args.out.parent / "demo.png", optimize=True)
-    calls = methods.load(recipe.method["name"]).calls(recipe.method_options(), recipe.sampling)
+    calls = methods.load(recipe.method["name"]).calls(recipe.method_options(), recipe.sampling, 2)
     learned = calls["backwards"] / calls["forwards"]
     args.out.write_text(f"""# Results
 

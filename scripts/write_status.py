@@ -1,4 +1,4 @@
-"""Write docs/status.md: what was proven on what, each claim with the test that proves it.
+"""Write docs/status.md and the table in README.md: what was proven on what, each claim with the test that proves it.
 
     python scripts/write_status.py [--check]
 
@@ -11,39 +11,51 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = ROOT / "docs" / "status.md"
-LEVELS = ("real weights", "small real weights", "tiny random", "not run")
+PAGE, README = ROOT / "docs" / "status.md", ROOT / "README.md"
+MARKS = ("<!-- families: written by scripts/write_status.py -->", "<!-- end of families -->")
+LEVELS = {
+    "real weights": "the published weights, or no weights are needed",
+    "small real weights": "the bundled emoji models, trained on real pictures",
+    "real-size shapes": "the published configuration, without weights: every tensor's shape, no values",
+    "tiny random": "the real classes, built small with random weights",
+    "not run": "written, and never run on what it is for",
+}
+
+LAWS = ["tests/pipelines/test_families.py", "tests/align_gen/test_check.py", "tests/pipelines/test_skeleton.py"]
 
 # what -> (level, what was checked, the tests).
 FAMILIES: dict[str, tuple[str, str, list[str]]] = {
-    "StableDiffusionPipeline (SD 1.x, 2.x)": (
+    "Stable Diffusion 1.x, 2.x": (
         "small real weights",
-        "η = 0 equals the diffusers pipeline, replay, LoRA round trip, PRDP end to end: on emoji-sd (ε); "
-        "every spacing, v and x0 on tiny random ones",
+        "the bundled emoji-sd (ε), trained on real pictures: PRDP end to end, `align-gen check`; v and x0, and every "
+        "spacing, on tiny random ones; real-size shapes",
         [
             "tests/pipelines/test_emoji_sd.py",
-            "tests/align_gen/test_check.py",
+            *LAWS,
             "tests/pipelines/test_stable_diffusion.py",
             "tests/pipelines/test_sampling.py",
             "tests/align_gen/test_engine.py",
         ],
     ),
-    "SDXL, SD 3.x (with and without T5), FLUX.1 (dev, schnell), InstructPix2Pix, ControlNet (SD, SDXL)": (
-        "tiny random",
-        "`align-gen check`: η = 0 equals the diffusers pipeline, replay, guidance, LoRA round trip, gradients; a wrong "
-        "constant in an adapter is caught",
-        ["tests/pipelines/test_families.py", "tests/align_gen/test_check.py"],
+    "SDXL, SD 3.x (with and without T5), FLUX.1 (dev, schnell, Kontext), PixArt-Sigma, Sana, Lumina 2, Qwen-Image, "
+    "Z-Image, InstructPix2Pix, ControlNet (SD, SDXL)": (
+        "real-size shapes",
+        "texts, network, gradient and picture at the published size; `align-gen check` on tiny random ones: η = 0 is "
+        "what diffusers draws, replay, guidance, LoRA in plain diffusers, gradients; a wrong constant is caught",
+        LAWS,
     ),
-    "Wan 2.1 and 2.2 (two networks), AnimateDiff, ModelScope": (
-        "tiny random",
-        "the same laws on videos; galleries and video rewards are not there yet",
-        ["tests/pipelines/test_families.py", "tests/align_gen/test_check.py"],
+    "Wan 2.1 and 2.2 (text and image to video), HunyuanVideo, CogVideoX (1.0, 1.5), LTX-Video, AnimateDiff, "
+    "ModelScope": (
+        "real-size shapes",
+        "the same on videos; galleries and video rewards are not there yet",
+        [*LAWS, "tests/pipelines/test_video.py"],
     ),
-    "toy-diffusion, toy-flow (Gaussian mixtures)": (
-        "tiny random",
+    "Gaussian mixtures, as diffusion and as flow": (
+        "real weights",
         "exact x0, velocity, likelihood; PRDP reaches its closed form",
         ["tests/pipelines/test_toy.py", "tests/align_gen/test_prdp.py"],
     ),
+    "published checkpoints of any of these": ("not run", "the same code; no published weights were loaded", []),
 }
 REWARDS: dict[str, tuple[str, str, list[str]]] = {
     "clip (open_clip folders)": (
@@ -76,7 +88,7 @@ def table(title: str, rows: dict[str, tuple[str, str, list[str]]]) -> list[str]:
     lines = [f"## {title}", "", "| what | proven on | how | tests |", "|---|---|---|---|"]
     for what, (level, how, files) in rows.items():
         if level not in LEVELS:
-            raise SystemExit(f"{what}: no level {level!r}; have {LEVELS}")
+            raise SystemExit(f"{what}: no level {level!r}; have {list(LEVELS)}")
         missing = [file for file in files if not count_tests(file)]
         if missing or (not files and level != "not run"):
             raise SystemExit(f"{what}: claimed without a test: {missing}")
@@ -85,16 +97,22 @@ def table(title: str, rows: dict[str, tuple[str, str, list[str]]]) -> list[str]:
     return [*lines, ""]
 
 
+def readme() -> str:
+    """The README with its table of families as it should be."""
+    text = README.read_text(encoding="utf-8")
+    rows = [f"| {what} | **{level}**: {how} |" for what, (level, how, _) in FAMILIES.items()]
+    lines = ["| family | proven on |", "|---|---|", *rows]
+    start, end = (text.index(mark) for mark in MARKS)
+    return text[: start + len(MARKS[0])] + "\n" + "\n".join(lines) + "\n" + text[end:]
+
+
 def page() -> str:
     head = [
         "# What was proven, and on what",
         "",
         "Written by `python scripts/write_status.py`; a test keeps it current. Nothing is claimed beyond it.",
         "",
-        "- **real weights**: the published weights, or no weights are needed",
-        "- **small real weights**: the bundled emoji models, trained on real pictures",
-        "- **tiny random**: the real classes, built small with random weights",
-        "- **not run**: written, and never run on what it is for",
+        *(f"- **{level}**: {meaning}" for level, meaning in LEVELS.items()),
         "",
         "Nothing here was run on a GPU or on several machines.",
         "",
@@ -107,11 +125,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
-    if not args.check:
-        PAGE.parent.mkdir(exist_ok=True)
-        PAGE.write_text(page(), encoding="utf-8")
-    elif not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != page():
-        sys.exit("docs/status.md is out of date: python scripts/write_status.py")
+    for file, wanted in ((PAGE, page()), (README, readme())):
+        if not args.check:
+            file.write_text(wanted, encoding="utf-8")
+        elif not file.is_file() or file.read_text(encoding="utf-8") != wanted:
+            sys.exit(f"{file.relative_to(ROOT)} is out of date: python scripts/write_status.py")
 
 
 if __name__ == "__main__":

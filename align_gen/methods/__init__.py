@@ -5,8 +5,8 @@ A method is a module with
 - ``Options``: a ``Strict`` model of its numbers; ``name``, ``prompts_per_step`` and ``images_per_prompt`` are read by
   others too;
 - ``check(options, sampling)``: UserError for what no single key shows;
-- ``calls(options, sampling)``: of one step, ``forwards`` and ``backwards``, which are samples through the denoiser, and
-  ``images``, how many are learned from;
+- ``calls(options, sampling, passes)``: of one step, ``forwards`` and ``backwards``, in rows of the denoiser, of which a
+  sample takes ``passes``; and ``images``, how many are learned from;
 - ``step(state, batch, model, rewards, options, sampling) -> metrics``.
 """
 

@@ -48,20 +48,20 @@ def check(options: Options, sampling: Sampling) -> None:
         raise UserError(f"method.keep: {options.keep} is more than images_per_prompt, {options.images_per_prompt}")
 
 
-def calls(options: Options, sampling: Sampling) -> dict[str, int]:
-    """Samples through the denoiser per step, guidance counted twice: the floor of this algorithm.
+def calls(options: Options, sampling: Sampling, passes: int) -> dict[str, int]:
+    """Rows through the denoiser per step, ``passes`` of them a sample (guidance): the floor of this algorithm.
 
     All images are drawn. The kept ones pass the reference once and every gradient step forward and backward, from the
     second on after a first pass that finds the coefficients. An upper bound: clipped calls are left out, and a step
     with std 0 is not replayed. The first step replays one sample more, for ``replay_error``.
     """
-    each = options.prompts_per_step * sampling.num_inference_steps * (2 if sampling.guidance_scale > 1 else 1)
-    kept = options.keep or options.images_per_prompt
-    drawn, learned = each * options.images_per_prompt, each * kept
+    each = sampling.num_inference_steps * passes
+    drawn = options.prompts_per_step * options.images_per_prompt
+    learned = options.prompts_per_step * (options.keep or options.images_per_prompt)
     return {
-        "forwards": drawn + learned * 2 * options.gradient_steps,
-        "backwards": learned * options.gradient_steps,
-        "images": options.prompts_per_step * kept,
+        "forwards": each * (drawn + learned * 2 * options.gradient_steps),
+        "backwards": each * learned * options.gradient_steps,
+        "images": learned,
     }
 
 

@@ -17,7 +17,7 @@ from align_gen.cli import main, parse_reward
 from align_gen.gallery import Gallery, write_gallery
 from align_gen.recipe import Recipe
 
-COMMANDS = ("demo", "finetune", "sample", "score", "check", "compare", "report", "list")
+COMMANDS = ("demo", "finetune", "sample", "score", "check", "bench", "compare", "report", "list")
 
 
 @dataclass

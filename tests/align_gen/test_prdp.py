@@ -14,7 +14,7 @@ from align_gen.batches import Prompts, Sampling
 from align_gen.errors import UserError
 from align_gen.losses import rdp_loss
 from align_gen.methods import prdp
-from align_gen.pipelines import Model, Rollout, gaussian_log_prob, rollout
+from align_gen.pipelines import FlowSDE, Model, Rollout, gaussian_log_prob, rollout
 from align_gen.pipelines.seeding import generator
 from align_gen.reward_heads import RewardFailure, RewardSet, reward_set
 from align_gen.state import TrainState
@@ -188,15 +188,19 @@ def closed_form(model: Model, steps: int, slope: float, beta: float) -> float:
 
 
 @pytest.mark.parametrize(("images", "keep"), [(32, None), (64, 16)])
-@pytest.mark.parametrize("name", ["toy-diffusion", "toy-flow"])
-def test_reaches_its_own_closed_form(name: str, images: int, keep: int | None) -> None:
-    """N(0, 1), r = x, beta = 2 over the whole trajectory: the mean moves to V / 2, .32 for ten steps, within .03.
+@pytest.mark.parametrize(
+    ("name", "a", "known"), [("toy-diffusion", None, 0.317), ("toy-flow", None, 0.324), ("toy-flow", 0.7, 0.426)]
+)
+def test_reaches_its_own_closed_form(name: str, a: float | None, known: float, images: int, keep: int | None) -> None:
+    """N(0, 1), r = x, beta = 2 over the whole trajectory: the mean moves to V / 2, ``known`` for ten steps, within .03.
 
     The loss averages over S steps, so a trajectory weight of 2 is beta = 2 S with summed log-probabilities. The same
     noise gives the same sample shifted, so four samples measure the mean's move exactly. To learn from the best and the
     worst only leads to the same place.
     """
     model, steps, rounds = toy(name), 10, 20
+    if a is not None:
+        model.process = FlowSDE(a)
     condition = model.encode_prompts(["a"])
     optimizer = torch.optim.Adam(model.parameters(), lr=0.15, betas=(0.8, 0.99))
     state = TrainState(model, optimizer, Accelerator(cpu=True), max_grad_norm=1e9, micro_batch=4096)
@@ -216,7 +220,7 @@ def test_reaches_its_own_closed_form(name: str, images: int, keep: int | None) -
     with model.as_reference():
         reference = drawn()
     expected = closed_form(model, steps, slope=1.0, beta=2.0)
-    assert expected == pytest.approx(0.32, abs=0.01)
+    assert expected == pytest.approx(known, abs=0.005)
     assert (drawn() - reference).mean().item() == pytest.approx(expected, abs=0.03)
 
 
@@ -255,6 +259,22 @@ def test_closed_form_of_the_paper_schedule() -> None:
     model = toy("toy-diffusion")
     assert closed_form(model, 10, 1.0, 2.0) == pytest.approx(0.317, abs=0.005)
     assert closed_form(model, 50, 1.0, 2.0) == pytest.approx(0.444, abs=0.005)
+
+
+def test_closed_form_of_the_flow_sde() -> None:
+    """The recursion written out once more in plain numbers: of N(0, 1), v = (2t - 1) x / ((1 - t)^2 + t^2)."""
+    model = toy("toy-flow")
+    for a, known in ((0.7, 0.426), (2**0.5, 0.507)):
+        variance = 0.0
+        for i in range(10):
+            t, s = 1 - i / 10, 1 - (i + 1) / 10
+            v = (2 * t - 1) / ((1 - t) ** 2 + t**2)
+            g2 = 0.0 if i == 9 else a * a / (1 - s) if i == 0 else a * a * t / (1 - t)
+            slope = 1 + (s - t) * (v + g2 / (2 * t) * (1 + (1 - t) * v))
+            variance = slope**2 * variance + g2 * (t - s)
+        model.process = FlowSDE(a)
+        assert closed_form(model, 10, 1.0, 2.0) == pytest.approx(variance / 2, abs=1e-6)
+        assert variance / 2 == pytest.approx(known, abs=0.001)
 
 
 # --- odd rewards -----------------------------------------------------------------------------------------------------
@@ -352,11 +372,11 @@ def test_call_table() -> None:
     Forward: rollout, reference, K backward passes and K - 1 first passes = 2 + 2 + 1 = 5; backward: K = 2.
     """
     options = prdp.Options(images_per_prompt=3, prompts_per_step=2, gradient_steps=2)
-    guided, plain = Sampling(num_inference_steps=4), Sampling(num_inference_steps=4, guidance_scale=1.0)
-    assert prdp.calls(options, guided) == {"forwards": 48 * 5, "backwards": 48 * 2, "images": 6}
-    assert prdp.calls(options, plain) == {"forwards": 24 * 5, "backwards": 24 * 2, "images": 6}
+    sampling = Sampling(num_inference_steps=4)
+    assert prdp.calls(options, sampling, 2) == {"forwards": 48 * 5, "backwards": 48 * 2, "images": 6}
+    assert prdp.calls(options, sampling, 1) == {"forwards": 24 * 5, "backwards": 24 * 2, "images": 6}
     few = prdp.Options(images_per_prompt=9, keep=3, prompts_per_step=2, gradient_steps=2)  # 144 to draw, 48 to learn
-    assert prdp.calls(few, guided) == {"forwards": 144 + 48 * 4, "backwards": 48 * 2, "images": 6}
+    assert prdp.calls(few, sampling, 2) == {"forwards": 144 + 48 * 4, "backwards": 48 * 2, "images": 6}
 
 
 @pytest.mark.parametrize(("keep", "samples"), [(None, 12), (2, 4)])
@@ -367,7 +387,7 @@ def test_calls_made_are_the_calls_promised(keep: int | None, samples: int) -> No
     take(model, lr=0.0, keep=keep)
     drawn, steps, stochastic = 12, 4, 3
     options = prdp.Options(images_per_prompt=6, keep=keep, prompts_per_step=2)
-    promised = prdp.calls(options, Sampling(num_inference_steps=4, guidance_scale=1.0))
+    promised = prdp.calls(options, Sampling(num_inference_steps=4, guidance_scale=1.0), 1)
     reference = samples * stochastic  # its copy bears no hook
     # The first step replays one sample alone.
     assert sum(counts) == drawn * steps + samples * 3 * stochastic + stochastic

@@ -9,7 +9,7 @@ import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from align_gen.pipelines import Diffusion, Flow, Process, gaussian_log_prob
+from align_gen.pipelines import Diffusion, Flow, FlowSDE, Process, gaussian_log_prob
 from tests.tiny import SCHEDULE, ddim
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
@@ -136,6 +136,50 @@ def test_eta_zero_is_flow_match_euler() -> None:
         x = scheduler.step(output, t, x).prev_sample
         assert torch.allclose(mean, x, atol=1e-6)
         assert std == 0
+
+
+# -- the SDE of Flow-GRPO
+
+
+def test_the_flow_sde_by_hand() -> None:
+    """t = .5, s = .4, a = .8, x = 1, v = 2: g^2 = .64 (.5 / .5) = .64, x1 = x + (1 - t) v = 2,
+    mean = 1 - .1 (2 + .64 / (2 * .5) * 2) = 1 - .1 * 3.28 = .672, std = .8 sqrt(.1) = .25298. Half the noise by eta.
+    """
+    x, v = torch.ones(1, 1, 1, 1), torch.full((1, 1, 1, 1), 2.0)
+    mean, std = FlowSDE(0.8).transition(x, v, time(0.5), time(0.4), 1.0)
+    assert mean.item() == pytest.approx(0.672)
+    assert std.item() == pytest.approx(0.252982, abs=1e-6)
+    assert FlowSDE(0.8).std(time(0.5), time(0.4), 0.5).item() == pytest.approx(0.126491, abs=1e-6)
+    assert FlowSDE(0.8).transition(x, v, time(0.5), time(0.4), 0.5)[0].item() == pytest.approx(0.768)
+
+
+def test_the_flow_sde_at_its_ends() -> None:
+    """At t = 1 the next time stands in for 1 - t: s = .9, g^2 = .64 / .1 = 6.4, std = sqrt(6.4 * .1) = .8. The step to
+    0, and eta = 0, are the ODE's.
+    """
+    x, v = noise(1, 4, 3, 3, seed=1), noise(1, 4, 3, 3, seed=2)
+    assert FlowSDE(0.8).std(time(1.0), time(0.9), 1.0).item() == pytest.approx(0.8)
+    for t, s, eta in ((0.3, 0.0, 1.0), (0.7, 0.6, 0.0), (1.0, 0.9, 0.0)):
+        mean, std = FlowSDE(0.8).transition(x, v, time(t), time(s), eta)
+        assert std == 0
+        assert torch.allclose(mean, x + (s - t) * v, atol=1e-6)
+
+
+def test_the_flow_sde_keeps_every_marginal() -> None:
+    """Of N(0, 1): x_t has variance (1 - t)^2 + t^2, and v = (2t - 1) x / that. In many small steps the variance
+    follows, whatever the noise.
+    """
+    variance, grid = 1.0, torch.linspace(1, 0.02, 20000, dtype=torch.float64)
+    for t, s in pairwise(grid):
+        ones = torch.ones(1, 1, 1, 1, dtype=torch.float64)
+        slope, std = FlowSDE(0.7).transition(ones, (2 * t - 1) / ((1 - t) ** 2 + t**2) * ones, t, s, 1.0)
+        variance = slope.item() ** 2 * variance + std.item() ** 2
+    assert variance == pytest.approx(0.98**2 + 0.02**2, rel=0.01)
+
+
+def test_a_flow_sde_without_noise_is_refused() -> None:
+    with pytest.raises(ValueError, match="flow_sde: want a level of noise above 0"):
+        FlowSDE(0.0)
 
 
 # -- the ends

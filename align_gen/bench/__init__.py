@@ -1,0 +1,1 @@
+"""What runs how fast on the machine at hand."""
