@@ -44,12 +44,12 @@ def cell(family: str, method: str, lora: LoraOptions | None) -> str:
     """Say yes, or why not."""
     one = subject(family)
     torch.manual_seed(0)
-    if lora is None:
-        one.model.train_full()
-    else:
-        one.model.train_lora(lora)
-    before = [parameter.detach().clone() for parameter in one.model.parameters()]
     try:
+        if lora is None:
+            one.model.train_full()
+        else:
+            one.model.train_lora(lora)
+        before = [parameter.detach().clone() for parameter in one.model.parameters()]
         losses = two_steps(one, method)
         if not all(map(math.isfinite, losses)):
             return f"loss {losses}"
