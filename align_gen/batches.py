@@ -33,3 +33,4 @@ class Sampling(Strict):
     flow_sde: float | None = Field(None, gt=0)  # flow models: noise by Flow-GRPO's SDE of this level, times eta
     height: int | None = Field(None, ge=8)
     width: int | None = Field(None, ge=8)
+    num_frames: int | None = Field(None, ge=1)

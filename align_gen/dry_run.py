@@ -106,7 +106,8 @@ def _encode(model: Model, recipe: Recipe) -> tuple[int, Condition]:
     count = 31  # and the negative one
     inputs: dict[str, Any] = {name: torch.rand(count, 3, height, width) for name in getattr(model, "wants", ())}
     with PeakMemory() as memory:
-        condition = model.encode_prompts([str(i) for i in range(count)], height=height, width=width, **inputs)
+        options = {"height": height, "width": width, "num_frames": recipe.sampling.num_frames, **inputs}
+        condition = model.encode_prompts([str(i) for i in range(count)], **options)
     return memory.peak, condition[:1]
 
 

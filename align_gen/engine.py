@@ -178,7 +178,8 @@ def prepare_model(recipe: Recipe, made: "pipelines.Model") -> None:
         if not isinstance(made.process, Flow):
             raise UserError("sampling.flow_sde: this is no flow model; sampling.eta sets its noise")
         made.process = FlowSDE(sampling.flow_sde)
-    shape = made.latent_shape(sampling.height or made.default_size[0], sampling.width or made.default_size[1])
+    size = (sampling.height or made.default_size[0], sampling.width or made.default_size[1])
+    shape = made.latent_shape(*size, sampling.num_frames or made.default_frames)
     made.times(recipe.evaluate.num_inference_steps, shape)
     times = made.times(sampling.num_inference_steps, shape)
     if sampling.eta > 0 and not (made.process.std(times[:, 0], times[:, 1], sampling.eta) > 0).any():
@@ -228,7 +229,10 @@ def draw_prompts(model: "pipelines.Model", rows: list[dict[str, Any]], recipe: R
     places = range(first + rank * count // ranks, first + (rank + 1) * count // ranks)
     order = [_shuffled(len(rows), recipe.run.seed, place // len(rows))[place % len(rows)] for place in places]
     texts = [rows[index]["prompt"] for index in order]
-    condition = model.encode_prompts(texts, height=recipe.sampling.height, width=recipe.sampling.width)
+    sampling = recipe.sampling
+    condition = model.encode_prompts(
+        texts, height=sampling.height, width=sampling.width, num_frames=sampling.num_frames
+    )
     return Prompts(texts, condition, list(places))
 
 
@@ -277,6 +281,7 @@ def evaluate(
             eta=settings.eta,
             height=recipe.sampling.height,
             width=recipe.sampling.width,
+            num_frames=recipe.sampling.num_frames,
             batch_size=settings.batch_size,
             note={"weights": "average" if state.ema is not None else "raw"},
             origin=_origin(recipe),

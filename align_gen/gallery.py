@@ -1,4 +1,4 @@
-"""Galleries: a folder of pictures and `metadata.jsonl`, one object a line: the datasets library's convention."""
+"""Galleries: a folder of pictures or videos and `metadata.jsonl`, one object a line, as the datasets library has it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +21,15 @@ if TYPE_CHECKING:
 
 METADATA = "metadata.jsonl"
 PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}  # suffix -> decoder, no other is tried
+VIDEOS = (".mp4",)
 MAX_PIXELS = 64 * 2**20  # 64 megapixels: 768 MB as float32; what asks for more is a mistake or a decompression bomb
-OWN_FILES = re.compile(r"\d{5,}\.png|metadata\.jsonl|scores\.parquet")  # what write_gallery may replace
+MAX_VIDEO_PIXELS = 256 * 2**20  # of all frames
+FPS = 8  # of the videos we write
+OWN_FILES = re.compile(r"\d{5,}\.(png|mp4)|metadata\.jsonl|scores\.parquet")  # what write_gallery may replace
 
 
 class UnreadablePicture(Exception):
-    """A picture that cannot be read; the message is the reason, without the path."""
+    """A picture or video that cannot be read; the message is the reason, without the path."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +53,13 @@ class Gallery:
         if metadata.is_file():
             rows = [_parse(line, folder, f"{metadata} line {n}") for n, line in _lines(metadata)]
         else:
-            names = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in PICTURES)
+            kinds = (*PICTURES, *VIDEOS)
+            names = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in kinds)
             rows = [{"file_name": _inside(folder, name, str(folder))} for name in names]
         if not rows:
-            raise UserError(f"{folder}: no pictures; want {METADATA} with rows, or {', '.join(PICTURES)} files")
+            raise UserError(
+                f"{folder}: no pictures; want {METADATA} with rows, or {', '.join((*PICTURES, *VIDEOS))} files"
+            )
         return cls(folder, rows)
 
     def __len__(self) -> int:
@@ -66,6 +72,11 @@ class Gallery:
     def image(self, index: int) -> Tensor:
         """The picture of row `index`: float32 (3,H,W), RGB, [0,1]; raises UnreadablePicture. Safe in threads."""
         return read_picture(self.path(index))
+
+    def media(self, index: int) -> Tensor:
+        """The picture of row `index`, or its video, (F,3,H,W); likewise."""
+        path = self.path(index)
+        return read_video(path) if path.suffix.lower() in VIDEOS else read_picture(path)
 
 
 def read_picture(path: Path) -> Tensor:
@@ -94,6 +105,29 @@ def read_picture(path: Path) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous().float().div(255)
 
 
+def read_video(path: Path) -> Tensor:
+    """A video as float32 (F,3,H,W), RGB, [0,1].
+
+    Raises UnreadablePicture when it is missing, broken, of another kind, or larger than MAX_VIDEO_PIXELS.
+    """
+    import imageio.v3 as iio
+    import torch
+
+    if not path.is_file():
+        raise UnreadablePicture("no such file")
+    try:
+        about = iio.immeta(path, plugin="FFMPEG")
+        (width, height), seconds = about["size"], about["duration"]
+        if width * height * seconds * about["fps"] > MAX_VIDEO_PIXELS:
+            raise UnreadablePicture(f"{width}x{height} for {seconds} s is more than {MAX_VIDEO_PIXELS} pixels")
+        frames = iio.imread(path, plugin="FFMPEG")
+    except UnreadablePicture:
+        raise
+    except Exception as error:  # whatever the decoder says of a broken file
+        raise UnreadablePicture(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
+    return torch.from_numpy(frames).permute(0, 3, 1, 2).float().div(255)
+
+
 def require_gallery(folder: str | Path) -> None:
     """UserError where ``write_gallery`` would refuse the folder: asked before hours of sampling, not after."""
     target = Path(folder).resolve()
@@ -104,27 +138,25 @@ def require_gallery(folder: str | Path) -> None:
         raise UserError(f"{target}: holds {foreign[0]!r}, which no gallery of ours does; want a new folder")
 
 
-def write_gallery(folder: str | Path, media: Tensor, rows: Sequence[Mapping[str, Any]]) -> Gallery:
-    """Write `media` (B,3,H,W) in [0,1] as 00000.png … with `rows` (B,) as metadata; each row gets its "file_name".
+def write_gallery(folder: str | Path, media: Tensor | Iterable[Tensor], rows: Sequence[Mapping[str, Any]]) -> Gallery:
+    """Write pictures (B,3,H,W) in [0,1] as 00000.png …, or videos (B,F,3,H,W) as 00000.mp4 …, whole or in batches.
 
-    The folder appears complete or not at all; a gallery already there is replaced, its scores.parquet too, and
-    survives until the new one is whole. Raises UserError when the folder holds anything else or cannot be written,
-    ValueError when shapes disagree or a pixel is not finite or leaves [0,1].
+    `rows` are their metadata; each row gets its "file_name". The folder appears complete or not at all; an old gallery
+    is replaced, its scores.parquet too, and survives until the new one is whole. Raises UserError when the folder
+    holds anything else or cannot be written, ValueError when shapes disagree or a pixel is not finite or leaves [0,1].
     """
-    pixels = _to_bytes(media)
-    if len(rows) != len(pixels):
-        raise ValueError(f"{len(rows)} rows for {len(pixels)} pictures")
-    named = [{**row, "file_name": f"{n:05d}.png"} for n, row in enumerate(rows)]
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in named)
-
     target = Path(folder).resolve()
     part = _prepare(target)
     try:
-        for row, picture in zip(named, pixels, strict=True):
-            with whole_file(part / row["file_name"]) as file:
-                Image.fromarray(picture).save(file, "PNG")
+        names: list[str] = []
+        batches: Iterable[Any] = [media] if hasattr(media, "shape") else media
+        for pixels in (pixels for batch in batches for pixels in _to_bytes(batch)):
+            names.append(_write(part, len(names), pixels))
+        if len(rows) != len(names):
+            raise ValueError(f"{len(rows)} rows for {len(names)} pictures")
+        named = [{**row, "file_name": name} for row, name in zip(rows, names, strict=True)]
         with whole_file(part / METADATA) as file:
-            file.write(lines.encode())
+            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in named).encode())
         _sync(part)
         if target.exists():
             os.replace(target, _aside(target))  # a kill here leaves the old gallery aside, where load and write find it
@@ -134,6 +166,27 @@ def write_gallery(folder: str | Path, media: Tensor, rows: Sequence[Mapping[str,
         shutil.rmtree(part, ignore_errors=True)
     shutil.rmtree(_aside(target), ignore_errors=True)
     return Gallery.load(folder)
+
+
+def _write(folder: Path, number: int, pixels: Any) -> str:
+    """One picture (H,W,3) or video (F,H,W,3), uint8; its name."""
+    if pixels.ndim == 3:
+        name = f"{number:05d}.png"
+        with whole_file(folder / name) as file:
+            Image.fromarray(pixels).save(file, "PNG")
+        return name
+    import imageio.v3 as iio
+
+    name = f"{number:05d}.mp4"
+    # H.264 as browsers play it, nearly lossless; sizes are not rounded up to its blocks.
+    options: dict[str, Any] = {
+        "codec": "libx264",
+        "pixelformat": "yuv420p",
+        "macro_block_size": 2,
+        "ffmpeg_params": ["-crf", "8"],
+    }
+    iio.imwrite(folder / name, pixels, plugin="FFMPEG", fps=FPS, quality=None, ffmpeg_log_level="error", **options)
+    return name
 
 
 @contextmanager
@@ -193,14 +246,14 @@ def _upright_rgb(picture: Image.Image) -> Image.Image:
 
 
 def _to_bytes(media: Tensor) -> Any:
-    """(B,3,H,W) in [0,1] -> uint8 numpy (B,H,W,3). A 1e-3 overshoot is rounding; more is another range."""
-    if media.ndim != 4 or media.shape[1] != 3 or media.shape[0] == 0:
-        raise ValueError(f"media: want (B,3,H,W) with B > 0, got {tuple(media.shape)}")
+    """(…,3,H,W) in [0,1] -> uint8 numpy (…,H,W,3). A 1e-3 overshoot is rounding; more is another range."""
+    if media.ndim not in (4, 5) or media.shape[-3] != 3 or 0 in media.shape:
+        raise ValueError(f"media: want (B,3,H,W) or (B,F,3,H,W), none of them 0, got {tuple(media.shape)}")
     media = media.detach().float().cpu()
     low, high = media.min().item(), media.max().item()
     if not (low >= -1e-3 and high <= 1 + 1e-3):  # written so that NaN fails
         raise ValueError(f"media: want finite values in [0,1], got {low} to {high}")
-    return media.clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
+    return media.clamp(0, 1).mul(255).round().byte().movedim(-3, -1).contiguous().numpy()
 
 
 def _aside(folder: Path) -> Path:

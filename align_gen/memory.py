@@ -29,9 +29,11 @@ def save_memory(model: "Model", options: Memory) -> None:
     model.offload_copies = options.offload_reference
     components = model.components()
     if options.checkpointing:
-        for name in (*model.trainable, "vae"):
-            if name in components:
-                _call(components[name], "enable_gradient_checkpointing", f"memory.checkpointing: {name}")
+        for name in model.trainable:
+            _call(components[name], "enable_gradient_checkpointing", f"memory.checkpointing: {name}")
+        vae: Any = components.get("vae")
+        if getattr(vae, "_supports_gradient_checkpointing", False):  # few do, and few rewards need it
+            vae.enable_gradient_checkpointing()
     if options.vae != "whole":
         mode = {"slices": "enable_slicing", "tiles": "enable_tiling"}[options.vae]
         _call(components.get("vae"), mode, f"memory.vae: {options.vae}")

@@ -1,6 +1,6 @@
 """Sampling into galleries."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +8,8 @@ from .gallery import Gallery, require_gallery, write_gallery
 from .pipelines.seeding import seed_of
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from .pipelines import Model
     from .pipelines.guidance import Guide
 
@@ -24,6 +26,7 @@ def sample(
     eta: float = 0.0,
     height: int | None = None,
     width: int | None = None,
+    num_frames: int | None = None,
     negative: str | None = None,
     guide: "Guide | None" = None,
     batch_size: int = 16,
@@ -31,7 +34,7 @@ def sample(
     origin: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Gallery:
-    """One picture for every prompt and seed, as a gallery at ``out``.
+    """One picture or video for every prompt and seed, as a gallery at ``out``, batch by batch.
 
     A picture's own seed is a hash of (seed, prompt), written in its row: ``torch.Generator().manual_seed(row["seed"])``
     given to the diffusers pipeline makes the same picture again. It depends on no other row, batch or process.
@@ -55,29 +58,29 @@ def sample(
     seeds = seeds if seed is None else (seed,)
     described = [{"prompt": row} if isinstance(row, str) else dict(row) for row in prompts]
     made = {**(origin or {}), "steps": num_inference_steps, "guidance": guidance_scale, "eta": eta}
-    made |= {"size": f"{height}x{width}"} if height and width else {}
+    made |= ({"size": f"{height}x{width}"} if height and width else {}) | ({"frames": num_frames} if num_frames else {})
     rows = []
     for row in described:
         own = [row["seed"]] if "seed" in row else [seed_of(number, "sample", 0, row["prompt"]) for number in seeds]
         rows += [{**row, "seed": number, **(note or {}), "made": made} for number in own]
-    condition = model.encode_prompts([row["prompt"] for row in rows], negative, height=height, width=width)
+    options: dict[str, Any] = {"height": height, "width": width, "num_frames": num_frames}
+    size = (height or model.default_size[0], width or model.default_size[1], num_frames or model.default_frames)
+    model.latent_shape(*size)  # a size it has not is refused before anything is written
     draw = guide.sample if guide is not None else pipelines.sample
-    done = 0
 
-    def report(count: int) -> None:
-        nonlocal done
-        done += count
-        if progress is not None:
-            progress(done, len(rows))
+    def batches() -> "Iterator[Tensor]":
+        for start in range(0, len(rows), batch_size):
+            part = rows[start : start + batch_size]
+            yield draw(
+                model,
+                model.encode_prompts([row["prompt"] for row in part], negative, **options),
+                num_inference_steps=num_inference_steps,
+                eta=eta,
+                guidance_scale=guidance_scale,
+                generator=[torch.Generator().manual_seed(row["seed"]) for row in part],
+                batch_size=batch_size,
+            )
+            if progress is not None:
+                progress(start + len(part), len(rows))
 
-    media = draw(
-        model,
-        condition,
-        num_inference_steps=num_inference_steps,
-        eta=eta,
-        guidance_scale=guidance_scale,
-        generator=[torch.Generator().manual_seed(row["seed"]) for row in rows],
-        batch_size=batch_size,
-        progress=report,
-    )
-    return write_gallery(out, media, rows)
+    return write_gallery(out, batches(), rows)

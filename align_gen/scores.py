@@ -125,7 +125,7 @@ def score(
     errors: list[str | None] = [None] * total
 
     for batch in _by_shape(_readable(_read_ahead(gallery, 2 * batch_size), errors), batch_size):
-        media = torch.stack([picture for _, picture in batch])  # (b,3,H,W)
+        media = torch.stack([picture for _, picture in batch])  # (b,3,H,W) or (b,F,3,H,W)
         prompts = [gallery.rows[index].get("prompt", "") for index, _ in batch]
         with torch.no_grad():
             scores = judges(media, prompts).heads
@@ -168,7 +168,7 @@ def check_names(rows: Iterable[Mapping[str, Any]], heads: Iterable[str]) -> None
             raise UserError(f"reward {name!r}: the gallery has a column of that name; want another name for the reward")
 
 
-Picture = tuple[int, "Tensor"]  # its row, (3,H,W)
+Picture = tuple[int, "Tensor"]  # its row, (3,H,W) or (F,3,H,W)
 
 
 def _read_ahead(gallery: Gallery, ahead: int) -> Iterator[tuple[int, Tensor | UnreadablePicture]]:
@@ -176,7 +176,7 @@ def _read_ahead(gallery: Gallery, ahead: int) -> Iterator[tuple[int, Tensor | Un
 
     def read(index: int) -> Tensor | UnreadablePicture:
         try:
-            return gallery.image(index)
+            return gallery.media(index)
         except UnreadablePicture as error:
             return error
 

@@ -78,6 +78,7 @@ class Model(ABC):
     trainable: dict[str, nn.Module]
     default_lora_targets: str | tuple[str, ...] = ()
     default_size: tuple[int, int] = (512, 512)
+    default_frames: int = 1
 
     def __init__(self, pipeline: Any):
         self.pipeline = pipeline

@@ -41,7 +41,6 @@ class Pretrained(Model):
     guidances: Mapping[str, float] = MappingProxyType({"text": 1.0})
     default_lora_targets: str | tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
     default_negative: str | None = ""  # None: zeros in the place of an encoded text
-    default_frames = 1
     wants: tuple[str, ...] = ()  # pictures that ``encode_prompts`` wants besides texts
     patch_size = 1
     template = ""  # what a family puts before a prompt, and not before a negative text

@@ -94,7 +94,8 @@ class RewardSet:
             if self.offload:
                 head.to(media.device)
             # Some heads answer from the CPU whatever they are given; scores of one set must add up.
-            score = head(media, prompts, **{key: context[key] for key in head.needs}).to(media.device, torch.float32)
+            told = {key: context[key] for key in head.needs}
+            score = _judge(head, media, prompts, told).to(media.device, torch.float32)
         except Exception as error:
             raise RewardFailure(f"reward {name!r} failed: {type(error).__name__}: {error}") from error
         finally:
@@ -106,3 +107,12 @@ class RewardSet:
             bad = int((~score.isfinite()).sum())
             raise RewardFailure(f"reward {name!r} returned {bad} non-finite of {len(media)} scores")
         return score
+
+
+def _judge(head: RewardHead, media: Tensor, prompts: Sequence[str], context: Mapping[str, Any]) -> Tensor:
+    """A head of pictures sees every frame of a video, and the video's score is their mean."""
+    if head.media == "video" or media.ndim == 4:
+        return head(media, prompts, **context)
+    frames = media.shape[1]
+    scores = head(media.flatten(0, 1), [prompt for prompt in prompts for _ in range(frames)], **context)
+    return scores.unflatten(0, (-1, frames)).mean(1)

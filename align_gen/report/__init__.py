@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from align_gen.comparison import Comparison
 from align_gen.errors import UserError
-from align_gen.gallery import Gallery, UnreadablePicture, whole_file
+from align_gen.gallery import FPS, Gallery, UnreadablePicture, whole_file
 from align_gen.report.words import ROLES, digits_of, facts, summary, tiles
 from align_gen.scores import ScoresTable
 
@@ -179,7 +179,7 @@ def _side(table: ScoresTable, rows: Sequence[int], columns: Sequence[str], thumb
         if gallery is None or name not in place:
             return {"picture": None, "reason": f"{name} is not in the gallery" if gallery else reason}
         try:
-            return {"picture": _png(gallery.image(place[name]), thumbnail), "reason": None}
+            return {"picture": _thumbnail(gallery.media(place[name]), thumbnail), "reason": None}
         except UnreadablePicture as error:
             return {"picture": None, "reason": str(error)}
 
@@ -191,15 +191,23 @@ def _side(table: ScoresTable, rows: Sequence[int], columns: Sequence[str], thumb
     return pictures
 
 
-def _png(picture: Tensor, thumbnail: int) -> str:
-    """(3,H,W) in [0,1] -> PNG in base64, reduced to `thumbnail` pixels a side where larger."""
+def _thumbnail(media: Tensor, side: int) -> str:
+    """A data URL without its scheme: PNG of (3,H,W) in [0,1], moving WebP of (F,3,H,W); `side` pixels at most."""
     from PIL import Image
 
-    image = Image.fromarray(picture.mul(255).round().byte().permute(1, 2, 0).contiguous().numpy())
-    image.thumbnail((thumbnail, thumbnail), Image.Resampling.LANCZOS)
+    frames = []
+    for picture in media if media.ndim == 4 else media[None]:
+        image = Image.fromarray(picture.mul(255).round().byte().permute(1, 2, 0).contiguous().numpy())
+        image.thumbnail((side, side), Image.Resampling.LANCZOS)
+        frames.append(image)
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    return base64.b64encode(buffer.getvalue()).decode()
+    if media.ndim == 3:
+        frames[0].save(buffer, "PNG", optimize=True)
+    else:
+        moving = {"save_all": True, "append_images": frames[1:], "duration": 1000 // FPS, "loop": 0}
+        frames[0].save(buffer, "WEBP", quality=80, **moving)
+    kind = "png" if media.ndim == 3 else "webp"
+    return f"image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _values(items: Sequence[Json], column: int) -> list[float]:

@@ -147,12 +147,12 @@ function go(changes) {
 // --- one pair of pictures --------------------------------------------------------------------------------------------
 
 function picture(item, side) {
-  const { picture: png, reason } = item[side];
+  const { picture, reason } = item[side];
   const label = DATA.paired ? element("span", { class: "side" }, side) : null;
-  const shown = png
-    ? element("img", { src: `data:image/png;base64,${png}`, alt: `${side}: ${item.prompt}`, draggable: "false" })
+  const shown = picture
+    ? element("img", { src: `data:${picture}`, alt: `${side}: ${item.prompt}`, draggable: "false" })
     : element("span", { class: "missing" }, element("b", {}, "No picture"), ` ${reason}`);
-  if (png) shown.addEventListener("load", () => shown.classList.toggle("small", shown.naturalWidth <= 64));
+  if (picture) shown.addEventListener("load", () => shown.classList.toggle("small", shown.naturalWidth <= 64));
   return element("span", { class: `picture ${side}` }, shown, label);
 }
 

@@ -19,6 +19,7 @@ from align_gen.gallery import Gallery
 from align_gen.reward_heads import RewardFailure, reward_set
 from align_gen.reward_heads.base import CallableHead
 from align_gen.scores import ScoresTable
+from tests.tiny import PIPELINES
 
 STEPS = 3
 TRAIN, HELD_OUT = ["a red dog", "a blue cat", "a bird", "two owls", "one bee"], ["a green fox", "an elk"]
@@ -89,6 +90,24 @@ def digests(run: Path) -> dict[str, str]:
 
 def pictures(run: Path) -> dict[str, str]:
     return {name: digest for name, digest in digests(run).items() if name.endswith(".png")}
+
+
+# --- videos ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_video_model_runs_from_galleries_to_export(recipe: Recipe, tmp_path: Path) -> None:
+    """AnimateDiff, three frames: before and after are videos of the scores' order, and the export loads."""
+    options = {"sampling": {"num_frames": 3}, "evaluate": {"every": 0}, "run": {"steps": 2}}
+    run = finetune(recipe.replace(**options), tmp_path / "run", model=PIPELINES["animatediff"]())
+    for folder in ("before", "samples/final"):
+        gallery = Gallery.load(run.folder / folder)
+        assert {Path(row["file_name"]).suffix for row in gallery.rows} == {".mp4"}
+        assert gallery.media(0).shape == (3, 3, 16, 16)
+        scores = ScoresTable.load(run.folder / folder / "scores.parquet")
+        assert scores.errors == [None] * len(gallery) and all(scores.heads["mean_hue"])
+    assert [line["step"] for line in run.metrics] == [1, 2]
+    again = pipelines.load(PIPELINES["animatediff"]())
+    again.reload(run.folder / "export")
 
 
 # --- a finished run --------------------------------------------------------------------------------------------------

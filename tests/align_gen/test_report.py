@@ -4,6 +4,8 @@ One Chromium opens the files from disk. It logs every request and every message 
 proves that these logs do catch a blocked script and a request to the network.
 """
 
+import base64
+import io
 import json
 import math
 import os
@@ -526,6 +528,24 @@ def test_large_pictures_are_reduced_small_ones_kept_to_the_pixel(page: Page, tmp
     )
     assert sorted(sizes) == [[128, 40], [128, 64]]
     assert "c.png is not in the gallery" in page.text("#grid .missing")
+
+
+def test_videos_move(page: Page, tmp_path: Path) -> None:
+    """Three frames of growing grey, shown as a picture that a browser plays: WebP of three frames."""
+    video = (torch.arange(3.0) / 4).view(1, 3, 1, 1, 1).expand(-1, -1, 3, 16, 32)
+    gallery = write_gallery(tmp_path / "g", video, [{"prompt": "a"}])
+    scores = ScoresTable(gallery.rows, {"score": [1.0]}, [None], {}, {}, str(tmp_path / "g"))
+    made = build_report(
+        before=None, after=scores, out=tmp_path / "r.html", title="t", comparison=None, optimised=[], held_out=[]
+    )
+    page.open(made)
+    size = (
+        "const p = document.querySelector('.pair img'); return p.decode().then(() => [p.naturalWidth, p.naturalHeight])"
+    )
+    assert page.js(size) == [32, 16]
+    source = page.js("return document.querySelector('.pair img').src")
+    moving = Image.open(io.BytesIO(base64.b64decode(source.removeprefix("data:image/webp;base64,"))))
+    assert getattr(moving, "n_frames", 1) == 3
 
 
 def test_one_gallery_has_cards_and_bars_and_no_pairs(page: Page, good: Made, tmp_path: Path) -> None:

@@ -33,6 +33,26 @@ def test_the_weighted_sum_and_every_part() -> None:
     assert scores.combined.dtype == torch.float32 and scores.uncertainty is None
 
 
+def test_a_head_of_pictures_sees_every_frame_of_a_video() -> None:
+    """Two videos of three frames of one grey each: 0, .1, .2 and .3, .4, .5, whose means are .1 and .4; each frame has
+    the video's prompt. A head of videos gets them whole.
+    """
+    video = (torch.arange(6.0) / 10).view(2, 3, 1, 1, 1).expand(-1, -1, 3, 2, 2)
+
+    class Moving(RewardHead):
+        media = "video"
+
+        def __call__(self, media: Tensor, prompts: Sequence[str], **context: Any) -> Tensor:
+            return (media[:, -1] - media[:, 0]).mean((1, 2, 3))
+
+    scores = RewardSet({"bright": CallableHead(brightness), "long": CallableHead(length), "moves": Moving()})(
+        video, PROMPTS
+    )
+    torch.testing.assert_close(scores.heads["bright"], torch.tensor([0.1, 0.4]))
+    torch.testing.assert_close(scores.heads["long"], torch.tensor([1.0, 3.0]))
+    torch.testing.assert_close(scores.heads["moves"], torch.tensor([0.2, 0.2]))
+
+
 def test_weights_default_to_one() -> None:
     assert reward_set([brightness, length]).weights == {"brightness": 1.0, "length": 1.0}
     assert reward_set({brightness: 0.25}).weights == {"brightness": 0.25}

@@ -1,0 +1,187 @@
+"""Write docs/memory.md: what saves memory and how much, measured on the emoji model and estimated at real sizes.
+
+    python scripts/write_memory.py
+    python scripts/write_memory.py --measure step [--set optim.micro_batch=8 …]    # one figure, bytes
+
+A figure is measured in a process of its own: the growth of its resident memory over what the same work left behind when
+it was done once before, so that libraries do not count. Freed memory goes back to the system at once, where glibc would
+keep it for later.
+"""
+
+import argparse
+import gc
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from align_gen import Recipe, pipelines
+from align_gen.dry_run import estimate, outline
+from align_gen.engine import load_model, prepare_model, prepare_state
+from align_gen.memory import encode_and_free
+
+ROOT = Path(__file__).resolve().parent.parent
+GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "16384", "MALLOC_MMAP_MAX_": "1000000", "MALLOC_TRIM_THRESHOLD_": "0"}
+RECIPE = "emoji-sd-prdp"
+SMALL = ("sampling.num_inference_steps=2", "method.prompts_per_step=2", "method.keep=null", "optim.micro_batch=32")
+TEXTS = ["one apple", "one pear"]
+
+
+# --- one figure ------------------------------------------------------------------------------------------------------
+
+
+def status(key: str) -> int:
+    """Bytes, from this process's status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key)) * 1024
+
+
+def a_step(recipe: Recipe) -> None:
+    """Load the model and take one PRDP step."""
+    from accelerate import Accelerator
+
+    from align_gen import methods
+    from align_gen.batches import Prompts
+    from align_gen.reward_heads import reward_set
+
+    model = load_model(recipe)
+    prepare_model(recipe, model)
+    condition = model.encode_prompts(TEXTS, height=recipe.sampling.height, width=recipe.sampling.width)
+    state, batch = prepare_state(recipe, model, Accelerator(cpu=True)), Prompts(TEXTS, condition, [0, 1])
+    step = methods.load(recipe.method["name"]).step
+    step(state, batch, model, reward_set(["jpeg_size"]), recipe.method_options(), recipe.sampling)
+
+
+def a_decoding(recipe: Recipe) -> None:
+    """Load the model and decode 64 pictures of 256 x 256."""
+    model = load_model(recipe)
+    prepare_model(recipe, model)
+    with torch.no_grad():
+        model.decode(torch.zeros(64, *model.latent_shape(256, 256)))
+
+
+def only_prompts(recipe: Recipe) -> None:
+    """Load the model, encode, and drop the text encoders where the recipe says so: what then stays."""
+    kept.append(load_model(recipe))
+    if recipe.memory.free_text_encoders:
+        encode_and_free(kept[-1], TEXTS)
+    gc.collect()
+
+
+kept: list[pipelines.Model] = []  # so that it is there when the memory is read
+WORK: dict[str, tuple[Callable[[Recipe], None], str]] = {
+    "step": (a_step, "VmHWM"), "decoding": (a_decoding, "VmHWM"), "prompts": (only_prompts, "VmRSS"),
+}  # fmt: skip
+
+
+def measure(what: str, recipe: Recipe) -> int:
+    """In this process. The work runs twice; the growth of the second time counts."""
+    torch.set_num_threads(1)
+    work, key = WORK[what]
+    work(recipe)
+    kept.clear()
+    gc.collect()
+    before = status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # forget the first peak
+    work(recipe)
+    return status(key) - before
+
+
+def measured(what: str, *overrides: str) -> float:
+    """In a process of its own, MiB."""
+    options = [part for override in overrides for part in ("--set", override)]
+    command = [sys.executable, __file__, "--measure", what, *options]
+    done = subprocess.run(command, env={**os.environ, **GIVE_BACK}, stdout=subprocess.PIPE, check=True)
+    return int(json.loads(done.stdout.splitlines()[-1])) / 2**20
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
+STEPS = {
+    "micro-batch of 32, LoRA": (),
+    "`optim.micro_batch: 8`": ("optim.micro_batch=8",),
+    "`memory.checkpointing`": ("memory.checkpointing=true",),
+    "both": ("memory.checkpointing=true", "optim.micro_batch=8"),
+    "every weight (`model.lora: null`)": ("model.lora=null",),
+    "every weight, `memory.checkpointing`": ("model.lora=null", "memory.checkpointing=true"),
+}
+SIZES = {
+    "SD 1.5, 512 x 512": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "SDXL, 1024 x 1024": "stabilityai/stable-diffusion-xl-base-1.0",
+    "SD 3.5 Medium, 1024 x 1024": "stabilityai/stable-diffusion-3.5-medium",
+    "SD 3.5 Large, 1024 x 1024": "stabilityai/stable-diffusion-3.5-large",
+    "FLUX.1 dev, 1024 x 1024": "black-forest-labs/FLUX.1-dev",
+    "Qwen-Image, 1024 x 1024": "Qwen/Qwen-Image",
+}
+
+
+def step_row(name: str, overrides: tuple[str, ...]) -> str:
+    recipe = Recipe.load(RECIPE, [*SMALL, *overrides])
+    return f"| {name} | {measured('step', *overrides):,.0f} | {estimate(outline(recipe), recipe).peak / 2**20:,.0f} |"
+
+
+def size_row(name: str, path: str) -> str:
+    settings = ["memory.free_text_encoders=true", "optim.micro_batch=1", "sampling.height=null", "sampling.width=null"]
+    cells = []
+    for more in (False, True):
+        recipe = Recipe.load("sd15-prdp", [f"model.path={path}", f"memory.checkpointing={more}".lower(), *settings])
+        found = estimate(outline(recipe), recipe)
+        cells.append(found)
+    whole, saved = cells
+    columns = (whole.weights, whole.freed, whole.encoding, whole.decoding, whole.learning, saved.learning, saved.peak)
+    return f"| {name} | {' | '.join(f'{size / 2**30:,.1f}' for size in columns)} |"
+
+
+def page() -> str:
+    """As Markdown."""
+    steps = "\n".join(step_row(name, overrides) for name, overrides in STEPS.items())
+    decoding = ", ".join(
+        f"{mode} {measured('decoding', f'memory.vae={mode}'):,.0f}" for mode in ("whole", "slices", "tiles")
+    )
+    prompts = [measured("prompts", f"memory.free_text_encoders={value}") for value in ("false", "true")]
+    sizes = "\n".join(size_row(name, path) for name, path in SIZES.items())
+    return f"""# Memory
+
+Written by `python scripts/write_memory.py`. `align-gen finetune RECIPE --dry-run` estimates any recipe's memory without
+reading weights: it runs a micro-batch of everything on tensors that have a shape and no data, and counts.
+
+## What saves it, measured
+
+A PRDP step of emoji-sd on 32 pictures: growth of the process's resident memory, MiB. Freed memory goes back at once.
+
+| | measured | estimated |
+|---|---|---|
+{steps}
+
+`memory.vae`, decoding 64 pictures of 256 x 256, MiB: {decoding}. `memory.free_text_encoders`, the model loaded and its
+prompts encoded, MiB: {prompts[0]:,.0f} with its text encoder of 1.9 M parameters, {prompts[1]:,.0f} without.
+`memory.offload_rewards` and `memory.offload_reference` move weights from the accelerator to the CPU's memory while they
+wait: as many bytes as the weights have, and nothing on a machine without an accelerator.
+
+## At real sizes, estimated
+
+LoRA of rank 8, bfloat16, one picture at a time with guidance, GiB. Reward models come on top.
+
+| | weights | of them text encoders, freed | encoding 32 texts | decoding | learning | with checkpointing | peak then |
+|---|---|---|---|---|---|---|---|
+{sizes}
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--measure", choices=sorted(WORK))
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="over the recipe")
+    args = parser.parse_args()
+    if args.measure:
+        print(measure(args.measure, Recipe.load(RECIPE, [*SMALL, *args.set])))
+    else:
+        (ROOT / "docs" / "memory.md").write_text(page())
+
+
+if __name__ == "__main__":
+    main()
