@@ -248,7 +248,7 @@ def test_a_broken_video_says_why(tmp_path: Path, content: bytes) -> None:
 def test_a_video_of_too_many_pixels_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gallery = write_gallery(tmp_path / "g", torch.zeros(1, 5, 3, 16, 16), [{}])
     monkeypatch.setattr("align_gen.gallery.MAX_VIDEO_PIXELS", 16 * 16 * 4)
-    with pytest.raises(UnreadablePicture, match="16x16 for .* s is more than"):
+    with pytest.raises(UnreadablePicture, match=r"16x16 for .* s is more than"):
         gallery.media(0)
 
 

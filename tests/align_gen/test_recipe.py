@@ -18,7 +18,11 @@ BUNDLED = {
     "paper/prdp-large",
     "paper/prdp-large-multi-reward",
     "paper/prdp-small",
+    "flux-prdp",
     "sd15-prdp",
+    "sd35-prdp",
+    "sdxl-prdp",
+    "wan21-prdp",
 }
 
 MINIMAL = """\
