@@ -30,7 +30,8 @@ def skeleton(description: Description, dtype: torch.dtype = torch.float32) -> An
     """
     index = dict(description["model_index"])
     parts = {name: _build(part, dtype) for name, part in description["components"].items()}
-    return _class("diffusers", index.pop("_class_name"))(**parts, **index)
+    with torch.device("meta"):  # some pipelines put a network together from two
+        return _class("diffusers", index.pop("_class_name"))(**parts, **index)
 
 
 def make_fake(modules: Mapping[str, nn.Module], device: str = "cpu") -> "ShapesOnly":

@@ -2,11 +2,13 @@
 
     python scripts/build_testbed.py --out build/testbed
 
-Downloads five npm packages with ``npm pack``, composites every picture on white at 64x64, and writes
+Downloads nine npm packages with ``npm pack``, composites every picture on white at 64x64, and writes
 
-    pictures.npy    uint8 (N, 64, 64, 3)    RGB
-    masks.npy       uint8 (N, 64, 64)       alpha, a free segmentation mask
+    pictures.npy    uint8 (N, 64, 64, 3)        RGB
+    masks.npy       uint8 (N, 64, 64)           alpha, a free segmentation mask
     pictures.jsonl  one row a picture: thing, tags, group, style, hexcode
+    videos.npy      uint8 (M, 24, 64, 64, 3)    evenly spaced frames of animations that loop
+    videos.jsonl    one row a video, likewise
 
 Nothing of it is committed. Licences: see THIRD_PARTY_NOTICES.md.
 """
@@ -29,7 +31,10 @@ PACKAGES = {
     "emoji-datasource-google@16.0.0": "emoji-datasource-google-16.0.0.tgz",
     "emoji-datasource-twitter@16.0.0": "emoji-datasource-twitter-16.0.0.tgz",
     "emojibase-data@17.0.0": "emojibase-data-17.0.0.tgz",
+    **{f"@lobehub/fluent-emoji-anim-{n}@1.0.0": f"lobehub-fluent-emoji-anim-{n}-1.0.0.tgz" for n in range(1, 5)},
 }
+ANIMATED = [archive for archive in PACKAGES.values() if "anim" in archive]
+FRAMES = 24
 STYLES = {  # style -> (archive, folder inside it)
     "3d": ("lobehub-fluent-emoji-3d-1.1.0.tgz", "package/assets/"),
     "flat": ("lobehub-fluent-emoji-flat-1.1.0.tgz", "package/assets/"),
@@ -71,6 +76,12 @@ def things(archive: Path) -> Iterator[dict[str, Any]]:
     yield from sorted((row for row in rows if row.get("group") in GROUPS), key=lambda row: row["order"])
 
 
+def described(thing: dict[str, Any]) -> dict[str, Any]:
+    label = thing["label"].lower()
+    tags = [tag.lower() for tag in thing.get("tags", []) if tag.lower() not in label.split()]
+    return {"thing": label, "tags": tags, "group": GROUPS[thing["group"]]}
+
+
 def lookup(files: dict[str, bytes], hexcode: str) -> bytes | None:
     """Packages disagree on whether a name carries the emoji presentation selector."""
     code = hexcode.lower()
@@ -85,10 +96,25 @@ def rgba(data: bytes) -> Image.Image:
         import resvg_py
 
         data = bytes(resvg_py.svg_to_bytes(svg_string=data.decode(), width=4 * SIZE, height=4 * SIZE))
-    picture = (
-        Image.open(io.BytesIO(data)).convert("RGBA").convert("RGBa")
-    )  # premultiplied: edges keep their colour when shrunk
-    return picture.resize((SIZE, SIZE), Image.Resampling.LANCZOS).convert("RGBA")
+    return shrunk(Image.open(io.BytesIO(data)))
+
+
+def shrunk(picture: Image.Image) -> Image.Image:
+    premultiplied = picture.convert("RGBA").convert("RGBa")  # edges keep their colour when shrunk
+    return premultiplied.resize((SIZE, SIZE), Image.Resampling.LANCZOS).convert("RGBA")
+
+
+def frames(data: bytes) -> np.ndarray | None:
+    """(24, 64, 64, 3) of an animated WebP, or nothing of one that stands still."""
+    moving: Any = Image.open(io.BytesIO(data))
+    count = getattr(moving, "n_frames", 1)
+    if count < FRAMES:
+        return None
+    found = []
+    for index in range(FRAMES):
+        moving.seek(index * count // FRAMES)
+        found.append(on_white(shrunk(moving)))
+    return np.stack(found)
 
 
 def on_white(picture: Image.Image) -> np.ndarray:
@@ -102,6 +128,7 @@ def main() -> None:
     parser.add_argument("--npm", type=Path, help="folder of the downloaded archives (default OUT/npm)")
     args = parser.parse_args()
     archives: Path = args.npm or args.out / "npm"
+    args.out.mkdir(parents=True, exist_ok=True)
     fetch(archives)
 
     files = {style: read_folder(archives / archive, prefix) for style, (archive, prefix) in STYLES.items()}
@@ -114,16 +141,25 @@ def main() -> None:
             picture = rgba(data)
             pictures.append(on_white(picture))
             masks.append(np.asarray(picture)[..., 3])
-            label = thing["label"].lower()
-            tags = [tag.lower() for tag in thing.get("tags", []) if tag.lower() not in label.split()]
-            group = GROUPS[thing["group"]]
-            rows.append({"thing": label, "tags": tags, "group": group, "style": style, "hexcode": thing["hexcode"]})
+            rows.append({**described(thing), "style": style, "hexcode": thing["hexcode"]})
 
     np.save(args.out / "pictures.npy", np.stack(pictures))
     np.save(args.out / "masks.npy", np.stack(masks))
     (args.out / "pictures.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    moving: dict[str, bytes] = {}
+    for archive in ANIMATED:
+        moving |= read_folder(archives / archive, "package/assets/")
+    videos, video_rows = [], []
+    for thing in things(archives / "emojibase-data-17.0.0.tgz"):
+        found = lookup(moving, thing["hexcode"])
+        video = None if found is None else frames(found)
+        if video is not None:
+            videos.append(video)
+            video_rows.append({**described(thing), "style": "3d", "hexcode": thing["hexcode"]})
+    np.save(args.out / "videos.npy", np.stack(videos))
+    (args.out / "videos.jsonl").write_text("".join(json.dumps(row) + "\n" for row in video_rows))
     counts = {style: sum(row["style"] == style for row in rows) for style in STYLES}
-    print(f"{len(rows)} pictures of {len({row['thing'] for row in rows})} things: {counts} -> {args.out}")
+    print(f"{len(rows)} pictures of {len({row['thing'] for row in rows})} things: {counts}; {len(videos)} videos")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
     python scripts/train_testbed.py emoji-heldout-clip …
     python scripts/train_testbed.py emoji-vae …          # needs nothing else
     python scripts/train_testbed.py emoji-sd …           # needs emoji-vae, and emoji-heldout-clip to be measured
-    python scripts/train_testbed.py emoji-flow …         # the same, and emoji-sd for its tokenizer
+    python scripts/train_testbed.py emoji-flow …         # the same, and emoji-sd for its tokenizer and text encoder
+    python scripts/train_testbed.py emoji-video …        # needs emoji-sd, and emoji-heldout-clip to be measured
     python scripts/train_testbed.py prompts …            # the prompt lists
 
 Every run is seeded by (seed, step), saves its state every few minutes and goes on from there when started again,
@@ -632,8 +633,13 @@ def train_sd(name: str, data: Path, work: Path, out: Path, steps: int | None, st
 
 
 @torch.no_grad()
-def measure_generator(pipeline: Any, out: Path, pictures: Pictures, **options: Any) -> tuple[Any, Row]:
-    """Recall@5 of the held-out CLIP over all things, for wordings and seeds the generator never saw."""
+def measure_generator(
+    pipeline: Any, out: Path, pictures: Pictures, frame: int | None = None, **options: Any
+) -> tuple[Any, Row]:
+    """Recall@5 of the held-out CLIP over all things, for wordings and seeds the generator never saw.
+
+    ``frame``: of a video, which is judged; how much a video moves is a figure too.
+    """
     import open_clip
     from PIL import Image
 
@@ -647,15 +653,17 @@ def measure_generator(pipeline: Any, out: Path, pictures: Pictures, **options: A
     pipeline.set_progress_bar_config(disable=True)
     rng = np.random.default_rng(0)
     things = pictures.things
-    chosen = [things[i] for i in rng.permutation(len(things))[:192]]
+    chosen = [things[i] for i in rng.permutation(len(things))[: 192 if frame is None else 96]]
     made = []
     for start in range(0, len(chosen), 32):
         part = chosen[start : start + 32]
         prompts = [HELD_OUT_PLAIN[(start + i) % len(HELD_OUT_PLAIN)].format(thing) for i, thing in enumerate(part)]
         seeds = [torch.Generator().manual_seed(10_000 + start + i) for i in range(len(part))]
         call = {"num_inference_steps": 20, "guidance_scale": 3.0, "generator": seeds, "output_type": "pt", **options}
-        made.append(pipeline(prompts, **call).images.cpu())
-    images = torch.cat(made)
+        drawn = pipeline(prompts, **call)
+        made.append((drawn.images if frame is None else drawn.frames).cpu())
+    videos = torch.cat(made)
+    images = videos if frame is None else videos[:, frame]
     image = judge.encode_image(normalise(images), normalize=True)
     text = judge.encode_text(tokenizer([f"an emoji of {thing}" for thing in things]), normalize=True)
     similarity = image @ text.T
@@ -666,6 +674,9 @@ def measure_generator(pipeline: Any, out: Path, pictures: Pictures, **options: A
         "recall@5 of generated pictures, held-out wording and seeds": round((rank < 5).float().mean().item(), 4),
         "recall@1 of generated pictures, held-out wording and seeds": round((rank < 1).float().mean().item(), 4),
     }
+    if frame is not None:
+        moves = (videos[:, 1:] - videos[:, :-1]).abs().mean().item()
+        facts["change from frame to frame, of generated videos"] = round(moves, 4)
     return Image.fromarray((grid.clamp(0, 1) * 255).round().byte().numpy()), facts
 
 
@@ -771,6 +782,93 @@ def train_flow(name: str, data: Path, work: Path, out: Path, steps: int | None) 
     print(json.dumps(facts), flush=True)
 
 
+# --- AnimateDiff -----------------------------------------------------------------------------------------------------
+
+FRAMES = 8  # of a training video, over its whole loop
+MOTION = {
+    "block_out_channels": UNET["block_out_channels"],
+    "motion_layers_per_block": 1,
+    "motion_num_attention_heads": 4,
+    "motion_max_seq_length": FRAMES,
+    "use_motion_mid_block": False,
+}
+
+
+@torch.no_grad()
+def encode_videos(vae: Any, pixels: Tensor) -> Tensor:
+    """Posterior means of every frame: (M, 24, C, h, w)."""
+    parts = (part.permute(0, 3, 1, 2) / 127.5 - 1 for part in pixels.flatten(0, 1).split(256))
+    means = [vae.encode(part).latent_dist.mean for part in parts]
+    return torch.cat(means).unflatten(0, pixels.shape[:2]) * vae.config.scaling_factor
+
+
+def link_video(base: Path, folder: Path) -> Any:
+    """The pipeline of a motion adapter's folder: all else is emoji-sd's, by links, so that it is kept once."""
+    from diffusers import AnimateDiffPipeline
+
+    index: dict[str, Any] = {"_class_name": "AnimateDiffPipeline", "motion_adapter": ["diffusers", "MotionAdapter"]}
+    index |= {"image_encoder": [None, None], "feature_extractor": [None, None]}
+    for part, row in json.loads((base / "model_index.json").read_text()).items():
+        if part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
+            index[part] = row
+            if not (folder / part).exists():
+                (folder / part).symlink_to(Path("..") / base.name / part)
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    return AnimateDiffPipeline.from_pretrained(folder, image_encoder=None, feature_extractor=None)
+
+
+def train_video(name: str, data: Path, work: Path, out: Path, steps: int | None) -> None:
+    """Motion modules for the frozen emoji-sd (Guo et al. 2023): eight frames of an animation under one caption."""
+    from diffusers import MotionAdapter, StableDiffusionPipeline, UNetMotionModel
+
+    rows = [json.loads(line) for line in (data / "videos.jsonl").open()]
+    base = StableDiffusionPipeline.from_pretrained(out / "emoji-sd")
+    latents = encode_videos(base.vae.eval(), torch.from_numpy(np.load(data / "videos.npy")))
+    torch.manual_seed(6)
+    motion = MotionAdapter(**MOTION)
+    network = UNetMotionModel.from_unet2d(base.unet, motion)
+    network.freeze_unet2d_params()
+    trained = nn.ModuleDict({"unet": network})
+    scheduler = base.scheduler
+
+    def loss_at(model: Any, step: int) -> Tensor:
+        g, rng = generator(6, step), np.random.default_rng([6, step])
+        index = torch.randint(len(rows), (8,), generator=g)
+        phase = torch.randint(latents.shape[1], (8, 1), generator=g)  # animations loop: any frame may be the first
+        stride = latents.shape[1] // FRAMES
+        frames = (phase + stride * torch.arange(FRAMES)) % latents.shape[1]
+        clean = latents[index[:, None], frames].transpose(1, 2)  # (8, C, F, h, w)
+        texts = ["" if rng.random() < 0.1 else caption(rows[i], rng).text for i in index]
+        padded = base.tokenizer(
+            texts, padding="max_length", truncation=True, max_length=TEXT_LENGTH, return_tensors="pt"
+        )
+        noise = torch.randn(clean.shape, generator=g)
+        t = torch.randint(scheduler.config.num_train_timesteps, (8,), generator=g)
+        with torch.autocast("cpu", torch.bfloat16):
+            told = base.text_encoder(padded.input_ids).last_hidden_state.repeat_interleave(FRAMES, 0)
+            predicted = model["unet"](scheduler.add_noise(clean, noise, t), t, told).sample
+        return (predicted.float() - noise).square().mean()
+
+    steps = steps or 3000
+    trained, seconds = train(name, trained, loss_at, steps=steps, lr=1e-3, work=work, ema=0.995, save_every=100)
+    trained["unet"].save_motion_modules(work / "motion")
+    MotionAdapter.from_pretrained(work / "motion").half().save_pretrained(out / name / "motion_adapter")
+    pipeline = link_video(out / "emoji-sd", out / name)
+    motion = pipeline.motion_adapter
+    pictures = Pictures.load(data, TRAINED_STYLES)
+    sheet, facts = measure_generator(pipeline, out, pictures, frame=FRAMES // 2, num_frames=FRAMES)
+    real = torch.from_numpy(np.load(data / "videos.npy")[:, ::3]).float() / 255
+    facts |= {
+        "change from frame to frame, of real videos": round((real[:, 1:] - real[:, :-1]).abs().mean().item(), 4),
+        "motion parameters": sum(p.numel() for p in motion.parameters()),
+        "training steps": steps,
+        "training seconds (2 cores)": round(seconds),
+    }
+    write_card(out / name, f"{name}: a small AnimateDiff of emoji, emoji-sd that moves", facts)
+    sheet.save(work / f"{name}.png")
+    print(json.dumps(facts), flush=True)
+
+
 # --- prompt lists ----------------------------------------------------------------------------------------------------
 
 ANIMALS = """cat dog horse monkey rabbit zebra spider bird sheep deer cow goat lion tiger bear raccoon fox wolf
@@ -821,6 +919,7 @@ TRAINERS: dict[str, Callable[..., None]] = {
     "emoji-vae": train_vae,
     "emoji-sd": train_sd,
     "emoji-flow": train_flow,
+    "emoji-video": train_video,
 }
 
 
