@@ -16,7 +16,7 @@ from .recipe import Recipe
 from .reports import report_run
 from .scores import ScoresTable
 
-RECIPES = {"emoji-sd": "emoji-sd-prdp"}
+RECIPES = {"emoji-sd": "emoji-sd-prdp", "emoji-flow": "emoji-flow-prdp"}
 COLUMNS = {"reward": "clip", "heldout": "heldout", "alignment": "alignment"}
 
 

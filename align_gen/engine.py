@@ -337,10 +337,10 @@ def spread(table: ScoresTable, head: str) -> float:
 def counted_calls(state: TrainState) -> Iterator[None]:
     """Inside, samples that pass through the trained networks are added to ``state.denoiser_calls``."""
 
-    def count(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        state.denoiser_calls += len(inputs[0])
+    def count(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        state.denoiser_calls += len(inputs[0] if inputs else named["hidden_states"])
 
-    hooks = [module.register_forward_pre_hook(count) for module in state.model.trainable.values()]
+    hooks = [module.register_forward_pre_hook(count, with_kwargs=True) for module in state.model.trainable.values()]
     try:
         yield
     finally:

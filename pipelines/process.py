@@ -16,6 +16,12 @@ Prediction = Literal["epsilon", "v_prediction", "sample"]
 Reduction = Literal["mean", "sum"]
 
 
+# Flow schedulers jump from sigma .1 to .001 before 0. The density of such a step is so narrow that its log-ratio would
+# outweigh those of all others and say nothing: a step that ends with less than this share of its noise gets none.
+CLEAN = 0.04
+NEARLY_ONE = 0.998  # where multistep schedulers of flow models begin, by rounding
+
+
 def _like(values: Tensor, x: Tensor) -> Tensor:
     """Per-sample values () or (B,) shaped to multiply x (B, ...), in x's dtype and on its device."""
     values = values.to(x.device, x.dtype)
@@ -46,13 +52,14 @@ class Process(ABC):
         """Standard deviation of the step t -> s, float64; eta=0 is the ODE (DDIM), eta=1 the DDPM posterior.
 
         var = eta^2 (sigma_s^2 / sigma_t^2) (sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2); Song et al. 2021 eq. 16,
-        written so that it is finite at alpha_t = 0 (flow at t=1) and zero at sigma_s = 0.
+        written so that it is finite at alpha_t = 0 (flow at t=1) and zero at sigma_s = 0. Of a step that ends almost
+        clean it is zero too, see ``CLEAN``.
         """
         if not 0 <= eta <= 1:
             raise ValueError(f"eta: want a number in [0, 1], got {eta}")
         (alpha_t, sigma_t), (alpha_s, sigma_s) = self.coefficients(t), self.coefficients(s)
         variance = sigma_s**2 / sigma_t**2 * (sigma_t**2 - (alpha_t / alpha_s) ** 2 * sigma_s**2)
-        return eta * variance.clamp(min=0).sqrt()
+        return eta * torch.where(sigma_s < CLEAN * sigma_t, 0.0, variance.clamp(min=0).sqrt())
 
     def transition(self, x_t: Tensor, output: Tensor, t: Tensor, s: Tensor, eta: float) -> tuple[Tensor, Tensor]:
         """Mean (like x_t) and std (float64, t's shape) of p(x_s | x_t): alpha_s x0 + sqrt(sigma_s^2 - std^2) x1."""
@@ -130,10 +137,11 @@ class Flow(Process):
 
 @dataclass(frozen=True)
 class FlowSDE(Flow):
-    """Rectified flow drawn by the SDE of Flow-GRPO (Liu et al. 2025, arXiv 2505.05470) in place of the posterior.
+    """Rectified flow drawn by the SDE of Flow-GRPO (Liu et al. 2025, arXiv 2505.05470), not by the posterior.
 
-    dx = [v + g^2 / (2t) (x + (1 - t) v)] dt + g dw, g = eta a sqrt(t / (1 - t)). At t = 1, where g has no end, 1 - t is
-    that of the next time. The last step is the ODE's, or finished media would keep noise.
+    dx = [v + g^2 / (2t) (x + (1 - t) v)] dt + g dw, g = eta a sqrt(t / (1 - t)). At t = 1, or as near as some schedulers
+    begin, where g has no end, 1 - t is that of the next time. A step that ends almost clean is the ODE's, or finished
+    media would keep noise.
 
     Args:
         a: the level of noise at eta = 1.
@@ -161,9 +169,9 @@ class FlowSDE(Flow):
         if not 0 <= eta <= 1:
             raise ValueError(f"eta: want a number in [0, 1], got {eta}")
         t, s = t.to("cpu", torch.float64), s.to("cpu", torch.float64)
-        drift = (eta * self.a) ** 2 / (2 * (1 - torch.where(t < 1, t, s)))
-        drift = torch.where(s > 0, drift, 0.0)
-        return drift, (2 * t * drift * (t - s)).sqrt()
+        squared = (eta * self.a) ** 2 * t / (1 - torch.where(t < NEARLY_ONE, t, s))
+        squared = torch.where(s < CLEAN * t, 0.0, squared)
+        return squared / (2 * t), (squared * (t - s)).sqrt()
 
 
 def gaussian_log_prob(x: Tensor, mean: Tensor, std: Tensor, reduction: Reduction = "mean") -> Tensor:

@@ -25,6 +25,7 @@ sys.path.insert(0, str(ROOT))  # the tiny pipelines are the tests'
 from align_gen import methods  # noqa: E402
 from align_gen.batches import Prompts, Sampling  # noqa: E402
 from align_gen.check import PROMPTS, Subject  # noqa: E402
+from align_gen.engine import counted_calls  # noqa: E402
 from align_gen.pipelines import LoraOptions  # noqa: E402
 from align_gen.reward_heads import reward_set  # noqa: E402
 from align_gen.state import TrainState  # noqa: E402
@@ -71,7 +72,8 @@ def two_steps(one: Subject, method: str) -> list[float]:
     losses = []
     for state.step in range(2):
         batch = Prompts(PROMPTS, one.condition(), range(len(PROMPTS)))
-        losses.append(module.step(state, batch, model, reward_set([redness]), options, sampling)["loss"])
+        with counted_calls(state):
+            losses.append(module.step(state, batch, model, reward_set([redness]), options, sampling)["loss"])
     return losses
 
 

@@ -43,6 +43,12 @@ def test_status_page_is_current(monkeypatch: pytest.MonkeyPatch) -> None:
     runpy.run_path(str(ROOT / "scripts" / "write_status.py"), run_name="__main__")
 
 
+def test_models_page_is_current(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read off the adapters of every published description."""
+    monkeypatch.setattr(sys, "argv", ["write_models.py", "--check"])
+    runpy.run_path(str(ROOT / "scripts" / "write_models.py"), run_name="__main__")
+
+
 def test_links_of_the_pages_lead_somewhere() -> None:
     pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
     assert len(pages) >= 3

@@ -209,6 +209,21 @@ def test_the_step_to_clean_data_has_no_noise() -> None:
     assert first.std(time(1), time(-19), 1.0) > 0.01
 
 
+@pytest.mark.parametrize("process", [Flow(), FlowSDE(0.7)])
+def test_a_step_that_ends_almost_clean_has_no_noise(process: Flow) -> None:
+    """From .14 to .001, as a scheduler of eight steps has it, the posterior's std would be .001: a density 75 times as
+    narrow, in units of what the network changes, as that of the step before. From .28 to .14 there is noise.
+    """
+    assert process.std(time(0.14), time(0.001), 1.0) == 0
+    assert process.std(time(0.28), time(0.14), 1.0) > 0.1
+    assert process.std(time(0.28), time(0.14), 0.01) > 0  # little, because little was asked for
+
+
+def test_the_flow_sde_on_a_grid_that_begins_just_below_one() -> None:
+    """Wan's scheduler begins at .999999 and means 1: std of the step to .95 is .7 sqrt(1 / .05 * .05) = .7, not 150."""
+    assert FlowSDE(0.7).std(time(0.999999), time(0.95), 1.0).item() == pytest.approx(0.7, abs=1e-4)
+
+
 @pytest.mark.parametrize("prediction", ["v_prediction", "sample"])
 def test_zero_terminal_snr_is_finite(prediction: str) -> None:
     """rescale_betas_zero_snr makes alpha 0 at the last timestep; x0 is then read off the output, never divided by 0."""
