@@ -235,9 +235,13 @@ def guidance(subject: Subject) -> Iterator[Finding]:
 
 def prompts(subject: Subject) -> Iterator[Finding]:
     """A prompt encoded again, one at a time, is what was kept of the first time."""
-    first = subject.condition()
+    first, cache = subject.condition(), subject.model.prompt_cache
+    subject.model.prompt_cache = None
     subject.model.forget()
-    second = Condition.cat([subject.condition(rows=slice(i, i + 1)) for i in range(len(PROMPTS))])
+    try:
+        second = Condition.cat([subject.condition(rows=slice(i, i + 1)) for i in range(len(PROMPTS))])
+    finally:
+        subject.model.prompt_cache = cache
     worst = max(difference(first.tensors[name], second.tensors[name]) for name in first.tensors)
     yield below("prompts cached = fresh", worst, subject.tolerance)
 

@@ -195,7 +195,10 @@ def sample(
         loaded = pipelines.load(bundled.model_path(model), dtype=DTYPES[dtype])
         if adapter is not None:
             loaded.reload(adapter)
+        loaded.to(_device())
         use_attention(loaded, attention)
+        if judge is not None:
+            judge.to(_device())
     with user_mistakes(), Progress() as progress:
         gallery = run_sample(
             loaded,
@@ -237,7 +240,7 @@ def score(
     if len(set(labels)) < len(labels):
         raise UserError(f"--reward: {labels} names one twice; give each a label: mine=clip:path=…")
     with user_mistakes():
-        judges = reward_set(bundled.reward_spec(dict(specs)))
+        judges = reward_set(bundled.reward_spec(dict(specs))).to(_device())
     with Progress() as progress:
         table = run_score(
             gallery, judges, batch_size=batch_size, progress=lambda done, total: progress("score", done, total, {})
@@ -323,8 +326,10 @@ def check(
         raise UserError(f"--dtype {dtype!r}: want one of {sorted(DTYPES)}")
     with user_mistakes():
         rewards = reward_set(bundled.reward_spec(dict(map(parse_reward, reward)))) if reward else None
-        loaded = pipelines.load(bundled.model_path(model), dtype=DTYPES[dtype])
+        loaded = pipelines.load(bundled.model_path(model), dtype=DTYPES[dtype]).to(_device())
         use_attention(loaded, attention)
+        if rewards is not None:
+            rewards.to(_device())
         subject = Subject.of(loaded, height=height, width=width, num_frames=frames, rewards=rewards)
     found = run_check(subject, untrained=untrained)
     if as_json:
@@ -337,12 +342,14 @@ def check(
 
 def _print_findings(found: list[Any]) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table("", "law", "measured", "limit")
     for finding in found:
         figure, limit = (f"{x:.3g}" if isinstance(x, float | int) else x for x in (finding.figure, finding.limit))
-        table.add_row("[green]ok[/]" if finding.passed else "[red]FAILED[/]", finding.name, figure, limit)
+        verdict = "[green]ok[/]" if finding.passed else "[red]FAILED[/]"
+        table.add_row(verdict, *map(escape, (finding.name, figure, limit)))
     Console().print(table)
 
 
@@ -355,8 +362,6 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Time what runs on the machine at hand."""
-    import torch
-
     from .bench.attention import bench_attention
     from .engine import DTYPES
 
@@ -364,8 +369,9 @@ def bench(
         raise UserError(f"bench {what!r}: have ['attention']")
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f"--dtype {dtype!r}: want one of {sorted(DTYPES)}")
-    fast = torch.cuda.is_available()
-    device, precision = torch.device("cuda" if fast else "cpu"), DTYPES[dtype or ("bf16" if fast else "fp32")]
+    device = _device()
+    fast = device.type != "cpu"
+    precision = DTYPES[dtype or ("bf16" if fast else "fp32")]
     rows = bench_attention(device, precision, heads=heads or (None if fast else 1), repeats=repeats)
     if as_json:
         print(json.dumps(list(rows)))
@@ -427,6 +433,13 @@ def parse_reward(text: str) -> tuple[str, dict[str, Any]]:
     except yaml.YAMLError as error:
         raise UserError(f"--reward {text!r}: options want key=value,key=[a, b]") from error
     return match["label"] or name, {"name": name, **parsed}
+
+
+def _device() -> Any:
+    """Where single commands run; `finetune` asks accelerate."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _numbers(text: str, option: str) -> list[int]:

@@ -5,7 +5,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from .batches import Prompts
 from .card import card
 from .errors import UserError, user_mistakes
 from .gallery import whole_file
-from .memory import encode_and_free, save_memory
+from .memory import as_it_was, encode_and_free, save_memory
 from .pipelines import Flow, FlowSDE
 from .pipelines.attention import attention_of, describe, use_attention
 from .pipelines.seeding import generator, seed_of
@@ -93,8 +93,13 @@ def finetune(
         if accelerator.num_processes > 1:
             raise UserError("finetune: one process only as yet; start it without accelerate launch")
         loaded = load_model(recipe, model)
+        if recipe.memory.free_text_encoders and model is not None:
+            raise UserError("memory.free_text_encoders: the model is yours; want model.path, to load one for the run")
+    stack = ExitStack()
+    stack.enter_context(as_it_was(loaded))
     try:
         with user_mistakes():
+            use_attention(loaded, recipe.model.attention, DTYPES[recipe.model.dtype], accelerator.device)
             prepare_model(recipe, loaded)
         _claim(run, text)
         log.info("attention: %s", describe(attention_of(loaded)))
@@ -112,6 +117,8 @@ def finetune(
     except BaseException:  # whoever holds the model gets it back as it was
         loaded.untrain()
         raise
+    finally:
+        stack.close()
 
 
 def learn(
@@ -167,7 +174,6 @@ def load_model(recipe: Recipe, model: Any = None) -> "pipelines.Model":
     made = pipelines.load(source, **({"dtype": DTYPES[section.dtype]} if section.dtype != "fp32" else {}))
     if section.adapter is not None:
         made.reload(Path(section.adapter))
-    use_attention(made, section.attention, DTYPES[section.dtype])
     return made
 
 
@@ -178,6 +184,8 @@ def prepare_model(recipe: Recipe, made: "pipelines.Model") -> None:
         if not isinstance(made.process, Flow):
             raise UserError("sampling.flow_sde: this is no flow model; sampling.eta sets its noise")
         made.process = FlowSDE(sampling.flow_sde)
+    if made.wants:
+        raise UserError(f"model.path: {type(made).__name__} wants {made.wants} beside each prompt, which no recipe has")
     size = (sampling.height or made.default_size[0], sampling.width or made.default_size[1])
     shape = made.latent_shape(*size, sampling.num_frames or made.default_frames)
     made.times(recipe.evaluate.num_inference_steps, shape)
@@ -196,7 +204,8 @@ def prepare_model(recipe: Recipe, made: "pipelines.Model") -> None:
     for parameter in made.parameters():  # small updates vanish in half precision
         parameter.data = parameter.data.float()
     for module in made.copies.values():  # as the policy began: the same weights, run in the same precision
-        module.float()
+        for parameter in module.parameters():
+            parameter.data = parameter.data.float()
 
 
 def prepare_state(recipe: Recipe, model: "pipelines.Model", accelerator: "Accelerator") -> TrainState:
@@ -208,7 +217,8 @@ def prepare_state(recipe: Recipe, model: "pipelines.Model", accelerator: "Accele
     for name, module in model.trainable.items():
         model.trainable[name] = accelerator.prepare(module)
     for name, module in model.copies.items():
-        model.copies[name] = accelerator.prepare_model(module, evaluation_mode=True)
+        placed = not model.offload_copies
+        model.copies[name] = accelerator.prepare_model(module, device_placement=placed, evaluation_mode=True)
     ema = None
     if optim.ema is not None:
         from diffusers.training_utils import EMAModel
@@ -263,7 +273,9 @@ def evaluate(
 ) -> ScoresTable:
     """Sample held-out prompts with the averaged weights and score them; what is already there is not made again."""
     if (folder / SCORES).is_file():
-        return ScoresTable.load(folder / SCORES)
+        table = ScoresTable.load(folder / SCORES)
+        table.folder = str(folder)
+        return table
     settings = recipe.evaluate
     guidance = settings.guidance_scale if settings.guidance_scale is not None else recipe.sampling.guidance_scale
 
@@ -287,7 +299,7 @@ def evaluate(
             origin=_origin(recipe),
             progress=report,
         )
-    table = score(gallery, judges)
+    table = score(gallery, judges, batch_size=settings.batch_size)
     table.save(folder / SCORES)
     return table
 

@@ -24,7 +24,6 @@ PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}  # 
 VIDEOS = (".mp4",)
 MAX_PIXELS = 64 * 2**20  # 64 megapixels: 768 MB as float32; what asks for more is a mistake or a decompression bomb
 MAX_VIDEO_PIXELS = 256 * 2**20  # of all frames
-FPS = 8  # of the videos we write
 OWN_FILES = re.compile(r"\d{5,}\.(png|mp4)|metadata\.jsonl|scores\.parquet")  # what write_gallery may replace
 
 
@@ -111,21 +110,23 @@ def read_video(path: Path) -> Tensor:
     Raises UnreadablePicture when it is missing, broken, of another kind, or larger than MAX_VIDEO_PIXELS.
     """
     import imageio.v3 as iio
+    import numpy as np
     import torch
 
     if not path.is_file():
         raise UnreadablePicture("no such file")
     try:
-        about = iio.immeta(path, plugin="FFMPEG")
-        (width, height), seconds = about["size"], about["duration"]
-        if width * height * seconds * about["fps"] > MAX_VIDEO_PIXELS:
-            raise UnreadablePicture(f"{width}x{height} for {seconds} s is more than {MAX_VIDEO_PIXELS} pixels")
-        frames = iio.imread(path, plugin="FFMPEG")
+        frames, pixels = [], 0
+        for frame in iio.imiter(path, plugin="FFMPEG", input_params=["-f", "mov"]):  # no other kind, whatever its name
+            pixels += frame.shape[0] * frame.shape[1]
+            if pixels > MAX_VIDEO_PIXELS:
+                raise UnreadablePicture(f"more than {MAX_VIDEO_PIXELS} pixels in all frames")
+            frames.append(frame)
     except UnreadablePicture:
         raise
     except Exception as error:  # whatever the decoder says of a broken file
         raise UnreadablePicture(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
-    return torch.from_numpy(frames).permute(0, 3, 1, 2).float().div(255)
+    return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float().div(255)
 
 
 def require_gallery(folder: str | Path) -> None:
@@ -138,7 +139,9 @@ def require_gallery(folder: str | Path) -> None:
         raise UserError(f"{target}: holds {foreign[0]!r}, which no gallery of ours does; want a new folder")
 
 
-def write_gallery(folder: str | Path, media: Tensor | Iterable[Tensor], rows: Sequence[Mapping[str, Any]]) -> Gallery:
+def write_gallery(
+    folder: str | Path, media: Tensor | Iterable[Tensor], rows: Sequence[Mapping[str, Any]], *, fps: int = 8
+) -> Gallery:
     """Write pictures (B,3,H,W) in [0,1] as 00000.png …, or videos (B,F,3,H,W) as 00000.mp4 …, whole or in batches.
 
     `rows` are their metadata; each row gets its "file_name". The folder appears complete or not at all; an old gallery
@@ -151,7 +154,7 @@ def write_gallery(folder: str | Path, media: Tensor | Iterable[Tensor], rows: Se
         names: list[str] = []
         batches: Iterable[Any] = [media] if hasattr(media, "shape") else media
         for pixels in (pixels for batch in batches for pixels in _to_bytes(batch)):
-            names.append(_write(part, len(names), pixels))
+            names.append(_write(part, len(names), pixels, fps))
         if len(rows) != len(names):
             raise ValueError(f"{len(rows)} rows for {len(names)} pictures")
         named = [{**row, "file_name": name} for row, name in zip(rows, names, strict=True)]
@@ -168,7 +171,7 @@ def write_gallery(folder: str | Path, media: Tensor | Iterable[Tensor], rows: Se
     return Gallery.load(folder)
 
 
-def _write(folder: Path, number: int, pixels: Any) -> str:
+def _write(folder: Path, number: int, pixels: Any, fps: int) -> str:
     """One picture (H,W,3) or video (F,H,W,3), uint8; its name."""
     if pixels.ndim == 3:
         name = f"{number:05d}.png"
@@ -185,7 +188,7 @@ def _write(folder: Path, number: int, pixels: Any) -> str:
         "macro_block_size": 2,
         "ffmpeg_params": ["-crf", "8"],
     }
-    iio.imwrite(folder / name, pixels, plugin="FFMPEG", fps=FPS, quality=None, ffmpeg_log_level="error", **options)
+    iio.imwrite(folder / name, pixels, plugin="FFMPEG", fps=fps, quality=None, ffmpeg_log_level="error", **options)
     return name
 
 

@@ -1,9 +1,11 @@
 """What a run can do to need less memory."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import UserError
+from .pipelines.attention import choose, chosen
 from .strict import Strict
 
 if TYPE_CHECKING:
@@ -39,6 +41,22 @@ def save_memory(model: "Model", options: Memory) -> None:
         _call(components.get("vae"), mode, f"memory.vae: {options.vae}")
 
 
+@contextmanager
+def as_it_was(model: "Model") -> Iterator[None]:
+    """Afterwards, how the model samples, attends and saves memory is what it was before."""
+    process, kernels, offloaded = model.process, chosen(model), model.offload_copies
+    flags = ("gradient_checkpointing", "use_slicing", "use_tiling")
+    parts = [part for root in model.components().values() for part in root.modules()]
+    modes = [(part, flag, getattr(part, flag)) for part in parts for flag in flags if hasattr(part, flag)]
+    try:
+        yield
+    finally:
+        model.process, model.offload_copies = process, offloaded
+        for part, flag, value in modes:
+            setattr(part, flag, value)
+        choose(kernels)
+
+
 def encode_and_free(model: "Model", prompts: Sequence[str]) -> None:
     """Encode every prompt of a run, then drop the text encoders.
 
@@ -48,8 +66,7 @@ def encode_and_free(model: "Model", prompts: Sequence[str]) -> None:
     free = getattr(model, "free_text_encoders", None)
     if free is None:
         raise UserError(f"memory.free_text_encoders: {type(model).__name__} has none")
-    model.encode_prompts(prompts)
-    free()
+    free(prompts)
 
 
 def _call(part: Any, method: str, key: str) -> None:
@@ -57,5 +74,5 @@ def _call(part: Any, method: str, key: str) -> None:
         raise UserError(f"{key}: {type(part).__name__} cannot do that")
     try:
         getattr(part, method)()
-    except ValueError as error:  # diffusers has the method on every model, and refuses in some
+    except (ValueError, NotImplementedError) as error:  # diffusers has the method on every model, and refuses in some
         raise UserError(f"{key}: {error}") from error

@@ -78,4 +78,7 @@ def _scores_of(source: Path) -> ScoresTable:
     file = source / "scores.parquet" if source.is_dir() else source
     if not file.is_file():
         raise UserError(f"{source}: no scores; make them with: align-gen score {source} --reward NAME --out {file}")
-    return ScoresTable.load(file)
+    table = ScoresTable.load(file)
+    if source.is_dir():
+        table.folder = str(source)  # whatever the file says: a shared folder shows its own pictures
+    return table

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .errors import UserError
 from .gallery import Gallery, require_gallery, write_gallery
 from .pipelines.seeding import seed_of
 
@@ -37,7 +38,8 @@ def sample(
     """One picture or video for every prompt and seed, as a gallery at ``out``, batch by batch.
 
     A picture's own seed is a hash of (seed, prompt), written in its row: ``torch.Generator().manual_seed(row["seed"])``
-    given to the diffusers pipeline makes the same picture again. It depends on no other row, batch or process.
+    given to the diffusers pipeline makes the same picture again, where it draws its noise in the shape of our latents
+    and steps as DDIM or Euler do. It depends on no other row, batch or process.
 
     Args:
         model: a Model, a diffusers pipeline, or what ``pipelines.load`` takes.
@@ -55,6 +57,8 @@ def sample(
 
     require_gallery(out)
     model = pipelines.load(model)
+    if model.wants:
+        raise UserError(f"{type(model).__name__} wants {model.wants} beside each prompt, which no gallery has")
     seeds = seeds if seed is None else (seed,)
     described = [{"prompt": row} if isinstance(row, str) else dict(row) for row in prompts]
     made = {**(origin or {}), "steps": num_inference_steps, "guidance": guidance_scale, "eta": eta}
@@ -83,4 +87,4 @@ def sample(
             if progress is not None:
                 progress(start + len(part), len(rows))
 
-    return write_gallery(out, batches(), rows)
+    return write_gallery(out, batches(), rows, fps=model.frame_rate)

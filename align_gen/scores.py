@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align_gen.errors import UserError
-from align_gen.gallery import Gallery, UnreadablePicture, whole_file
+from align_gen.gallery import VIDEOS, Gallery, UnreadablePicture, whole_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -124,8 +124,10 @@ def score(
     heads: dict[str, list[float | None]] = {name: [None] * total for name in judges.heads}
     errors: list[str | None] = [None] * total
 
+    if any(gallery.path(index).suffix.lower() in VIDEOS for index in range(total)):
+        batch_size = 1  # each is as large as many pictures
     for batch in _by_shape(_readable(_read_ahead(gallery, 2 * batch_size), errors), batch_size):
-        media = torch.stack([picture for _, picture in batch])  # (b,3,H,W) or (b,F,3,H,W)
+        media = torch.stack([picture for _, picture in batch]).to(judges.device)  # (b,3,H,W) or (b,F,3,H,W)
         prompts = [gallery.rows[index].get("prompt", "") for index, _ in batch]
         with torch.no_grad():
             scores = judges(media, prompts).heads

@@ -39,6 +39,10 @@ class AnimateDiff(PerFrame):
     To train the motion alone, name it: ``target_modules: ".*motion_modules.*(to_q|to_k|to_v|to_out.0)"``.
     """
 
+    def __init__(self, pipeline: Any):
+        super().__init__(pipeline)
+        self.default_frames = min(self.default_frames, pipeline.motion_adapter.config.motion_max_seq_length)
+
     def latent_shape(self, height: int, width: int, num_frames: int = 1) -> tuple[int, ...]:
         longest = self.pipeline.motion_adapter.config.motion_max_seq_length
         if num_frames > longest:

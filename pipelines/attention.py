@@ -5,8 +5,9 @@ torch's ``scaled_dot_product_attention`` picks one by itself ("sdpa") or is held
 which would reach the next model too, is never touched.
 """
 
+import inspect
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, wraps
 from typing import Any
@@ -58,13 +59,16 @@ def why_not(kernel: str, head_size: int, dtype: torch.dtype, device: torch.devic
     return None
 
 
-def use_attention(model: Model, name: str = "auto", dtype: torch.dtype | None = None) -> dict[str, Counter[str]]:
+def use_attention(
+    model: Model, name: str = "auto", dtype: torch.dtype | None = None, device: torch.device | None = None
+) -> dict[str, Counter[str]]:
     """Have the denoisers of a model use a kernel, and say which each of their modules uses, by component.
 
     "auto": xformers where it runs on an accelerator and the module has a processor for it, else torch's own choice.
 
     Args:
         dtype: that attention will run in; the weights' without it.
+        device: that it will run on; the weights' without it.
 
     Raises:
         ValueError: no such kernel, or it does not run here for some module's head size; nothing is changed then.
@@ -74,10 +78,10 @@ def use_attention(model: Model, name: str = "auto", dtype: torch.dtype | None = 
     chosen = []
     for component, module in _modules(model):
         weight = next(module.parameters())
-        where = (module.inner_dim // module.heads, dtype or weight.dtype, weight.device)
+        where = (module.inner_dim // module.heads, dtype or weight.dtype, device or weight.device)
         kernel = name
         if name == "auto":
-            fast = weight.device.type != "cpu" and _takes_xformers(module) and why_not("xformers", *where) is None
+            fast = where[2].type != "cpu" and _takes_xformers(module) and why_not("xformers", *where) is None
             kernel = "xformers" if fast else "sdpa"
         elif name == "xformers" and not _takes_xformers(module):
             raise ValueError(f"attention xformers: {type(_plain(module)).__name__} has no version over xformers")
@@ -93,14 +97,23 @@ def use_attention(model: Model, name: str = "auto", dtype: torch.dtype | None = 
 @contextmanager
 def held_to(model: Model, kernel: str) -> Iterator[None]:
     """Inside, every module uses one kernel; whether it runs here is not tried."""
-    before = [(module, kernel_of(module)) for _, module in _modules(model)]
+    before = chosen(model)
     try:
-        for module, _ in before:
-            _set(module, kernel)
+        choose([(module, kernel) for module, _ in before])
         yield
     finally:
-        for module, own in before:
-            _set(module, own)
+        choose(before)
+
+
+def chosen(model: Model) -> list[tuple[Any, str]]:
+    """Every attention module of the denoisers with its kernel."""
+    return [(module, kernel_of(module)) for _, module in _modules(model)]
+
+
+def choose(kernels: Sequence[tuple[Any, str]]) -> None:
+    """Have modules use kernels, untried."""
+    for module, kernel in kernels:
+        _set(module, kernel)
 
 
 def attention_of(model: Model) -> dict[str, Counter[str]]:
@@ -133,8 +146,15 @@ def _modules(model: Model) -> list[tuple[str, Any]]:
         for component, part in model.components().items()
         if component != "vae" and not component.startswith("text_encoder")
         for module in unwrap(part).modules()
-        if hasattr(module, "set_processor") and hasattr(module, "heads") and hasattr(module, "inner_dim")
+        if hasattr(module, "set_processor") and hasattr(module, "heads") and _has_softmax(_plain_class(_plain(module)))
     ]
+
+
+@cache
+def _has_softmax(processor: Any) -> bool:
+    """Whether it computes what the kernels do: linear attention does not, nor what is written out by hand."""
+    source = inspect.getsource(processor.__call__)
+    return any(name in source for name in ("scaled_dot_product_attention", "dispatch_attention_fn"))
 
 
 def _takes_xformers(module: Any) -> bool:
@@ -154,8 +174,8 @@ def _plain_class(processor: Any) -> Any:
 def _set(module: Any, kernel: str) -> None:
     processor = _plain(module)
     processor.__class__ = _plain_class(processor)
-    if hasattr(processor, "_attention_backend"):
-        processor._attention_backend = None
+    if hasattr(processor, "_attention_backend"):  # as it was before the first choice
+        processor._attention_backend = vars(processor).setdefault("own_backend", processor._attention_backend)
     if kernel in KERNELS:
         processor.__class__ = _held(processor.__class__, kernel)
     elif kernel == "xformers" and hasattr(processor, "_attention_backend"):

@@ -79,6 +79,8 @@ class Model(ABC):
     default_lora_targets: str | tuple[str, ...] = ()
     default_size: tuple[int, int] = (512, 512)
     default_frames: int = 1
+    wants: tuple[str, ...] = ()  # pictures that ``encode_prompts`` wants besides texts
+    frame_rate: int = 8  # of videos, a second
 
     def __init__(self, pipeline: Any):
         self.pipeline = pipeline
@@ -150,9 +152,8 @@ class Model(ABC):
         return {name: part for name, part in self.pipeline.components.items() if isinstance(part, nn.Module)}
 
     def to(self, device: torch.device | str) -> "Model":
-        for module in (*self.components().values(), *self.copies.values()):
+        for module in (*self.components().values(), *(() if self.offload_copies else self.copies.values())):
             module.to(device)
-        self.rest()
         return self
 
     def rest(self) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from .base import Guidance
-from .pretrained import OwnLora
+from .pretrained import OwnLora, pictures
 from .stable_diffusion import StableDiffusion
 from .stable_diffusion_xl import StableDiffusionXL
 
@@ -25,10 +25,7 @@ class _Controlled(OwnLora):
         self.trainable = {"controlnet": pipeline.controlnet}
 
     def inputs(self, count: int, height: int, width: int, num_frames: int, **inputs: Any) -> dict[str, Tensor]:
-        control = inputs.pop("control", None)
-        if control is None or control.shape != (count, 3, height, width):
-            got = None if control is None else tuple(control.shape)
-            raise ValueError(f"control: want the maps, {(count, 3, height, width)}, got {got}")
+        control = pictures("control", "the maps", inputs.pop("control", None), count, height, width)
         return {**super().inputs(count, height, width, num_frames, **inputs), "control": control.to(self.device)}
 
     def call(self, latents: Tensor, guidance: Guidance, **inputs: Any) -> dict[str, Any]:

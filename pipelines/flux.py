@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from .base import Guidance
 from .pretrained import Pretrained
 from .process import Flow
-from .schedules import flow_times
+from .schedules import even_sigmas, flow_times
 
 
 class Flux(Pretrained):
@@ -38,7 +37,7 @@ class Flux(Pretrained):
         return self.pipeline.tokenizer_2, self.max_sequence_length
 
     def times(self, num_inference_steps: int, latent_shape: Sequence[int]) -> Tensor:
-        sigmas = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps).tolist()
+        sigmas = even_sigmas(num_inference_steps)
         return flow_times(
             self.pipeline.scheduler, num_inference_steps, latent_shape[-2] * latent_shape[-1] // 4, sigmas
         )

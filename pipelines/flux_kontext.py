@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .base import Guidance
 from .flux import Flux
+from .pretrained import pictures
 
 
 class FluxKontext(Flux):
@@ -23,11 +24,8 @@ class FluxKontext(Flux):
             self.guidances = {**self.guidances, "embedded": 2.5}  # as published; the call's default is FLUX.1's
 
     def inputs(self, count: int, height: int, width: int, num_frames: int, **inputs: Any) -> dict[str, Tensor]:
-        image = inputs.pop("image", None)
+        image = pictures("image", "the pictures to edit", inputs.pop("image", None), count, height, width)
         super().inputs(count, height, width, num_frames, **inputs)
-        if image is None or image.shape != (count, 3, height, width):
-            got = None if image is None else tuple(image.shape)
-            raise ValueError(f"image: want the pictures to edit, {(count, 3, height, width)}, got {got}")
         with torch.no_grad():
             return {"image_latents": self.encode(image)}
 

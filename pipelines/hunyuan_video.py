@@ -22,6 +22,7 @@ class HunyuanVideo(Video):
     default_lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
     default_size = (720, 1280)
     default_frames = 129
+    frame_rate = 24
     max_sequence_length = 256  # after the words around every prompt
 
     def __init__(self, pipeline: Any):

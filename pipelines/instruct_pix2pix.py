@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .base import Condition, Guidance
+from .pretrained import pictures
 from .stable_diffusion import StableDiffusion
 
 
@@ -25,11 +26,8 @@ class InstructPix2Pix(StableDiffusion):
         return {"prompt_embeds": self.pipeline._encode_prompt(list(texts), self.device, 1, False)}
 
     def inputs(self, count: int, height: int, width: int, num_frames: int, **inputs: Any) -> dict[str, Tensor]:
-        image = inputs.pop("image", None)
+        image = pictures("image", "the pictures to edit", inputs.pop("image", None), count, height, width)
         super().inputs(count, height, width, num_frames, **inputs)
-        if image is None or image.shape != (count, 3, height, width):
-            got = None if image is None else tuple(image.shape)
-            raise ValueError(f"image: want the pictures to edit, {(count, 3, height, width)}, got {got}")
         with torch.no_grad():
             return {
                 "image_latents": self.encode(image) / self.pipeline.vae.config.scaling_factor

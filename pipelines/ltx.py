@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
+import torch
 from torch import Tensor
 
 from .base import Guidance
 from .pretrained import Video
 from .process import Flow
-from .schedules import flow_times
+from .schedules import even_sigmas, flow_times
 
 
 class LTXVideo(Video):
@@ -31,7 +31,7 @@ class LTXVideo(Video):
         self.stride = (pipeline.vae_temporal_compression_ratio, pipeline.vae_spatial_compression_ratio)
 
     def times(self, num_inference_steps: int, latent_shape: Sequence[int]) -> Tensor:
-        sigmas = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps).tolist()
+        sigmas = even_sigmas(num_inference_steps)
         _, length, height, width = latent_shape
         return flow_times(self.pipeline.scheduler, num_inference_steps, length * height * width, sigmas)
 
@@ -47,9 +47,11 @@ class LTXVideo(Video):
         return mean, std / vae.config.scaling_factor
 
     def decode_raw(self, raw: Tensor) -> Tensor:
-        time = raw.new_zeros(len(raw)) if self.pipeline.vae.config.timestep_conditioning else None
-        media: Tensor = self.pipeline.vae.decode(raw, time, return_dict=False)[0]
-        return media
+        vae = self.pipeline.vae
+        if not vae.config.timestep_conditioning:
+            return super().decode_raw(raw)
+        parts = raw.split(1) if vae.use_slicing else [raw]  # its own slices forget the time
+        return torch.cat([vae.decode(part, part.new_zeros(len(part)), return_dict=False)[0] for part in parts])
 
     def call(self, latents: Tensor, guidance: Guidance, **inputs: Any) -> dict[str, Any]:
         return super().call(self.pipeline._pack_latents(latents), guidance, frame_rate=self.frame_rate, **inputs)

@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from .pretrained import Pretrained
 from .process import Flow
-from .schedules import flow_times
+from .schedules import even_sigmas, flow_times
 
 
 class Lumina2(Pretrained):
@@ -36,7 +35,7 @@ class Lumina2(Pretrained):
 
     def times(self, num_inference_steps: int, latent_shape: Sequence[int]) -> Tensor:
         """The pipeline counts channels where dynamic shifting means tokens; so it is done here."""
-        sigmas = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps).tolist()
+        sigmas = even_sigmas(num_inference_steps)
         return flow_times(self.pipeline.scheduler, num_inference_steps, latent_shape[0], sigmas)
 
     def encode_texts(self, texts: Sequence[str]) -> dict[str, Tensor]:

@@ -41,7 +41,6 @@ class Pretrained(Model):
     guidances: Mapping[str, float] = MappingProxyType({"text": 1.0})
     default_lora_targets: str | tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
     default_negative: str | None = ""  # None: zeros in the place of an encoded text
-    wants: tuple[str, ...] = ()  # pictures that ``encode_prompts`` wants besides texts
     patch_size = 1
     template = ""  # what a family puts before a prompt, and not before a negative text
     one_by_one = False  # the pipeline's own call takes one prompt at a time
@@ -193,8 +192,11 @@ class Pretrained(Model):
             known.update({text: _moved(rows, device) for text, rows in known.items()})
         return super().to(device)
 
-    def free_text_encoders(self) -> None:
-        """Drop them; only texts encoded so far can be drawn from then on."""
+    def free_text_encoders(self, prompts: Sequence[str] = ()) -> None:
+        """Encode prompts, and drop the text encoders: only what was encoded so far can be drawn from then on."""
+        self._encode(prompts)
+        if self.default_negative is not None:
+            self._encode([self.default_negative], negative=True)
         if self.prompt_cache is not None:
             self._key()  # for which they are needed
         self.pipeline.register_modules(**dict.fromkeys(self.text_encoders()))
@@ -344,6 +346,14 @@ class Pretrained(Model):
         for part in training:
             self._activate(part, POLICY)
         return any(bool(value.any()) for name, value in loaded.items() if "lora_B" in name)
+
+
+def pictures(name: str, what: str, value: Tensor | None, count: int, height: int, width: int) -> Tensor:
+    """An input of ``encode_prompts``, once it is ``count`` pictures of the size to be made."""
+    if value is None or value.shape != (count, 3, height, width):
+        got = None if value is None else tuple(value.shape)
+        raise ValueError(f"{name}: want {what}, {(count, 3, height, width)}, got {got}")
+    return value
 
 
 def _moved(tensors: Mapping[str, Tensor], device: torch.device | str) -> dict[str, Tensor]:

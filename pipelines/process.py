@@ -139,7 +139,7 @@ class Flow(Process):
 class FlowSDE(Flow):
     """Rectified flow drawn by the SDE of Flow-GRPO (Liu et al. 2025, arXiv 2505.05470), not by the posterior.
 
-    dx = [v + g^2 / (2t) (x + (1 - t) v)] dt + g dw, g = eta a sqrt(t / (1 - t)). At t = 1, or as near as some schedulers
+    dx = [v + g^2 / (2t) (x + (1 - t) v)] dt + g dw with g = eta a sqrt(t / (1 - t)). At t = 1, or as near as schedulers
     begin, where g has no end, 1 - t is that of the next time. A step that ends almost clean is the ODE's, or finished
     media would keep noise.
 

@@ -56,6 +56,11 @@ def euler(scheduler: Any) -> Any:
     return type(scheduler).from_config(scheduler.config, **higher)
 
 
+def even_sigmas(num_inference_steps: int) -> list[float]:
+    """1, …, 1/n: the grid that pipelines bring which leave the shift to the scheduler, and the end to it as well."""
+    return torch.linspace(1.0, 1 / num_inference_steps, num_inference_steps, dtype=torch.float64).tolist()
+
+
 def flow_times(scheduler: Any, num_inference_steps: int, tokens: int, sigmas: list[float] | None = None) -> Tensor:
     """(t, s) of every step, (n, 2) float64: t is the scheduler's sigma, 1 is noise.
 

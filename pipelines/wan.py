@@ -18,6 +18,7 @@ class Wan(Video):
 
     default_size = (480, 832)
     default_frames = 81
+    frame_rate = 16
     max_sequence_length = 512
 
     def __init__(self, pipeline: Any):

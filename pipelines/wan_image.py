@@ -7,6 +7,7 @@ from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
 from .base import Guidance
+from .pretrained import pictures
 from .wan import Wan
 
 
@@ -28,11 +29,8 @@ class WanImage(Wan):
             self.default_lora_targets = (*self.default_lora_targets, "add_k_proj", "add_v_proj")
 
     def inputs(self, count: int, height: int, width: int, num_frames: int, **inputs: Any) -> dict[str, Tensor]:
-        image = inputs.pop("image", None)
+        image = pictures("image", "the first frames", inputs.pop("image", None), count, height, width)
         super().inputs(count, height, width, num_frames, **inputs)
-        if image is None or image.shape != (count, 3, height, width):
-            got = None if image is None else tuple(image.shape)
-            raise ValueError(f"image: want the first frames, {(count, 3, height, width)}, got {got}")
         with torch.no_grad():
             tensors = {"image_latents": self.condition(image, num_frames)}
             if self.sees:

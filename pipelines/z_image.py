@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -11,7 +10,7 @@ from torch.nn.functional import pad
 from .base import Guidance
 from .pretrained import Pretrained
 from .process import Flow
-from .schedules import flow_times
+from .schedules import even_sigmas, flow_times
 
 
 class ZImage(Pretrained):
@@ -34,7 +33,7 @@ class ZImage(Pretrained):
         return self.pipeline.tokenizer, self.max_sequence_length - 6  # the chat has eight tokens more, two are counted
 
     def times(self, num_inference_steps: int, latent_shape: Sequence[int]) -> Tensor:
-        sigmas = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps).tolist()
+        sigmas = even_sigmas(num_inference_steps)
         return flow_times(
             self.pipeline.scheduler, num_inference_steps, latent_shape[-2] * latent_shape[-1] // 4, sigmas
         )

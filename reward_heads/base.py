@@ -51,6 +51,7 @@ class CallableHead(RewardHead):
         self.function = function
         self.name = name or label(function)
         self.differentiable = bool(getattr(function, "differentiable", False))
+        self.media = getattr(function, "media", "image")
         self.needs = tuple(getattr(function, "needs", ()))
 
     def __call__(self, media: Tensor, prompts: Sequence[str], **context: Any) -> Tensor:

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from .base import RewardHead
 
+FRAMES = 64  # of videos that a head of pictures sees at once
+
 
 class MissingContext(ValueError):
     """A head needs context that the caller does not have; names the head and the key."""
@@ -38,12 +40,13 @@ class Scores:
 class RewardSet:
     """Named heads with weights. The same object serves training, galleries and guidance.
 
-    ``offload``: heads wait on the CPU and come to the media's device, one after the other, to score.
+    ``offload``: heads wait on the CPU and come to the device, one after the other, to score.
     """
 
     heads: dict[str, RewardHead]
     weights: dict[str, float] = field(default_factory=dict)
     offload: bool = False
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))  # that they score on
 
     def __post_init__(self) -> None:
         self.weights = {name: float(self.weights.get(name, 1.0)) for name in self.heads}
@@ -83,6 +86,7 @@ class RewardSet:
         return {name: head.provenance() for name, head in self.heads.items()}
 
     def to(self, device: torch.device | str) -> "RewardSet":
+        self.device = torch.device(device)
         for head in self.heads.values():
             head.to("cpu" if self.offload else device)
         return self
@@ -92,7 +96,7 @@ class RewardSet:
     ) -> Tensor:
         try:
             if self.offload:
-                head.to(media.device)
+                head.to(self.device)
             # Some heads answer from the CPU whatever they are given; scores of one set must add up.
             told = {key: context[key] for key in head.needs}
             score = _judge(head, media, prompts, told).to(media.device, torch.float32)
@@ -114,5 +118,12 @@ def _judge(head: RewardHead, media: Tensor, prompts: Sequence[str], context: Map
     if head.media == "video" or media.ndim == 4:
         return head(media, prompts, **context)
     frames = media.shape[1]
-    scores = head(media.flatten(0, 1), [prompt for prompt in prompts for _ in range(frames)], **context)
+    told = [prompt for prompt in prompts for _ in range(frames)]
+    pictures = zip(media.flatten(0, 1).split(FRAMES), batched(told, FRAMES), strict=True)
+    scores = torch.cat([head(part, texts, **context).to(media.device) for part, texts in pictures])
     return scores.unflatten(0, (-1, frames)).mean(1)
+
+
+def batched(items: Sequence[str], size: int) -> list[Sequence[str]]:
+    """Consecutive slices of at most ``size``."""
+    return [items[start : start + size] for start in range(0, len(items), size)]

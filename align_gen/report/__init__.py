@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from align_gen.comparison import Comparison
 from align_gen.errors import UserError
-from align_gen.gallery import FPS, Gallery, UnreadablePicture, whole_file
+from align_gen.gallery import Gallery, UnreadablePicture, whole_file
 from align_gen.report.words import ROLES, digits_of, facts, summary, tiles
 from align_gen.scores import ScoresTable
 
@@ -191,6 +191,9 @@ def _side(table: ScoresTable, rows: Sequence[int], columns: Sequence[str], thumb
     return pictures
 
 
+MILLISECONDS = 125  # a frame of a moving thumbnail, whatever the video's own rate
+
+
 def _thumbnail(media: Tensor, side: int) -> str:
     """A data URL without its scheme: PNG of (3,H,W) in [0,1], moving WebP of (F,3,H,W); `side` pixels at most."""
     from PIL import Image
@@ -204,7 +207,7 @@ def _thumbnail(media: Tensor, side: int) -> str:
     if media.ndim == 3:
         frames[0].save(buffer, "PNG", optimize=True)
     else:
-        moving = {"save_all": True, "append_images": frames[1:], "duration": 1000 // FPS, "loop": 0}
+        moving = {"save_all": True, "append_images": frames[1:], "duration": MILLISECONDS, "loop": 0}
         frames[0].save(buffer, "WEBP", quality=80, **moving)
     kind = "png" if media.ndim == 3 else "webp"
     return f"image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor
 from align_gen import bundled, pipelines
 from align_gen.check import Subject, check
 from align_gen.pipelines.pretrained import Pretrained
+from align_gen.pipelines.prompt_cache import PromptCache
 from align_gen.pipelines.schedules import ddim_process
 from tests.tiny import failed, subject
 
@@ -251,6 +253,18 @@ def test_a_wrong_latent_scale_in_the_files_does_not_denoise(factor: float) -> No
     pipeline.vae.register_to_config(scaling_factor=factor * pipeline.vae.config.scaling_factor)
     names = failed(check(Subject.of(pipelines.load(pipeline))))
     assert names and all(name.startswith("denoises real pictures") for name in names)
+
+
+def test_prompts_are_encoded_anew_though_the_disk_has_them(tmp_path: Path) -> None:
+    """An encoder whose rows depend on their batch mates is caught: the cache on disk is not asked."""
+    one = subject("sd")
+    one.model.prompt_cache = PromptCache(tmp_path)
+    right = one.model.encode_texts
+    one.model.encode_texts = lambda texts: {  # type: ignore[method-assign]
+        name: value + len(texts) for name, value in right(texts).items()
+    }
+    assert any(name.startswith("prompts cached = fresh") for name in failed(check(one, untrained=True)))
+    assert one.model.prompt_cache is not None
 
 
 def test_a_law_that_raises_is_a_finding() -> None:

@@ -19,7 +19,8 @@ from align_gen.gallery import Gallery
 from align_gen.reward_heads import RewardFailure, reward_set
 from align_gen.reward_heads.base import CallableHead
 from align_gen.scores import ScoresTable
-from tests.tiny import PIPELINES
+from align_gen.state import TrainState
+from tests.tiny import PIPELINES, subject
 
 STEPS = 3
 TRAIN, HELD_OUT = ["a red dog", "a blue cat", "a bird", "two owls", "one bee"], ["a green fox", "an elk"]
@@ -90,6 +91,26 @@ def digests(run: Path) -> dict[str, str]:
 
 def pictures(run: Path) -> dict[str, str]:
     return {name: digest for name, digest in digests(run).items() if name.endswith(".png")}
+
+
+# --- what is counted, and what no recipe has -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["sd", "sd3", "wan"])
+def test_rows_are_counted_however_a_network_is_called(family: str) -> None:
+    """By position or by name: two prompts with guidance are four rows."""
+    one = subject(family)
+    state = TrainState(one.model, None, None, 1.0)  # type: ignore[arg-type]
+    x = one.latents()
+    with engine.counted_calls(state), torch.no_grad():
+        one.model.predict(x, one.model.times(4, x.shape[1:])[1, 0], one.condition(), 3.0)
+    assert state.denoiser_calls == 4
+
+
+def test_a_family_that_wants_pictures_is_refused_before_anything_is_written(recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"ControlNet wants \('control',\) beside each prompt, which no recipe has"):
+        finetune(recipe, tmp_path / "run", model=PIPELINES["controlnet"]())
+    assert not (tmp_path / "run").exists()
 
 
 # --- videos ----------------------------------------------------------------------------------------------------------

@@ -11,7 +11,8 @@ from torch import Tensor
 from align_gen import Recipe, finetune, pipelines
 from align_gen.errors import UserError
 from align_gen.memory import Memory, encode_and_free, save_memory
-from align_gen.pipelines import LoraOptions
+from align_gen.pipelines import Flow, LoraOptions
+from align_gen.pipelines.attention import attention_of, use_attention
 from align_gen.reward_heads import RewardHead, RewardSet
 from tests.tiny import PIPELINES, stable_diffusion
 
@@ -109,7 +110,28 @@ def test_offloaded_rewards_come_to_score_and_go() -> None:
     rewards = RewardSet({"mine": Head()}, offload=True)
     rewards.to("cuda")
     rewards(torch.zeros(2, 3, 4, 4), ["a", "b"])
-    assert moved == ["cpu", "cpu", "scored", "cpu"]
+    assert moved == ["cpu", "cuda", "scored", "cpu"]
+
+
+def test_a_model_is_given_back_as_it_samples_attends_and_saves(tmp_path: Path) -> None:
+    """A run that ends well leaves its LoRA; the rest of what it set was for the run."""
+    model = pipelines.load(PIPELINES["sd3"]())
+    use_attention(model, "math")
+    recipe = Recipe.load("emoji-sd-prdp").replace(
+        model={"lora": {"rank": 2}, "attention": "sdpa"},
+        method={"images_per_prompt": 2, "keep": None, "prompts_per_step": 1},
+        rewards={"mean_hue": 1.0}, eval_rewards={},
+        sampling={"num_inference_steps": 3, "height": 16, "width": 16, "flow_sde": 0.5},
+        evaluate={"num_inference_steps": 2, "seeds": [0]},
+        memory={"checkpointing": True, "vae": "slices"},
+        run={"steps": 1},
+    )  # fmt: skip
+    finetune(recipe, tmp_path / "run", model=model)
+    assert type(model.process) is Flow
+    assert set(attention_of(model)["transformer"]) == {"math"}
+    vae, network = model.pipeline.vae, model.pipeline.transformer
+    assert not (vae.use_slicing or network.gradient_checkpointing)
+    assert model.parameters()
 
 
 def test_a_model_that_cannot_is_refused(tmp_path: Path) -> None:

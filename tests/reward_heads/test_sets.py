@@ -45,9 +45,13 @@ def test_a_head_of_pictures_sees_every_frame_of_a_video() -> None:
         def __call__(self, media: Tensor, prompts: Sequence[str], **context: Any) -> Tensor:
             return (media[:, -1] - media[:, 0]).mean((1, 2, 3))
 
-    scores = RewardSet({"bright": CallableHead(brightness), "long": CallableHead(length), "moves": Moving()})(
-        video, PROMPTS
-    )
+    def first(media: Tensor, prompts: Sequence[str]) -> Tensor:
+        return media[:, 0].mean((1, 2, 3))
+
+    first.media = "video"  # type: ignore[attr-defined]
+    heads = {"bright": CallableHead(brightness), "long": CallableHead(length), "moves": Moving()}
+    scores = RewardSet({**heads, "first": CallableHead(first)})(video, PROMPTS)
+    torch.testing.assert_close(scores.heads["first"], torch.tensor([0.0, 0.3]))
     torch.testing.assert_close(scores.heads["bright"], torch.tensor([0.1, 0.4]))
     torch.testing.assert_close(scores.heads["long"], torch.tensor([1.0, 3.0]))
     torch.testing.assert_close(scores.heads["moves"], torch.tensor([0.2, 0.2]))
