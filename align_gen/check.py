@@ -70,6 +70,8 @@ class Subject:
         """
         if not isinstance(model, Pretrained):
             raise ValueError(f"{type(model).__name__}: only adapters of diffusers pipelines can be checked")
+        if any(getattr(part, "peft_config", None) for part in model.trainable.values()):
+            raise ValueError(f"{type(model).__name__}: a LoRA is loaded; check the model without it")
         size = {
             "height": height or model.default_size[0],
             "width": width or model.default_size[1],
@@ -107,6 +109,7 @@ class Subject:
         """The same from the pipeline's own call."""
         model = self.model
         pipeline, kept = model.pipeline, model.pipeline.scheduler
+        shown = getattr(pipeline, "_progress_bar_config", {})
         pipeline.set_progress_bar_config(disable=True)
         pipeline.scheduler = model.exact_scheduler()
         frames = {} if model.default_frames == 1 else {"num_frames": self.size["num_frames"]}
@@ -121,6 +124,7 @@ class Subject:
                 drawn.append(made.images if hasattr(made, "images") else made.frames)
         finally:
             pipeline.scheduler = kept
+            pipeline.set_progress_bar_config(**shown)
         return torch.cat(drawn).float().cpu()
 
     def real_pictures(self) -> Tensor:
@@ -385,9 +389,13 @@ LAWS: dict[str, Callable[[Subject], Iterator[Finding]]] = {
 def check(subject: Subject, *, untrained: bool = False) -> list[Finding]:
     """Every law, in order. ``untrained``: leave out the one that only a trained network can keep."""
     found: list[Finding] = []
+    parameters = [p for part in subject.model.components().values() for p in part.parameters()]
+    trained = [parameter.requires_grad for parameter in parameters]
     for name, law in (LAWS if untrained else {**LAWS, "denoises": denoises}).items():
         try:
             found += law(subject)
         except Exception as error:  # whatever is wrong with the model is the finding
             found.append(Finding(name, False, f"{type(error).__name__}: {' '.join(str(error).split())}", "no error"))
+    for parameter, flag in zip(parameters, trained, strict=True):
+        parameter.requires_grad_(flag)
     return found

@@ -1,15 +1,17 @@
 """What a recipe would do, and what it costs, before it does it: no weights are read."""
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import bundled, methods, pipelines
 from .engine import DTYPES, load_model, prepare_model
-from .errors import user_mistakes
+from .errors import UserError, user_mistakes
 from .peak_memory import PeakMemory
 from .pipelines import Condition, Model, Rollout
 from .pipelines.registry import TOYS
@@ -22,7 +24,7 @@ STEPS = 2  # of the trajectories that are measured: memory grows with their numb
 
 
 @dataclass(frozen=True)
-class Memory:
+class MemoryEstimate:
     """Bytes of tensors that a run keeps, and, on top of them, that each kind of work makes."""
 
     weights: int  # of every component, and of the frozen copy in full training
@@ -67,6 +69,8 @@ def describe(recipe: Recipe) -> str:
 def outline(recipe: Recipe) -> Model:
     """The recipe's model made ready to train, of tensors without data."""
     section = recipe.model
+    if section.adapter is not None and not Path(section.adapter).is_dir():
+        raise UserError(f"model.adapter: {section.adapter}: no such folder; want an export")
     pipeline = skeleton(describe_source(bundled.model_path(section.path)), DTYPES[section.dtype])
     model = pipelines.load(pipeline)
     model.prompt_cache = None  # type: ignore[attr-defined]  # real texts are kept there
@@ -74,40 +78,44 @@ def outline(recipe: Recipe) -> Model:
     return model
 
 
-def estimate(model: Model, recipe: Recipe) -> Memory:
+def estimate(model: Model, recipe: Recipe) -> MemoryEstimate:
     """Run one micro-batch of everything on shapes alone, and count. ``model`` comes from ``outline``."""
     options = recipe.method_options()
     calls = methods.load(options.name).calls(options, recipe.sampling, 1)
     modules = {**model.components(), **{f"copy of {name}": module for name, module in model.copies.items()}}
-    tensors = {
-        id(tensor): tensor for module in modules.values() for tensor in (*module.parameters(), *module.buffers())
-    }
-    weights = sum(tensor.nbytes for tensor in tensors.values())
-    encoders = [part for name, part in modules.items() if name.startswith("text_encoder")]
-    freed = sum(p.nbytes for part in encoders for p in part.parameters()) if recipe.memory.free_text_encoders else 0
+    weights = _bytes(model.components() if recipe.memory.offload_reference else modules)
+    encoders = {name: part for name, part in modules.items() if name.startswith("text_encoder")}
+    freed = _bytes(encoders) if recipe.memory.free_text_encoders else 0
     trained = sum(parameter.numel() for parameter in model.parameters())
     training = FLOAT * trained * (3 if recipe.optim.ema is None else 5)
     images = options.images_per_prompt * options.prompts_per_step
     with make_fake(modules) as shapes:
         encoding, condition = _encode(model, recipe)
-        drawn, learned = (condition.repeat(min(recipe.optim.micro_batch, count)) for count in (images, calls["images"]))
+        micro = recipe.optim.micro_batch
+        drawn = condition.repeat(max(min(micro, images), recipe.evaluate.batch_size))  # galleries are drawn too
+        learned = condition.repeat(min(micro, calls["images"]))
         half = DTYPES[recipe.model.dtype]
         with nullcontext() if half == torch.float32 else torch.autocast("cpu", half):
             sampling, final = _draw(model, drawn, recipe)
             learning = _learn(model, learned, recipe)
         decoding, picture = _decode(model, final, shapes)
     latents = FLOAT * (recipe.sampling.num_inference_steps + 1) * torch.Size(condition.latent_shape).numel()
-    return Memory(weights, freed, training, images * (latents + picture), encoding, sampling, decoding, learning)
+    stored = images * (latents + picture)
+    return MemoryEstimate(weights, freed, training, stored, encoding, sampling, decoding, learning)
+
+
+def _bytes(modules: Mapping[str, nn.Module]) -> int:
+    """Of parameters and buffers; one that two modules share counts once."""
+    tensors = {id(tensor): tensor for part in modules.values() for tensor in (*part.parameters(), *part.buffers())}
+    return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def _encode(model: Model, recipe: Recipe) -> tuple[int, Condition]:
     """Of a full batch of texts; and one condition."""
     height, width = recipe.sampling.height or model.default_size[0], recipe.sampling.width or model.default_size[1]
-    count = 31  # and the negative one
-    inputs: dict[str, Any] = {name: torch.rand(count, 3, height, width) for name in getattr(model, "wants", ())}
+    texts = [str(number) for number in range(31)]  # and the negative one
     with PeakMemory() as memory:
-        options = {"height": height, "width": width, "num_frames": recipe.sampling.num_frames, **inputs}
-        condition = model.encode_prompts([str(i) for i in range(count)], **options)
+        condition = model.encode_prompts(texts, height=height, width=width, num_frames=recipe.sampling.num_frames)
     return memory.peak, condition[:1]
 
 

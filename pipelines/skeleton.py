@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
-from .registry import _model_index
+from .registry import _family, _model_index
 
 PUBLISHED = Path(__file__).resolve().parent.parent / "assets" / "published"
 CONFIGS = ("config.json", "scheduler_config.json", "tokenizer_config.json", "preprocessor_config.json")
 LIBRARIES = ("diffusers", "transformers")
+KINDS = ("Scheduler", "Tokenizer", "TokenizerFast", "Processor", "ProcessorFast", "FeatureExtractor", "Pipeline")
 Description = Mapping[str, Any]
 
 
@@ -29,6 +30,7 @@ def skeleton(description: Description, dtype: torch.dtype = torch.float32) -> An
     Tokenizers have the described length and an alphabet for a vocabulary: which ids a text gets changes no shape.
     """
     index = dict(description["model_index"])
+    _family(index["_class_name"])  # of no other class is anything built
     parts = {name: _build(part, dtype) for name, part in description["components"].items()}
     with torch.device("meta"):  # some pipelines put a network together from two
         return _class("diffusers", index.pop("_class_name"))(**parts, **index)
@@ -93,7 +95,7 @@ def describe_source(source: str) -> Description:
         return read_description(Path(source))
     for file in sorted(PUBLISHED.glob("*.json")):
         description: dict[str, Any] = json.loads(file.read_text())
-        if source in (description["repo"], file.stem):
+        if source == description["repo"]:
             return description
     _model_index(source, None)  # whose errors say what is wanted
     from huggingface_hub import snapshot_download
@@ -133,7 +135,10 @@ def _read_component(folder: Path, library: str, kind: str) -> dict[str, Any]:
 def _class(library: str, name: str) -> Any:
     if library not in LIBRARIES:  # files name it, and files are not trusted
         raise ValueError(f"component class {library}.{name}: want one of {LIBRARIES}")
-    return getattr(importlib.import_module(library), name)
+    found = getattr(importlib.import_module(library), name, None)
+    if not isinstance(found, type) or (not name.endswith(KINDS) and not issubclass(found, nn.Module)):
+        raise ValueError(f"component class {library}.{name}: want a network, a scheduler, a tokenizer or a processor")
+    return found
 
 
 def _build(part: Mapping[str, Any] | None, dtype: torch.dtype) -> Any:

@@ -11,7 +11,7 @@ drawn at random, failures included.
 import argparse
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ from align_gen.recipe import Recipe
 from align_gen.reward_heads import reward_set
 from align_gen.scores import ScoresTable
 
+HEAD = """| seed | reward | heldout | alignment | diversity | recall@5 | clip fraction | steps | seconds |
+|---|---|---|---|---|---|---|---|---|"""
 WORDS = "a glossy 3d emoji of {}"
 PAIRS, CELL, MARGIN, LABEL = 12, 88, 4, 16  # of the picture; the last three in pixels
 
@@ -110,6 +112,26 @@ def run_line(summary: Mapping[str, Any]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+def flow_option(runs: Sequence[Path]) -> str:
+    return " --flow " + " ".join(map(str, runs)) if runs else ""
+
+
+def flow_section(runs: Sequence[Path]) -> str:
+    """The same table for the flow transformer; nothing without runs of it."""
+    if not runs:
+        return ""
+    lines = chr(10).join(run_line(json.loads((run / "summary.json").read_text())) for run in runs)
+    return f"""
+## On a flow transformer
+
+`align-gen demo --model emoji-flow`, runs {" ".join(f"`{run}`" for run in runs)}: Stable Diffusion 3's class instead of
+the U-Net, the same prompts, goal and judges.
+
+{HEAD}
+{lines}
+"""
+
+
 def picture(run: Path, seed: int = 0) -> Image.Image:
     """Random pairs of the held-out gallery: before above after, named below."""
     before, after = Gallery.load(run / "before"), Gallery.load(run / "samples" / "final")
@@ -130,6 +152,7 @@ def picture(run: Path, seed: int = 0) -> Image.Image:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", help="finished runs of align-gen demo; rivals meet the first")
+    parser.add_argument("--flow", type=Path, nargs="*", default=[], help="runs of align-gen demo --model emoji-flow")
     parser.add_argument("--out", type=Path, default=Path("docs/results.md"))
     args = parser.parse_args()
     summaries = [json.loads((run / "summary.json").read_text()) for run in args.runs]
@@ -140,7 +163,7 @@ def main() -> None:
     learned = calls["backwards"] / calls["forwards"]
     args.out.write_text(f"""# Results
 
-Written by `python scripts/results.py {" ".join(map(str, args.runs))}` from runs of `align-gen demo`.
+Written by `python scripts/results.py {" ".join(map(str, args.runs))}{flow_option(args.flow)}` from runs of `align-gen demo`.
 
 ## Runs
 
@@ -149,8 +172,7 @@ Changes are in standard deviations over pictures before, with the 95 % interval 
 prompt. Diversity: mean distance of two pictures of one prompt in the held-out model, after ÷ before. Seconds of the
 whole run on 2 cores.
 
-| seed | reward | heldout | alignment | diversity | recall@5 | clip fraction | steps | seconds |
-|---|---|---|---|---|---|---|---|---|
+{HEAD}
 {chr(10).join(map(run_line, summaries))}
 
 ![Random pairs of the first run: before above, after below](demo.png)
@@ -164,7 +186,7 @@ through the denoiser, forward; the trained model also needs a backward pass for 
 
 The training is paid once, best-of-N for every picture again. Where the style can simply be asked for in words, asking
 is the cheapest. Alignment by reward is for what prompts cannot say, and for users who will not say it.
-""")
+{flow_section(args.flow)}""")
     print(args.out.read_text())
 
 

@@ -27,7 +27,10 @@ from align_gen.memory import encode_and_free
 ROOT = Path(__file__).resolve().parent.parent
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "16384", "MALLOC_MMAP_MAX_": "1000000", "MALLOC_TRIM_THRESHOLD_": "0"}
 RECIPE = "emoji-sd-prdp"
-SMALL = ("sampling.num_inference_steps=2", "method.prompts_per_step=2", "method.keep=null", "optim.micro_batch=32")
+SMALL = (
+    "sampling.num_inference_steps=2", "method.prompts_per_step=2", "method.keep=null", "optim.micro_batch=32",
+    "evaluate.batch_size=32",
+)  # fmt: skip
 TEXTS = ["one apple", "one pear"]
 
 
@@ -125,7 +128,8 @@ def step_row(name: str, overrides: tuple[str, ...]) -> str:
 
 
 def size_row(name: str, path: str) -> str:
-    settings = ["memory.free_text_encoders=true", "optim.micro_batch=1", "sampling.height=null", "sampling.width=null"]
+    settings = ["memory.free_text_encoders=true", "optim.micro_batch=1", "evaluate.batch_size=1"]
+    settings += ["sampling.height=null", "sampling.width=null"]
     cells = []
     for more in (False, True):
         recipe = Recipe.load("sd15-prdp", [f"model.path={path}", f"memory.checkpointing={more}".lower(), *settings])

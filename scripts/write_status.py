@@ -37,7 +37,13 @@ FAMILIES: dict[str, tuple[str, str, list[str]]] = {
             "tests/align_gen/test_engine.py",
         ],
     ),
-    "SDXL, SD 3.x (with and without T5), FLUX.1 (dev, schnell, Kontext), PixArt-Sigma, Sana, Lumina 2, Qwen-Image, "
+    "Stable Diffusion 3, 3.5 (with and without T5)": (
+        "small real weights",
+        "the bundled emoji-flow, trained on real pictures: PRDP end to end, `align-gen check`; tiny random ones "
+        "with T5 and with dynamic shift; real-size shapes",
+        LAWS,
+    ),
+    "SDXL, FLUX.1 (dev, schnell, Kontext), PixArt-Sigma, Sana, Lumina 2, Qwen-Image, "
     "Z-Image, InstructPix2Pix, ControlNet (SD, SDXL)": (
         "real-size shapes",
         "texts, network, gradient and picture at the published size; `align-gen check` on tiny random ones: η = 0 is "

@@ -11,14 +11,16 @@ from torch import Tensor
 
 from align_gen import bundled, pipelines
 from align_gen.check import Subject, check
+from align_gen.pipelines import LoraOptions
 from align_gen.pipelines.pretrained import Pretrained
 from align_gen.pipelines.prompt_cache import PromptCache
 from align_gen.pipelines.schedules import ddim_process
 from tests.tiny import failed, subject
 
 
-def test_emoji_sd_passes_and_denoises() -> None:
-    found = check(Subject.of(pipelines.load(bundled.model_path("emoji-sd"))))
+@pytest.mark.parametrize("name", ["emoji-sd", "emoji-flow"])
+def test_a_bundled_model_passes_and_denoises(name: str) -> None:
+    found = check(Subject.of(pipelines.load(bundled.model_path(name))))
     assert not failed(found)
     assert any(finding.name.startswith("denoises") for finding in found)
 
@@ -28,7 +30,9 @@ def test_the_model_is_left_as_it_was() -> None:
     one = subject("sd")
     before = {key: value.clone() for key, value in one.model.pipeline.unet.state_dict().items()}
     scheduler = one.model.pipeline.scheduler
+    flags = [parameter.requires_grad for parameter in one.model.pipeline.text_encoder.parameters()]
     check(one, untrained=True)
+    assert flags == [parameter.requires_grad for parameter in one.model.pipeline.text_encoder.parameters()]
     after = one.model.pipeline.unet.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
     assert one.model.pipeline.scheduler is scheduler
@@ -253,6 +257,14 @@ def test_a_wrong_latent_scale_in_the_files_does_not_denoise(factor: float) -> No
     pipeline.vae.register_to_config(scaling_factor=factor * pipeline.vae.config.scaling_factor)
     names = failed(check(Subject.of(pipelines.load(pipeline))))
     assert names and all(name.startswith("denoises real pictures") for name in names)
+
+
+def test_a_model_with_a_lora_is_not_checked_and_keeps_it() -> None:
+    one = subject("sd")
+    one.model.train_lora(LoraOptions(rank=2))
+    with pytest.raises(ValueError, match="a LoRA is loaded"):
+        Subject.of(one.model, height=16, width=16)
+    assert one.model.parameters()
 
 
 def test_prompts_are_encoded_anew_though_the_disk_has_them(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ BUNDLED = {
     "paper/prdp-large",
     "paper/prdp-large-multi-reward",
     "paper/prdp-small",
+    "emoji-flow-prdp",
     "flux-prdp",
     "sd15-prdp",
     "sd35-prdp",

@@ -71,3 +71,8 @@ def test_files_cannot_name_a_foreign_class() -> None:
     description = {**DESCRIPTIONS["sd15"], "components": {"unet": {"class": "os.system", "config": {}}}}
     with pytest.raises(ValueError, match=r"component class os.system: want one of"):
         skeleton(description)
+    description["components"] = {"unet": {"class": "transformers.TrainingArguments", "config": {}}}
+    with pytest.raises(ValueError, match=r"TrainingArguments: want a network, a scheduler"):
+        skeleton(description)
+    with pytest.raises(ValueError, match="no adapter for pipeline class 'Evil'"):
+        skeleton({"model_index": {"_class_name": "Evil"}, "components": {}})
