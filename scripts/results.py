@@ -161,9 +161,10 @@ def main() -> None:
     picture(first).save(args.out.parent / "demo.png", optimize=True)
     calls = methods.load(recipe.method["name"]).calls(recipe.method_options(), recipe.sampling, 2)
     learned = calls["backwards"] / calls["forwards"]
+    command = " ".join(map(str, args.runs)) + flow_option(args.flow)
     args.out.write_text(f"""# Results
 
-Written by `python scripts/results.py {" ".join(map(str, args.runs))}{flow_option(args.flow)}` from runs of `align-gen demo`.
+Written by `python scripts/results.py {command}` from runs of `align-gen demo`.
 
 ## Runs
 
