@@ -20,7 +20,7 @@ from .pipelines.skeleton import ShapesOnly, describe_source, make_fake, skeleton
 from .recipe import Recipe
 
 FLOAT = 4  # bytes; trained tensors, gradients and latents are float32 in every precision
-STEPS = 2  # of the trajectories that are measured: memory grows with their number by the stored latents alone
+STEPS = 4  # of the trajectories that are measured: memory grows with their number by the stored latents alone
 
 
 @dataclass(frozen=True)
