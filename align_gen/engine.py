@@ -95,9 +95,9 @@ def finetune(
         loaded = load_model(recipe, model)
         if recipe.memory.free_text_encoders and model is not None:
             raise UserError("memory.free_text_encoders: the model is yours; want model.path, to load one for the run")
-    stack = ExitStack()
-    stack.enter_context(as_it_was(loaded))
-    try:
+    with ExitStack() as stack:
+        stack.enter_context(as_it_was(loaded))
+        stack.push(lambda kind, *_: loaded.untrain() if kind else None)  # who holds the model gets it back untrained
         with user_mistakes():
             use_attention(loaded, recipe.model.attention, DTYPES[recipe.model.dtype], accelerator.device)
             prepare_model(recipe, loaded)
@@ -114,11 +114,6 @@ def finetune(
         if recipe.run.placebo:
             rewards = Shuffled(rewards.heads, rewards.weights, rewards.offload, seed=recipe.run.seed)
         return learn(state, recipe, run, train, held_out, rewards, judges, listen)
-    except BaseException:  # whoever holds the model gets it back as it was
-        loaded.untrain()
-        raise
-    finally:
-        stack.close()
 
 
 def learn(

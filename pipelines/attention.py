@@ -75,8 +75,8 @@ def use_attention(
     """
     if name not in NAMES:
         raise ValueError(f"attention: want one of {NAMES}, got {name!r}")
-    chosen = []
-    for component, module in _modules(model):
+    plan = []
+    for _, module in _modules(model):
         weight = next(module.parameters())
         where = (module.inner_dim // module.heads, dtype or weight.dtype, device or weight.device)
         kernel = name
@@ -88,9 +88,8 @@ def use_attention(
         elif (reason := why_not(name, *where)) is not None:
             size, precision, device = where
             raise ValueError(f"attention {name}: not here, with heads of {size} in {precision} on {device}: {reason}")
-        chosen.append((component, module, kernel))
-    for _, module, kernel in chosen:
-        _set(module, kernel)
+        plan.append((module, kernel))
+    choose(plan)
     return attention_of(model)
 
 

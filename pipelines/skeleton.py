@@ -100,9 +100,7 @@ def describe_source(source: str) -> Description:
     _model_index(source, None)  # whose errors say what is wanted
     from huggingface_hub import snapshot_download
 
-    return read_description(
-        Path(snapshot_download(source, allow_patterns=["*.json"], ignore_patterns=["*index*.json"]))
-    )
+    return read_description(Path(snapshot_download(source, allow_patterns="*.json")))
 
 
 def read_description(folder: Path) -> dict[str, Any]:
