@@ -18,6 +18,7 @@ from torch.nn.functional import interpolate
 
 from . import bundled
 from .gallery import Gallery
+from .peak_memory import PeakMemory, size_of
 from .pipelines import Condition, LoraOptions, Model, Rollout, gaussian_log_prob, rollout, sample
 from .pipelines.attention import attention_of, held_to
 from .pipelines.pretrained import NEGATIVE, Pretrained
@@ -309,6 +310,22 @@ def gradients(subject: Subject) -> Iterator[Finding]:
         parameter.grad = None
 
 
+def memory(subject: Subject) -> Iterator[Finding]:
+    """What the weights take, and what one training step of a LoRA makes on top, of two rows with guidance."""
+    model, condition = subject.model, subject.condition()
+    yield Finding("memory, weights (MiB)", True, size_of(model.components().values()) / 2**20, "any")
+    model.train_lora(LoraOptions(rank=2))
+    try:
+        x, t = subject.latents().to(model.device), model.times(STEPS, condition.latent_shape)[0, 0]
+        with PeakMemory() as step:
+            model.predict(x, t, condition, subject.guidance()).float().square().mean().backward()
+        yield Finding("memory, a training step of two rows (MiB)", step.peak > 0, step.peak / 2**20, "any")
+    finally:
+        for parameter in model.parameters():
+            parameter.grad = None
+        model.drop_lora()
+
+
 def reward(subject: Subject) -> Iterator[Finding]:
     """The rewards of the model's own pictures are numbers, and differentiable heads have finite gradients."""
     if subject.rewards is None:
@@ -382,6 +399,7 @@ LAWS: dict[str, Callable[[Subject], Iterator[Finding]]] = {
     "codec": codec,
     "attention": attention,
     "lora": lora,
+    "memory": memory,
     "reward": reward,
 }
 

@@ -1,18 +1,17 @@
 """What a recipe would do, and what it costs, before it does it: no weights are read."""
 
-from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import bundled, methods, pipelines
 from .engine import DTYPES, load_model, prepare_model
 from .errors import UserError, user_mistakes
-from .peak_memory import PeakMemory
+from .peak_memory import PeakMemory, size_of
 from .pipelines import Condition, Model, Rollout
 from .pipelines.registry import TOYS
 from .pipelines.sampling import step_log_prob
@@ -57,7 +56,7 @@ def describe(recipe: Recipe) -> str:
         recipe.to_yaml().rstrip(),
         "---",
         f"trained parameters    {sum(p.numel() for p in model.parameters()):,}",
-        f"denoiser per step     {calls['forwards']:,} samples forward, {calls['backwards']:,} of them backward",
+        f"denoiser per step     {calls['forwards']:,} rows forward, {calls['backwards']:,} of them backward",
     ]
     if recipe.model.path not in TOYS:
         memory = estimate(model, recipe)
@@ -83,9 +82,9 @@ def estimate(model: Model, recipe: Recipe) -> MemoryEstimate:
     options = recipe.method_options()
     calls = methods.load(options.name).calls(options, recipe.sampling, 1)
     modules = {**model.components(), **{f"copy of {name}": module for name, module in model.copies.items()}}
-    weights = _bytes(model.components() if recipe.memory.offload_reference else modules)
+    weights = size_of((model.components() if recipe.memory.offload_reference else modules).values())
     encoders = {name: part for name, part in modules.items() if name.startswith("text_encoder")}
-    freed = _bytes(encoders) if recipe.memory.free_text_encoders else 0
+    freed = size_of(encoders.values()) if recipe.memory.free_text_encoders else 0
     trained = sum(parameter.numel() for parameter in model.parameters())
     training = FLOAT * trained * (3 if recipe.optim.ema is None else 5)
     images = options.images_per_prompt * options.prompts_per_step
@@ -102,12 +101,6 @@ def estimate(model: Model, recipe: Recipe) -> MemoryEstimate:
     latents = FLOAT * (recipe.sampling.num_inference_steps + 1) * torch.Size(condition.latent_shape).numel()
     stored = images * (latents + picture)
     return MemoryEstimate(weights, freed, training, stored, encoding, sampling, decoding, learning)
-
-
-def _bytes(modules: Mapping[str, nn.Module]) -> int:
-    """Of parameters and buffers; one that two modules share counts once."""
-    tensors = {id(tensor): tensor for part in modules.values() for tensor in (*part.parameters(), *part.buffers())}
-    return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def _encode(model: Model, recipe: Recipe) -> tuple[int, Condition]:

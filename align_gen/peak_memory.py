@@ -1,9 +1,10 @@
-"""How much memory the tensors of some work need at once, counted as they are made and freed."""
+"""Bytes of modules, and of the tensors that some work needs at once, counted as they are made and freed."""
 
 import weakref
+from collections.abc import Iterable
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
@@ -39,3 +40,9 @@ class PeakMemory(TorchDispatchMode):
         self._seen[key] = weakref.ref(storage, freed)
         self.now += size
         self.peak = max(self.peak, self.now)
+
+
+def size_of(modules: Iterable[nn.Module]) -> int:
+    """Bytes of parameters and buffers; one that two modules share counts once."""
+    tensors = {id(tensor): tensor for part in modules for tensor in (*part.parameters(), *part.buffers())}
+    return sum(tensor.nbytes for tensor in tensors.values())

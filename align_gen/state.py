@@ -26,7 +26,7 @@ class TrainState:
     step: int = 0
     ema: "EMAModel | None" = None
     micro_batch: int = 16
-    denoiser_calls: int = 0  # samples through the trained network, forward; guidance doubles them
+    denoiser_calls: int = 0  # rows through the trained network, forward; guidance doubles them
 
     def backward(self, loss: torch.Tensor) -> None:
         self.accelerator.backward(loss)

@@ -81,6 +81,9 @@ def flow_times(scheduler: Any, num_inference_steps: int, tokens: int, sigmas: li
 
 
 def network_time(scheduler: Any, t: Tensor) -> Tensor:
-    """What a flow pipeline tells its network at time t in [0, 1]: multistep schedulers cut it to an integer."""
+    """What a flow pipeline tells its network at time t in [0, 1]: multistep schedulers cut it to an integer.
+
+    At flow_shift 1, which no published model has, whole thousandths occur, and rounding decides which side they fall.
+    """
     time = scheduler.config.num_train_timesteps * t
     return time.floor() if scheduler.config.get("use_flow_sigmas") else time

@@ -75,11 +75,14 @@ def winners(tables: Mapping[str, ScoresTable]) -> str:
     return "; ".join(f"highest `{head}`: **{name}**" for head, name in best.items())
 
 
-def rivals(recipe: Recipe, run: Path, summary: Mapping[str, Any]) -> str:
-    """The trained model against asking in words and against best-of-N, as Markdown."""
+def rivals(recipe: Recipe, run: Path, summary: Mapping[str, Any], passes: int) -> str:
+    """The trained model against asking in words and against best-of-N, as Markdown.
+
+    ``passes``: rows of the network a sample takes, with guidance.
+    """
     before = ScoresTable.load(run / "before" / "scores.parquet")
     after = ScoresTable.load(run / "samples" / "final" / "scores.parquet")
-    gallery = len(before.rows) * recipe.evaluate.num_inference_steps * 2  # guidance doubles the calls
+    gallery = len(before.rows) * recipe.evaluate.num_inference_steps * passes
     n = max(1, round((summary["denoiser_calls"] + gallery) / gallery))
     best_of = BestOf(reward_set(bundled.reward_spec(recipe.rewards)), n)
     found = {
@@ -159,7 +162,8 @@ def main() -> None:
     first, summary = args.runs[0], summaries[0]
     recipe = Recipe.load(first / "recipe.yaml")
     picture(first).save(args.out.parent / "demo.png", optimize=True)
-    calls = methods.load(recipe.method["name"]).calls(recipe.method_options(), recipe.sampling, 2)
+    passes = pipelines.load(bundled.model_path(recipe.model.path)).passes(recipe.sampling.guidance_scale)
+    calls = methods.load(recipe.method["name"]).calls(recipe.method_options(), recipe.sampling, passes)
     learned = calls["backwards"] / calls["forwards"]
     command = " ".join(map(str, args.runs)) + flow_option(args.flow)
     args.out.write_text(f"""# Results
@@ -183,7 +187,7 @@ whole run on 2 cores.
 In brackets: the change against the untouched model in standard deviations, with its 95 % interval. Calls count samples
 through the denoiser, forward; the trained model also needs a backward pass for {learned:.0%} of its training calls.
 
-{rivals(recipe, first, summary)}
+{rivals(recipe, first, summary, passes)}
 
 The training is paid once, best-of-N for every picture again. Where the style can simply be asked for in words, asking
 is the cheapest. Alignment by reward is for what prompts cannot say, and for users who will not say it.

@@ -143,7 +143,7 @@ def test_a_dry_run_counts_and_writes_nothing(cli: Cli, recipe: Path, tmp_path: P
     """2 pictures x 2 steps, doubled by guidance: 8 a pass; K = 2: 5 passes forward, 2 of them backward."""
     done = cli("finetune", recipe, "--dry-run", "--out", tmp_path / "run", "--set", "optim.lr=1e-4")
     assert done.code == 0, done.err
-    assert "lr: 0.0001" in done.out and "40 samples forward, 16 of them backward" in done.out
+    assert "lr: 0.0001" in done.out and "40 rows forward, 16 of them backward" in done.out
     assert "trained parameters" in done.out and not (tmp_path / "run").exists()
 
 
