@@ -1,6 +1,7 @@
 """Model families by pipeline class name, resolved lazily; ``load`` picks one."""
 
 import json
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -89,15 +90,23 @@ def _quiet() -> Iterator[None]:
     import transformers.utils.logging
 
     silenced = [log for log in (diffusers.utils.logging, transformers.utils.logging) if log.is_progress_bar_enabled()]
+    advice = logging.getLogger("diffusers.models.modeling_utils")
     for log in silenced:
         log.disable_progress_bar()
+    advice.addFilter(_says_something)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)
             yield
     finally:
+        advice.removeFilter(_says_something)
         for log in silenced:
             log.enable_progress_bar()
+
+
+def _says_something(record: logging.LogRecord) -> bool:
+    """AnimateDiff's network warns of an empty list of modules each time it is built."""
+    return "should be kept in float32: []" not in record.getMessage()
 
 
 def _model_index(source: str | Path, revision: str | None) -> dict[str, Any]:

@@ -803,7 +803,10 @@ def encode_videos(vae: Any, pixels: Tensor) -> Tensor:
 
 
 def link_video(base: Path, folder: Path) -> Any:
-    """The pipeline of a motion adapter's folder: all else is emoji-sd's, by links, so that it is kept once."""
+    """The pipeline of a motion adapter's folder: all else is emoji-sd's, by links, so that it is kept once.
+
+    Of files: a wheel is built by a walk that enters each folder once, and would leave a linked one out.
+    """
     from diffusers import AnimateDiffPipeline
 
     index: dict[str, Any] = {"_class_name": "AnimateDiffPipeline", "motion_adapter": ["diffusers", "MotionAdapter"]}
@@ -811,8 +814,10 @@ def link_video(base: Path, folder: Path) -> Any:
     for part, row in json.loads((base / "model_index.json").read_text()).items():
         if part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
             index[part] = row
-            if not (folder / part).exists():
-                (folder / part).symlink_to(Path("..") / base.name / part)
+            (folder / part).mkdir(parents=True, exist_ok=True)
+            for file in (base / part).iterdir():
+                if not (folder / part / file.name).exists():
+                    (folder / part / file.name).symlink_to(Path("..", "..", base.name, part, file.name))
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     return AnimateDiffPipeline.from_pretrained(folder, image_encoder=None, feature_extractor=None)
 

@@ -18,7 +18,7 @@ from align_gen.pipelines.schedules import ddim_process
 from tests.tiny import failed, subject
 
 
-@pytest.mark.parametrize("name", ["emoji-sd", "emoji-flow"])
+@pytest.mark.parametrize("name", ["emoji-sd", "emoji-flow", "emoji-video"])
 def test_a_bundled_model_passes_and_denoises(name: str) -> None:
     found = check(Subject.of(pipelines.load(bundled.model_path(name))))
     assert not failed(found)
