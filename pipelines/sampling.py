@@ -120,7 +120,7 @@ def step_log_prob(
     eta: float,
     guidance_scale: Guidance,
     reduction: Reduction = "mean",
-    rows: slice = slice(None),
+    rows: slice | Tensor = slice(None),
 ) -> Tensor:
     """log p(x_s | x_t) of one stored step under the model as it is now, (b,); differentiable.
 

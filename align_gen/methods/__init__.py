@@ -13,7 +13,7 @@ A method is a module with
 from importlib import import_module
 from types import ModuleType
 
-METHODS = {"prdp": "prdp"}
+METHODS = {"ddpo": "ddpo", "prdp": "prdp"}
 
 
 def load(name: str) -> ModuleType:

@@ -9,17 +9,18 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Generator, Tensor
+from torch import Tensor
 
 from ..batches import Prompts, Sampling
 from ..errors import UserError
 from ..losses import rdp_coefficients, rdp_loss
-from ..pipelines import Condition, Model, Rollout, rollout
+from ..pipelines import Condition, Model, Rollout
 from ..pipelines.sampling import step_log_prob
 from ..pipelines.seeding import generator
 from ..reward_heads import RewardSet
 from ..state import TrainState
 from ..strict import Strict
+from ..trajectories import draw, replay, slices
 
 
 class Options(Strict):
@@ -78,7 +79,7 @@ def step(
     generators = [generator(state.seed, "rollout", state.step, f"{i}/{j}") for i in batch.ids for j in range(group)]
 
     # 1. Sample with the current policy, keeping every latent.
-    samples, media = draw(state, condition, generators, options, sampling)
+    samples, media = draw(state, condition, generators, sampling, options.log_prob)
 
     # 2. Score in the background; higher is better. Then the reference's log-probabilities, once for all steps.
     pending = rewards.start(media, texts)
@@ -93,51 +94,34 @@ def step(
 
     # 3. Compare siblings, 4. learn. With theta = theta_old the first pass is the rollout's own log-probabilities.
     log_probs_old = samples.log_probs
-    informative = [rows for rows in slices(len(reward), group) if reward[rows].min() < reward[rows].max()]
-    total = state.accelerator.reduce(torch.tensor(float(len(informative)), device=reward.device)).item()
-    metrics = {f"reward/{name}": value.mean().item() for name, value in scores.heads.items()}
-    metrics |= {"reward/combined": scores.combined.mean().item(), "reward/std": scores.combined.std().item()}
-    metrics |= {"groups_skipped": float(len(batch) - len(informative))}
+    groups = informative(reward, group)
+    total = int(state.gather(torch.tensor([len(groups)])).sum())  # over all processes, whose gradients add up
+    metrics = {f"reward/{name}": state.gather(value).mean().item() for name, value in scores.heads.items()}
+    combined, prompts = state.gather(scores.combined), int(state.gather(torch.tensor([len(batch)])).sum())
+    metrics |= {"reward/combined": combined.mean().item(), "reward/std": combined.std().item()}
+    metrics |= {"zero_variance": 1 - total / prompts, "kl": kl(state.gather(log_probs_old - log_probs_ref))}
     if state.step == 0:
         metrics["replay_error"] = replay_error(state, samples, condition, options, sampling)
     if total == 0:
         return metrics | {"clip_fraction": 0.0}
     clipped = []
     for k in range(options.gradient_steps):
-        log_probs = log_probs_old if k == 0 else replay(state, samples, condition, options, sampling)
-        coefficients, losses = torch.zeros_like(log_probs), []
-        for rows in informative:
+        log_probs = log_probs_old if k == 0 else replay(state, samples, condition, sampling, options.log_prob)
+        coefficients, losses = torch.zeros_like(log_probs), [reward.new_zeros(0)]
+        for rows in groups:
             terms = (log_probs[rows], log_probs_old[rows], log_probs_ref[rows], reward[rows])
             coefficients[rows] = rdp_coefficients(*terms, beta=options.beta, clip=options.clip)
-            losses.append(rdp_loss(*terms, beta=options.beta, clip=options.clip).mean())
-        scale = state.accelerator.num_processes / total  # DDP averages over processes; we want the mean over prompts
-        backward(state, samples, condition, coefficients * scale, options, sampling)
+            losses.append(rdp_loss(*terms, beta=options.beta, clip=options.clip).mean()[None])
+        backward(state, samples, condition, coefficients * (1 / total), options, sampling)
         metrics["grad_norm"] = state.update()
-        clipped.append(((log_probs - log_probs_old).abs() > options.clip).float().mean())
-        metrics["loss"] = torch.stack(losses).mean().item() if losses else 0.0
+        change = state.gather(log_probs - log_probs_old).abs()
+        clipped.append((change > options.clip).float().mean())
+        metrics["loss"] = state.gather(torch.cat(losses)).mean().item()
     metrics["clip_fraction"] = torch.stack(clipped[1:] or clipped).mean().item()
-    metrics["log_prob_change"] = (log_probs - log_probs_old).abs().mean().item()
-    metrics["kl_binding"] = kl_binding(log_probs - log_probs_ref, reward, informative, options.beta)
+    metrics["log_prob_change"] = change.mean().item()
+    everyone = (state.gather(log_probs - log_probs_ref), state.gather(reward))
+    metrics["kl_binding"] = kl_binding(*everyone, informative(everyone[1], group), options.beta)
     return metrics
-
-
-def draw(
-    state: TrainState, condition: Condition, generators: list[Generator], options: Options, sampling: Sampling
-) -> tuple[Rollout, Tensor]:
-    """Trajectories of every row of the condition, and their pictures (B, 3, H, W); no gradient is kept."""
-    parts = []
-    for rows in slices(len(condition), state.micro_batch):
-        drawn = rollout(
-            state.model,
-            condition[rows],
-            num_inference_steps=sampling.num_inference_steps,
-            eta=sampling.eta,
-            guidance_scale=sampling.guidance_scale,
-            generator=generators[rows],
-            reduction=options.log_prob,
-        )
-        parts.append((drawn, decode(state.model, drawn.final)))
-    return concatenate([drawn for drawn, _ in parts]), torch.cat([pictures for _, pictures in parts])
 
 
 def extremes(reward: Tensor, group: int, keep: int) -> Tensor:
@@ -155,7 +139,7 @@ def reference(
 ) -> Tensor:
     """Log-probabilities of the trajectories under the frozen reference, (B, S)."""
     with state.model.as_reference():
-        return replay(state, samples, condition, options, sampling)
+        return replay(state, samples, condition, sampling, options.log_prob)
 
 
 def backward(
@@ -175,43 +159,20 @@ def backward(
         (rows, column, step)
         for rows in slices(len(coefficients), state.micro_batch)
         for column, step in enumerate(samples.stochastic.tolist())
-        if state.accelerator.num_processes > 1 or bool(coefficients[rows, column].any())
+        if bool(coefficients[rows, column].any())
     ]
-    for n, (rows, column, step) in enumerate(work):
-        with state.accumulate(last=n == len(work) - 1):
-            log_prob = step_log_prob(
-                state.model,
-                samples,
-                step,
-                condition[rows],
-                eta=sampling.eta,
-                guidance_scale=sampling.guidance_scale,
-                reduction=options.log_prob,
-                rows=rows,
-            )
-            state.backward((coefficients[rows, column] * log_prob).sum())
-
-
-@torch.no_grad()
-def replay(state: TrainState, samples: Rollout, condition: Condition, options: Options, sampling: Sampling) -> Tensor:
-    """Log-probabilities of the stored trajectories under the model as it is now, (B, S)."""
-    columns = []
-    for step in samples.stochastic.tolist():
-        parts = [
-            step_log_prob(
-                state.model,
-                samples,
-                step,
-                condition[rows],
-                eta=sampling.eta,
-                guidance_scale=sampling.guidance_scale,
-                reduction=options.log_prob,
-                rows=rows,
-            )
-            for rows in slices(len(condition), state.micro_batch)
-        ]
-        columns.append(torch.cat(parts))
-    return torch.stack(columns, 1)
+    for rows, column, step in work:
+        log_prob = step_log_prob(
+            state.model,
+            samples,
+            step,
+            condition[rows],
+            eta=sampling.eta,
+            guidance_scale=sampling.guidance_scale,
+            reduction=options.log_prob,
+            rows=rows,
+        )
+        state.backward((coefficients[rows, column] * log_prob).sum())
 
 
 def replay_error(
@@ -221,7 +182,7 @@ def replay_error(
 
     Before any update it should be 0; what it is instead is the noise of the arithmetic, which must not reach the clip.
     """
-    alone = replay(state, samples[:1], condition[:1], options, sampling)
+    alone = replay(state, samples[:1], condition[:1], sampling, options.log_prob)
     error = (alone - samples.log_probs[:1]).abs().max().item()
     if error > options.clip / 10:
         warnings.warn(
@@ -232,27 +193,21 @@ def replay_error(
     return error
 
 
-@torch.no_grad()
-def decode(model: Model, latents: Tensor) -> Tensor:
-    """Pictures to score; no gradient is wanted."""
-    return model.decode(latents).float()
+def informative(reward: Tensor, group: int) -> list[slice]:
+    """The groups of siblings whose rewards do not all tie."""
+    return [rows for rows in slices(len(reward), group) if reward[rows].min() < reward[rows].max()]
 
 
-def slices(total: int, size: int) -> list[slice]:
-    """Consecutive slices of at most ``size`` that cover range(total)."""
-    return [slice(start, min(start + size, total)) for start in range(0, total, size)]
+def kl(log_ratios: Tensor) -> float:
+    """KL(pi_old || pi_ref) over whole trajectories, estimated from the policy's own samples; (B, S) in, nats out.
 
-
-def concatenate(parts: list[Rollout]) -> Rollout:
-    """Rollouts over the same times as one, in order."""
-    latents = torch.cat([part.latents for part in parts])
-    return Rollout(latents, parts[0].times, parts[0].stochastic, torch.cat([part.log_probs for part in parts]))
+    A latent element's, where ``log_prob`` is the mean.
+    """
+    return log_ratios.sum(1).mean().item()
 
 
 def kl_binding(log_ratios: Tensor, reward: Tensor, groups: list[slice], beta: float) -> float:
     """mean |drhat| / mean |dr / beta|: near 1, the KL term holds the policy back; near 0, only the clip does."""
-    if not groups:  # all of this process tie, while others have pairs
-        return float("nan")
     predicted = torch.stack([torch.pdist(log_ratios[rows].mean(1, keepdim=True)).mean() for rows in groups])
     target = torch.stack([torch.pdist(reward[rows, None]).mean() for rows in groups]) / beta
     return (predicted.mean() / target.mean()).item()

@@ -1,4 +1,4 @@
-"""The RDP loss: the paper's arithmetic, its laws, and the coefficients that replace one big backward."""
+"""Losses against arithmetic and laws: RDP and the coefficients that replace one big backward, clipped gradients."""
 
 import itertools
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from align_gen.losses import rdp_coefficients, rdp_loss
+from align_gen.losses import advantages, clipped_policy_gradient, rdp_coefficients, rdp_loss
 
 
 def golden() -> dict[str, Any]:
@@ -204,3 +204,40 @@ def test_gradient_flows_through_the_trained_policy_alone() -> None:
 def test_wrong_shapes_are_named(broken: dict[str, Tensor]) -> None:
     with pytest.raises(ValueError, match=r"want log_probs \(B, S\) and rewards \(B,\)"):
         rdp_loss(**golden() | broken)
+
+
+# --- clipped policy gradients ----------------------------------------------------------------------------------------
+
+
+def test_advantages_by_hand() -> None:
+    """1, 2, 3, 2: mean 2, variance (1 + 0 + 1 + 0) / 4 = 1/2, so -sqrt 2, 0, sqrt 2, 0. Ties are 0."""
+    rewards = torch.tensor([1.0, 2.0, 3.0, 2.0] + 4 * [0.1 + 0.2])
+    root = 2**0.5
+    assert advantages(rewards, 4, 5.0).tolist() == pytest.approx([-root, 0, root, 0, 0, 0, 0, 0])
+    assert advantages(rewards, 4, 1.0).tolist() == [-1, 0, 1, 0, 0, 0, 0, 0]
+    with pytest.raises(ValueError, match="multiple of 3"):
+        advantages(rewards, 3, 5.0)
+
+
+def test_advantages_do_not_see_a_prompts_scale_or_offset() -> None:
+    """Another unit and another zero of the reward, prompt by prompt, teach the same."""
+    rewards = torch.randn(12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    moved = torch.cat([3 * rewards[:4] + 1, 0.1 * rewards[4:8], rewards[8:] - 7])
+    assert torch.allclose(advantages(moved, 4, 5.0), advantages(rewards, 4, 5.0))
+
+
+@pytest.mark.parametrize(
+    ("advantage", "ratio", "gradient"),
+    [
+        (2.0, 1.0, -2.0), (2.0, 1.05, -2.0 * 1.05), (2.0, 0.5, -2.0 * 0.5), (2.0, 1.2, 0.0),
+        (-2.0, 1.0, 2.0), (-2.0, 0.95, 2.0 * 0.95), (-2.0, 1.5, 2.0 * 1.5), (-2.0, 0.8, 0.0),
+        (0.0, 1.5, 0.0),
+    ],
+)  # fmt: skip
+def test_the_gradient_stops_on_the_side_it_pushes_to(advantage: float, ratio: float, gradient: float) -> None:
+    """clip .1: zero beyond 1.1 for A > 0 and below .9 for A < 0, -A rho everywhere else (d rho / d log pi = rho)."""
+    log_prob = torch.tensor(ratio).log().requires_grad_()
+    loss = clipped_policy_gradient(log_prob, torch.tensor(0.0), torch.tensor(advantage), 0.1)
+    (found,) = torch.autograd.grad(loss, log_prob)
+    assert found.item() == pytest.approx(gradient, rel=1e-5)
+    assert loss.item() == pytest.approx(max(-advantage * ratio, -advantage * min(max(ratio, 0.9), 1.1)), rel=1e-5)

@@ -1,0 +1,80 @@
+"""TRL 0.23.1's DDPOTrainer, the last that TRL had, on the same model, LoRA, rewards, images and steps.
+
+`scripts/get_trl.py` puts it beside the environment.
+"""
+
+import itertools
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from .. import bundled
+from ..errors import UserError
+from ..recipe import Lora
+from .steps import Setting
+
+
+def trl_ddpo(setting: Setting) -> tuple[str, int, Callable[[], Any]]:
+    """(its name, images of a step, a step). The batch sizes are ours: all images of a step at once.
+
+    Raises:
+        UserError: TRL is not there.
+    """
+    import accelerate
+
+    accelerate.PartialState()  # TRL logs while it is imported
+    try:
+        from trl import DDPOConfig, DDPOTrainer, DefaultDDPOStableDiffusionPipeline
+    except (ImportError, RuntimeError) as error:
+        raise UserError(
+            "--against trl: no trl here that has a DDPOTrainer; python scripts/get_trl.py, then "
+            "PYTHONPATH=build/trl align-gen bench --against trl"
+        ) from error
+    from peft import LoraConfig
+
+    recipe, rewards = setting.recipe, setting.rewards
+    lora = recipe.model.lora or Lora()
+
+    class SameLora(DefaultDDPOStableDiffusionPipeline):  # type: ignore[misc]
+        def get_trainable_layers(self) -> Any:
+            targets = lora.target_modules
+            config = LoraConfig(
+                r=lora.rank, lora_alpha=lora.alpha or lora.rank,
+                target_modules=targets if isinstance(targets, str) or targets is None else list(targets),
+            )  # fmt: skip
+            self.sd_pipeline.unet.add_adapter(config)
+            return self.sd_pipeline.unet
+
+    def reward(images: torch.Tensor, texts: tuple[str, ...], metadata: Any) -> tuple[torch.Tensor, dict[str, Any]]:
+        with torch.no_grad():
+            return rewards(images.float(), texts).combined, {}
+
+    prompts = itertools.cycle(line["prompt"] for line in setting.prompts)
+    images = min(setting.images, setting.state.micro_batch)
+    config = DDPOConfig(
+        mixed_precision="no",
+        allow_tf32=False,
+        num_epochs=1,
+        save_freq=10**9,
+        sample_num_steps=recipe.sampling.num_inference_steps,
+        sample_guidance_scale=recipe.sampling.guidance_scale,
+        sample_batch_size=images,
+        sample_num_batches_per_epoch=setting.images // images,
+        train_batch_size=images,
+        train_gradient_accumulation_steps=setting.images // images,
+        train_learning_rate=recipe.optim.lr,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pipeline = SameLora(bundled.model_path(recipe.model.path), use_lora=True)
+        trainer = DDPOTrainer(config, reward, lambda: (next(prompts), {}), pipeline)
+    counter = itertools.count()
+
+    def step() -> None:
+        number = next(counter)
+        trainer.step(number, number)
+
+    step()
+    return "trl-ddpo", setting.images, step
