@@ -6,6 +6,8 @@ PYTHON ?= python3
 TORCH ?= torch torchvision
 # Further arguments of demo and test, e.g. make test ARGS="-k packaging"
 ARGS ?=
+# Processes that share the tests, each of one thread.
+JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); [ $$n -lt 4 ] && echo $$n || echo 4)
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -42,7 +44,7 @@ lint: install  ## ruff and mypy
 	$(BIN)/mypy
 
 test: install lint  ## lint, then all tests; no network
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q --durations=15 $(ARGS)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --durations=15 $(ARGS)
 
 matrix: install  ## every method on every family, run small: docs/matrix.md
 	HF_HUB_OFFLINE=1 $(BIN)/python scripts/write_matrix.py

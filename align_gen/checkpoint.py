@@ -1,65 +1,139 @@
-"""Checkpoints that a kill at any moment cannot tear: written aside, synced, renamed; the pointer moves last."""
+"""Checkpoints that a kill at any moment cannot tear, and that show whether they were damaged since.
 
+``checkpoints/step-000010`` is whole in itself: ``weights.safetensors`` (what is trained, and its average),
+``optimizer.pt``, ``progress.json`` (counters) and ``SHA256SUMS`` of these, which ``sha256sum -c`` reads too. It is
+written aside, synced and renamed. ``state.json`` in the run directory says which is the newest, for whoever looks.
+"""
+
+import hashlib
 import json
+import logging
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 
-from .errors import UserError
-from .gallery import whole_file
+from .errors import RunFailure, UserError
+from .gallery import sync, whole_file
 from .state import TrainState
 
+log = logging.getLogger("align_gen")
 FORMAT = 1
 KEEP = 2
+WEIGHTS, OPTIMIZER, PROGRESS, SUMS = "weights.safetensors", "optimizer.pt", "progress.json", "SHA256SUMS"
 
 
 def save(state: TrainState, run: Path, more: dict[str, Any]) -> None:
-    """Write ``checkpoints/step-…`` and then ``state.json``, which names it. The two newest are kept."""
+    """Write the checkpoint of ``state.step``, one process for all; the two newest are kept.
+
+    Raises:
+        RunFailure: it cannot be written; the checkpoints before it stand as they did.
+    """
+    if state.accelerator.is_main_process:
+        _save(state, run, more)
+    state.accelerator.wait_for_everyone()
+
+
+def _save(state: TrainState, run: Path, more: dict[str, Any]) -> None:
     name = f"step-{state.step:06d}"
     folder, part = run / "checkpoints" / name, run / "checkpoints" / f".{name}.part"
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        progress = _write(state, part) | more | {"checkpoint": name}
+        text = json.dumps(progress, indent=1)
+        (part / PROGRESS).write_text(text)
+        files = (WEIGHTS, OPTIMIZER, PROGRESS)
+        (part / SUMS).write_text("".join(f"{_digest(part / file)}  {file}\n" for file in files))
+        for file in (*files, SUMS):
+            sync(part / file)
+        sync(part)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(part, folder)
+        sync(folder.parent)
+        with whole_file(run / "state.json") as stream:
+            stream.write(text.encode())
+    except Exception as error:  # a full disk speaks otherwise through safetensors, through torch and through Python
+        shutil.rmtree(part, ignore_errors=True)
+        raise RunFailure(f"{folder}: cannot be written ({' '.join(str(error).split())})") from error
+    _prune(folder.parent)
+
+
+def _prune(folder: Path) -> None:
+    """Remove what is older than the two newest, and what a kill left half-written."""
+    for old in (*sorted(folder.glob("step-*"))[:-KEEP], *folder.glob(".step-*.part")):
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _write(state: TrainState, folder: Path) -> dict[str, Any]:
+    """Weights and optimizer into the folder; the counters that go with them."""
     names, parameters = trained(state)
     weights = {f"policy.{key}": value.detach().cpu().contiguous() for key, value in zip(names, parameters, strict=True)}
-    progress: dict[str, Any] = {"format": FORMAT, "step": state.step, "denoiser_calls": state.denoiser_calls, **more}
+    progress: dict[str, Any] = {"format": FORMAT, "step": state.step, "denoiser_calls": state.denoiser_calls}
     if state.ema is not None:
         shadows = zip(names, state.ema.shadow_params, strict=True)
         weights |= {f"ema.{key}": value.detach().cpu().clone() for key, value in shadows}
         progress["ema_step"] = state.ema.optimization_step
     if state.accelerator.scaler is not None:  # fp16's loss scale
         progress["scaler"] = state.accelerator.scaler.state_dict()
-    save_file(weights, part / "weights.safetensors")
-    torch.save(state.optimizer.state_dict(), part / "optimizer.pt")
-    for file in part.iterdir():
-        with file.open("rb") as stream:
-            os.fsync(stream.fileno())
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(part, folder)
-    with whole_file(run / "state.json") as stream:
-        stream.write(json.dumps({**progress, "checkpoint": name}, indent=1).encode())
-    for old in sorted(folder.parent.glob("step-*"))[:-KEEP]:
-        shutil.rmtree(old, ignore_errors=True)
+    save_file(weights, folder / WEIGHTS)
+    torch.save(state.optimizer.state_dict(), folder / OPTIMIZER)
+    return progress
 
 
-def load(state: TrainState, run: Path) -> dict[str, Any]:
-    """Restore the checkpoint that ``state.json`` names; returns what ``save`` was given besides. No file: {}."""
-    file = run / "state.json"
-    if not file.is_file():
-        return {}
-    progress: dict[str, Any] = json.loads(file.read_text())
-    if progress.get("format", 0) > FORMAT:
-        raise UserError(f"{file}: format {progress['format']} is newer than this version reads ({FORMAT})")
-    folder = run / "checkpoints" / Path(progress["checkpoint"]).name
-    weights = load_file(folder / "weights.safetensors")
+def restore(state: TrainState, run: Path) -> dict[str, Any]:
+    """Put back the newest checkpoint that is whole; returns what ``save`` was given besides. None at all: {}.
+
+    A damaged one is passed over, with a warning, for the one before.
+
+    Raises:
+        UserError: there are checkpoints, and none of them can be read; or one is of a later format.
+    """
+    folders = sorted((run / "checkpoints").glob("step-*"), reverse=True)
+    for folder in folders:
+        try:
+            progress, weights, optimizer = _read(folder, run / "state.json")
+        except UserError:
+            raise
+        except Exception as error:  # whatever a damaged file makes its reader say
+            reason = " ".join(str(error).split())[:200]
+            log.warning("%s: damaged (%s); going back to the checkpoint before it", folder, reason)
+            continue
+        _put(state, progress, weights, optimizer)
+        if state.accelerator.is_main_process:
+            _prune(folder.parent)
+        return progress
+    if folders:
+        raise UserError(f"{run}: none of its checkpoints can be read; want another copy of it, or a new folder")
+    return {}
+
+
+def _read(folder: Path, pointer: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor], Any]:
+    """A checkpoint's progress, weights and optimizer; any error: it is damaged."""
+    source = pointer if _early(folder) else folder / PROGRESS
+    if source != pointer:
+        sums = (folder / SUMS).read_text().splitlines()
+        for name in (WEIGHTS, OPTIMIZER, PROGRESS):
+            if f"{_digest(folder / name)}  {name}" not in sums:
+                raise ValueError(f"{name} is not what was written")
+    progress: dict[str, Any] = json.loads(source.read_text())
+    if progress["format"] > FORMAT:
+        raise UserError(f"{source}: format {progress['format']} is newer than this version reads ({FORMAT})")
+    if progress["checkpoint"] != folder.name:
+        raise ValueError(f"its progress is that of {progress['checkpoint']}")
+    optimizer = torch.load(folder / OPTIMIZER, weights_only=True, map_location="cpu")
+    return progress, load((folder / WEIGHTS).read_bytes()), optimizer
+
+
+def _put(state: TrainState, progress: dict[str, Any], weights: dict[str, torch.Tensor], optimizer: Any) -> None:
     names, parameters = trained(state)
     with torch.no_grad():
         for key, parameter in zip(names, parameters, strict=True):
             parameter.copy_(weights[f"policy.{key}"])
-    state.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
+    state.optimizer.load_state_dict(optimizer)
     if state.ema is not None:
         for key, shadow in zip(names, state.ema.shadow_params, strict=True):
             shadow.copy_(weights[f"ema.{key}"])
@@ -67,7 +141,6 @@ def load(state: TrainState, run: Path) -> dict[str, Any]:
     if state.accelerator.scaler is not None and "scaler" in progress:
         state.accelerator.scaler.load_state_dict(progress["scaler"])
     state.step, state.denoiser_calls = progress["step"], progress["denoiser_calls"]
-    return progress
 
 
 def trained(state: TrainState) -> tuple[list[str], list[torch.nn.Parameter]]:
@@ -79,3 +152,16 @@ def trained(state: TrainState) -> tuple[list[str], list[torch.nn.Parameter]]:
         if parameter.requires_grad
     ]
     return [name for name, _ in found], [parameter for _, parameter in found]
+
+
+def _early(folder: Path) -> bool:
+    """Of the first that were written: no sums, and the progress in the run's state.json alone."""
+    return not any((folder / name).exists() for name in (PROGRESS, SUMS))
+
+
+def _digest(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()

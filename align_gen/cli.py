@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -46,22 +47,37 @@ def main() -> None:
             _usage(error)
         if debug:
             raise
-        print(f"align-gen: {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
+        print(f"align-gen: {type(error).__name__}: {error}{_goes_on()} (--debug shows where)", file=sys.stderr)
         raise SystemExit(1) from None
     if code == 130:  # an interruption, as typer tells it
-        resumes = {"demo", "finetune"} & set(sys.argv[1:2])
-        more = "; the same command goes on from the last checkpoint" if resumes else ""
-        print(f"align-gen: interrupted{more}", file=sys.stderr)
+        print(f"align-gen: interrupted{_goes_on()}", file=sys.stderr)
     if isinstance(code, int) and code:
         raise SystemExit(code)
 
 
+def _goes_on() -> str:
+    resumes = {"demo", "finetune"} & set(sys.argv[1:2])
+    return "; the same command goes on from the last checkpoint" if resumes else ""
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Inside, a run that was asked to stop, and had saved itself, says so and ends with the signal's exit code."""
+    from .stopping import Stopped
+
+    try:
+        yield
+    except Stopped as stopped:
+        print(f"align-gen: {stopped}; the same command goes on from there", file=sys.stderr)
+        raise SystemExit(128 + stopped.signum) from None
+
+
 @contextmanager
 def spoken() -> Iterator[None]:
-    """Inside, what the package logs goes to stderr."""
+    """Inside, what the package logs goes to stderr; of several processes one speaks."""
     logger, handler = logging.getLogger("align_gen"), logging.StreamHandler()
     logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
     try:
         yield
     finally:
@@ -95,7 +111,9 @@ def demo(
 
     if model not in RECIPES:
         raise UserError(f"--model {model!r}: no demo of it; have {sorted(RECIPES)}")
-    with Progress() as progress:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("demo: one process; align-gen finetune emoji-sd-prdp runs on several")
+    with stoppable(), Progress() as progress:
         summary = run_demo(model, out=out, seed=seed, placebo=placebo, listen=progress)
     if as_json:
         print(json.dumps(summary))
@@ -129,13 +147,17 @@ def finetune(
 
         print(describe(resolved))
         return
+    from accelerate import PartialState
+
     from .comparison import compare as compare_tables
     from .engine import finetune as run_finetune
     from .progress import Progress
     from .reports import report_run
 
-    with Progress() as progress:
+    with stoppable(), Progress() as progress:
         run = run_finetune(resolved, out, listen=progress)
+    if not PartialState().is_main_process:
+        return
     page = report_run(run.folder)
     result = compare_tables(run.before, run.after)
     print(json.dumps(result.to_json()) if as_json else f"{_table(result)}\nopen {page}")
@@ -353,37 +375,77 @@ def _print_findings(found: list[Any]) -> None:
     Console().print(table)
 
 
-@app.command(epilog="Example: align-gen bench attention --heads 1")
+@app.command(epilog="Example: align-gen bench steps --json")
 def bench(
-    what: Annotated[str, typer.Argument(help="attention: every kernel that runs here, at the sizes of real models.")],
-    dtype: Annotated[str | None, typer.Option(help="fp32, fp16 or bf16; bf16 on an accelerator, else fp32.")] = None,
-    heads: Annotated[int | None, typer.Option(min=1, help="The model's own on an accelerator, else 1.")] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Times each is run.")] = 5,
+    what: Annotated[
+        str,
+        typer.Argument(
+            help="steps: every method's step, and scoring, beside their floors. "
+            "attention: every kernel that runs here, at the sizes of real models."
+        ),
+    ] = "steps",
+    against: Annotated[str | None, typer.Option(help="trl: also its DDPOTrainer, on emoji-sd.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Times each is run; medians are shown.")] = 7,
+    dtype: Annotated[
+        str | None, typer.Option(help="Of attention: fp32, fp16 or bf16; without it the usual one.")
+    ] = None,
+    heads: Annotated[int | None, typer.Option(min=1, help="Of attention: the model's own on a GPU, else 1.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Time what runs on the machine at hand."""
+    """Time what runs on the machine at hand, in turns within one run."""
+    if what not in ("steps", "attention"):
+        raise UserError(f"bench {what!r}: have ['attention', 'steps']")
+    if against not in (None, "trl") or (against and what != "steps"):
+        raise UserError(f"--against {against!r}: want trl, with steps")
+    found = _bench_attention(dtype, heads, rounds) if what == "attention" else _bench_steps(against, rounds)
+    rows = []
+    for row, line in found:
+        rows.append(row)
+        if not as_json:
+            print(line, flush=True)
+    if as_json:
+        print(json.dumps(rows))
+
+
+def _bench_steps(against: str | None, rounds: int) -> Iterator[tuple[dict[str, Any], str]]:
+    from accelerate import Accelerator
+
+    from .bench.scoring import bench_scoring
+    from .bench.steps import bench_steps
+    from .bench.trl import trl_ddpo
+
+    accelerator = Accelerator()
+    head = f"{'':18} {'model':12} {'seconds':>9} {'iqr':>7} {'floor':>9} {'ratio':>6} {'images/s':>9}"
+    for row in (
+        *bench_steps(accelerator, rounds=rounds, against=trl_ddpo if against else None),
+        bench_scoring(accelerator.device, rounds=rounds),
+    ):
+        floor = f"{row.floor_seconds:9.3f} {row.ratio:6.2f}" if row.floor_seconds and row.ratio else f"{'':16}"
+        figures = f"{row.seconds:9.3f} {row.iqr:7.3f} {floor} {row.images_per_second:9.1f}"
+        line = f"{row.name:18} {row.model:12} {figures}"
+        yield row.json(), f"{head}\n{line}" if head else line
+        head = ""
+
+
+def _bench_attention(dtype: str | None, heads: int | None, rounds: int) -> Iterator[tuple[dict[str, Any], str]]:
     from .bench.attention import bench_attention
     from .engine import DTYPES
 
-    if what != "attention":
-        raise UserError(f"bench {what!r}: have ['attention']")
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f"--dtype {dtype!r}: want one of {sorted(DTYPES)}")
     device = _device()
     fast = device.type != "cpu"
     precision = DTYPES[dtype or ("bf16" if fast else "fp32")]
-    rows = bench_attention(device, precision, heads=heads or (None if fast else 1), repeats=repeats)
-    if as_json:
-        print(json.dumps(list(rows)))
-        return
-    print(f"{'model':20} {'heads':>5} {'kernel':10} {'forward':>10} {'and back':>10} {'to sdpa':>8} {'error':>8}")
-    for row in rows:
-        start = f"{row['model']:20} {row['heads']:5d} {row['kernel']:10}"
+    head = f"{'model':20} {'heads':>5} {'kernel':10} {'forward':>10} {'and back':>10} {'to sdpa':>8} {'error':>8}"
+    for row in bench_attention(device, precision, heads=heads or (None if fast else 1), repeats=rounds):
+        line = f"{row['model']:20} {row['heads']:5d} {row['kernel']:10}"
         if row["why_not"] is not None:
-            print(f"{start} {row['why_not']}")
+            line += f" {row['why_not']}"
         else:
             forward, both = (f"{1000 * row[key]:.1f} ms" for key in ("forward_seconds", "seconds"))
-            print(f"{start} {forward:>10} {both:>10} {row['ratio']:8.2f} {row['error']:8.1e}", flush=True)
+            line += f" {forward:>10} {both:>10} {row['ratio']:8.2f} {row['error']:8.1e}"
+        yield row, f"{head}\n{line}" if head else line
+        head = ""
 
 
 @app.command("list", epilog="Example: align-gen list rewards")

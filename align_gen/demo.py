@@ -9,8 +9,10 @@ import torch
 
 from . import bundled
 from .comparison import Change, compare
+from .diversity import diversity, embeddings
 from .engine import Listener, Run, finetune, silent
 from .gallery import Gallery, whole_file
+from .journal import read_lines
 from .prompts import load_prompts
 from .recipe import Recipe
 from .reports import report_run
@@ -53,10 +55,7 @@ def _seconds_before(run: Path) -> tuple[float, bool]:
         return 0.0, False
     if (run / "summary.json").is_file():
         return float(json.loads((run / "summary.json").read_text())["seconds"]), True
-    if (run / "metrics.jsonl").is_file():
-        lines = (run / "metrics.jsonl").read_text().splitlines()
-        return float(sum(json.loads(line)["seconds"] for line in lines if line.endswith("}"))), False
-    return 0.0, False
+    return sum(line.get("seconds", 0.0) for line in read_lines(run / "metrics.jsonl")), False
 
 
 def summarise(run: Run) -> dict[str, Any]:
@@ -70,7 +69,7 @@ def summarise(run: Run) -> dict[str, Any]:
         "model": run.recipe.model.path,
         "placebo": run.recipe.run.placebo,
         "seed": run.recipe.run.seed,
-        "steps": len(run.metrics),
+        "steps": run.metrics[-1]["step"],
         "images": len(run.after.rows),
         "prompts": change[COLUMNS["reward"]].prompts,
         "clip_fraction": sum(fractions) / max(len(fractions), 1),
@@ -98,28 +97,16 @@ class Judged:
 
     @classmethod
     def of(cls, table: ScoresTable, judge: str) -> "Judged":
-        """recall@5: the share of pictures whose thing is among the five nearest of all things' names. Diversity: the
-        mean distance (1 - cosine) of two pictures of one prompt.
-        """
+        """recall@5: the share of pictures whose thing is among the five nearest of all things' names."""
         from .reward_heads.clip import ClipHead
 
         assert table.folder is not None
         gallery, head = Gallery.load(table.folder), ClipHead(judge)
-        with torch.no_grad():
-            pictures = torch.stack([gallery.image(i) for i in range(len(gallery))])
-            images = torch.cat([head.embed_images(part) for part in pictures.split(256)])
-            things = [row["prompt"] for row in load_prompts("emoji-things")]
-            names = head.embed_texts([f"an emoji of {thing}" for thing in things])
+        vectors = embeddings(gallery, head)
+        images = torch.stack([vectors[i] for i in range(len(gallery))])
+        things = [row["prompt"] for row in load_prompts("emoji-things")]
+        names = head.embed_texts([f"an emoji of {thing}" for thing in things])
         similarity = images @ names.T
         own = similarity[torch.arange(len(images)), [things.index(row["thing"]) for row in gallery.rows]]
         rank = (similarity > own[:, None]).sum(1)
-        groups: dict[str, list[int]] = {}
-        for index, row in enumerate(gallery.rows):
-            groups.setdefault(row["prompt"], []).append(index)
-        distances = [
-            (1 - images[rows] @ images[rows].T)[torch.triu_indices(len(rows), len(rows), 1).unbind()].mean()
-            for rows in groups.values()
-            if len(rows) > 1
-        ]
-        diversity = torch.stack(distances).mean().item() if distances else 0.0
-        return cls((rank < 5).float().mean().item(), diversity)
+        return cls((rank < 5).float().mean().item(), diversity(gallery.rows, vectors) or 0.0)

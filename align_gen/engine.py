@@ -1,8 +1,8 @@
 """The loop around a method: load, resume, evaluate, step, save, export. It knows no algorithm."""
 
-import json
 import logging
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -16,8 +16,11 @@ from torch import nn
 from . import bundled, checkpoint, methods, pipelines
 from .batches import Prompts
 from .card import card
-from .errors import UserError, user_mistakes
-from .gallery import whole_file
+from .diversity import diversity, embeddings
+from .errors import UserError, user_mistakes, writing
+from .gallery import METADATA, Gallery, share, sync, whole_file
+from .guards import Guard, mean, surprises
+from .journal import Journal
 from .memory import as_it_was, encode_and_free, save_memory
 from .pipelines import Flow, FlowSDE
 from .pipelines.attention import attention_of, describe, use_attention
@@ -26,16 +29,17 @@ from .placebo import Shuffled
 from .prompts import load_prompts, require_disjoint
 from .recipe import Recipe, difference
 from .reward_heads import RewardSet, reward_set
-from .reward_heads.base import label
 from .sampling import sample
 from .scores import ScoresTable, check_names, score
 from .state import TrainState
+from .stopping import Stopped, StopSignals
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 log = logging.getLogger("align_gen")
 SCORES = "scores.parquet"
+PICTURES_SHOWN = 16  # by trackers
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Listener = Callable[[str, int, int, Mapping[str, Any]], None]  # phase, done, total, numbers to show
 
@@ -62,13 +66,16 @@ def finetune(
     """Fine-tune a generator towards rewards, measuring before, during and after.
 
     Writes the run directory ``out`` (or ``recipe.run.out``). The same call again resumes where it stopped, and returns
-    at once when the run is finished.
+    at once when the run is finished. Started by ``accelerate launch``, the processes share the prompts of a step and
+    the pictures of a gallery; what they compute together is what one would alone.
 
     Args:
         model: a Model or pipeline object to train instead of loading ``recipe.model.path``.
 
     Raises:
         UserError: a mistake in the recipe, its files or ``out``; nothing is written then.
+        Stopped: SIGTERM or Ctrl-C came, and everything done until then is saved.
+        RunFailure: a checkpoint could not be written; those before it stand.
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
@@ -90,8 +97,7 @@ def finetune(
         accelerator = Accelerator(mixed_precision=precision, log_with=trackers, project_dir=str(run))
         if trackers and not accelerator.log_with:
             raise UserError(f"run.tracker: {trackers!r} is not installed (pip install {trackers})")
-        if accelerator.num_processes > 1:
-            raise UserError("finetune: one process only as yet; start it without accelerate launch")
+        _require_shares(accelerator, recipe)
         loaded = load_model(recipe, model)
         if recipe.memory.free_text_encoders and model is not None:
             raise UserError("memory.free_text_encoders: the model is yours; want model.path, to load one for the run")
@@ -101,8 +107,10 @@ def finetune(
         with user_mistakes():
             use_attention(loaded, recipe.model.attention, DTYPES[recipe.model.dtype], accelerator.device)
             prepare_model(recipe, loaded)
-        _claim(run, text)
+        _claim(run, text, accelerator)
         log.info("attention: %s", describe(attention_of(loaded)))
+        for surprise in surprises(recipe, loaded):
+            log.warning("%s", surprise)
         if trackers:
             accelerator.init_trackers("align_gen", config={"recipe": text})
         state = prepare_state(recipe, loaded, accelerator)
@@ -113,7 +121,8 @@ def finetune(
             judge.to(accelerator.device)
         if recipe.run.placebo:
             rewards = Shuffled(rewards.heads, rewards.weights, rewards.offload, seed=recipe.run.seed)
-        return learn(state, recipe, run, train, held_out, rewards, judges, listen)
+        told = listen if accelerator.is_main_process else silent
+        return learn(state, recipe, run, train, held_out, rewards, judges, told)
 
 
 def learn(
@@ -127,36 +136,60 @@ def learn(
     listen: Listener,
 ) -> Run:
     """From the last checkpoint to the end: measure, step, save, measure, export."""
-    progress = checkpoint.load(state, run)
-    metrics = _read_metrics(run, state.step)
+    progress, writes = checkpoint.restore(state, run), state.accelerator.is_main_process
+    journal = Journal(run / "metrics.jsonl", state.step, writes=writes)
     options, take_step = recipe.method_options(), methods.load(recipe.method["name"]).step
-    before = evaluate(state, recipe, judges, held_out, run / "before", "before", listen)
-    guard = Guard(recipe, before, worse=progress.get("worse", 0))
-    while state.step < recipe.run.steps and not guard.stop:
-        started = time.monotonic()
-        batch = draw_prompts(state.model, train, recipe, state)
-        with counted_calls(state):
-            numbers = take_step(state, batch, state.model, rewards, options, recipe.sampling)
-        state.step += 1
-        numbers = {"step": state.step, **numbers, "seconds": round(time.monotonic() - started, 3)}
-        if recipe.evaluate.every and state.step % recipe.evaluate.every == 0 and state.step < recipe.run.steps:
-            name = f"step-{state.step:06d}"
-            table = evaluate(state, recipe, judges, held_out, run / "samples" / name, name, listen)
-            numbers |= {f"eval/{head}/mean": mean(table, head) for head in table.heads}
-            guard.see(table)
-        metrics.append(numbers)
-        _append(run / "metrics.jsonl", numbers)
+    steps, every, saved = recipe.run.steps, recipe.evaluate.every, state.step if progress else None
+
+    def note(numbers: dict[str, Any]) -> None:
+        journal.add(numbers)
         state.accelerator.log({key: value for key, value in numbers.items() if key != "step"}, step=state.step)
-        listen("train", state.step, recipe.run.steps, numbers)
-        if state.step % recipe.run.save_every == 0 or state.step == recipe.run.steps or guard.stop:
-            checkpoint.save(state, run, {"worse": guard.worse})
-    after = evaluate(state, recipe, judges, held_out, run / "samples" / "final", "after", listen)
-    with state.averaged():
-        state.model.export(run / "export")
-    with whole_file(run / "export" / "README.md") as file:
-        file.write(card(recipe, before, after).encode())
+
+    def note_measurement(step: int, table: ScoresTable, seen: Mapping[str, float]) -> None:
+        if writes and not journal.measured(step):
+            note({"step": step, **measurement(table, judges), **seen})
+            show_pictures(state, table)
+
+    def measure(name: str) -> ScoresTable:
+        table = evaluate(state, recipe, judges, held_out, run / "samples" / name, name, listen, stopping)
+        note_measurement(state.step, table, guard.see(state.step, table))
+        if every and guard.best_step == state.step:
+            _export(state, run / "best")
+        return table
+
+    with StopSignals() as stopping:
+        before = evaluate(state, recipe, judges, held_out, run / "before", "before", listen, stopping)
+        guard = Guard.of(recipe, before, progress)
+        note_measurement(0, before, {})
+        while True:
+            if state.anywhere(stopping.signum is not None):
+                if saved != state.step:
+                    checkpoint.save(state, run, guard.progress())
+                raise Stopped(f"stopped after step {state.step} of {steps}, which is saved", stopping.signum)
+            if every and 0 < state.step < steps and state.step % every == 0:
+                measure(f"step-{state.step:06d}")
+            if state.step == steps or guard.stop:
+                break
+            started = time.monotonic()
+            batch = draw_prompts(state.model, train, recipe, state)
+            with counted_calls(state):
+                numbers = take_step(state, batch, state.model, rewards, options, recipe.sampling)
+            state.step += 1
+            numbers = {"step": state.step, **numbers, "seconds": round(time.monotonic() - started, 3)}
+            note(numbers)
+            listen("train", state.step, steps, numbers)
+            if state.step % recipe.run.save_every == 0 or state.step == steps:
+                checkpoint.save(state, run, guard.progress())
+                saved = state.step
+        if guard.stop and saved != state.step:
+            checkpoint.save(state, run, guard.progress())
+        after = measure("final")
+    _export(state, run / "export", card(recipe, before, after))
+    if every and recipe.eval_rewards and guard.best_step != state.step:
+        where = f"step {guard.best_step}, kept in {run / 'best'}" if guard.best_step else "before training"
+        log.warning("the held-out rewards were best %s; %s has the end", where, run / "export")
     state.accelerator.end_training()
-    return Run(run, recipe, before, after, metrics, state.denoiser_calls)
+    return Run(run, recipe, before, after, journal.merged(), state.denoiser_calls)
 
 
 # --- making ready ----------------------------------------------------------------------------------------------------
@@ -209,8 +242,11 @@ def prepare_state(recipe: Recipe, model: "pipelines.Model", accelerator: "Accele
     model.to(accelerator.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=optim.lr, weight_decay=optim.weight_decay)
     optimizer = accelerator.prepare(optimizer)
-    for name, module in model.trainable.items():
-        model.trainable[name] = accelerator.prepare(module)
+    for name, module in model.trainable.items():  # for its precision alone: gradients add up in ``TrainState.update``
+        model.trainable[name] = accelerator.prepare_model(module, evaluation_mode=True)
+        if accelerator.num_processes > 1:
+            for parameter in module.parameters():
+                torch.distributed.broadcast(parameter.data, 0)
     for name, module in model.copies.items():
         placed = not model.offload_copies
         model.copies[name] = accelerator.prepare_model(module, device_placement=placed, evaluation_mode=True)
@@ -227,18 +263,15 @@ def prepare_state(recipe: Recipe, model: "pipelines.Model", accelerator: "Accele
 def draw_prompts(model: "pipelines.Model", rows: list[dict[str, Any]], recipe: Recipe, state: TrainState) -> Prompts:
     """This process's share of the step's prompts: epochs are permutations, a function of (seed, step) alone."""
     count = recipe.method["prompts_per_step"]
-    rank, ranks = state.accelerator.process_index, state.accelerator.num_processes
-    if count % ranks:
-        raise UserError(f"method.prompts_per_step: {count} cannot be shared by {ranks} processes")
     first = state.step * count
-    places = range(first + rank * count // ranks, first + (rank + 1) * count // ranks)
+    places = [first + number for number in share(count, state.accelerator)]
     order = [_shuffled(len(rows), recipe.run.seed, place // len(rows))[place % len(rows)] for place in places]
     texts = [rows[index]["prompt"] for index in order]
     sampling = recipe.sampling
     condition = model.encode_prompts(
         texts, height=sampling.height, width=sampling.width, num_frames=sampling.num_frames
     )
-    return Prompts(texts, condition, list(places))
+    return Prompts(texts, condition, places)
 
 
 def _shuffled(count: int, seed: int, epoch: int) -> list[int]:
@@ -265,38 +298,72 @@ def evaluate(
     folder: Path,
     phase: str,
     listen: Listener,
+    stopping: StopSignals,
 ) -> ScoresTable:
     """Sample held-out prompts with the averaged weights and score them; what is already there is not made again."""
-    if (folder / SCORES).is_file():
-        table = ScoresTable.load(folder / SCORES)
-        table.folder = str(folder)
-        return table
-    settings = recipe.evaluate
+    crew, settings = state.accelerator, recipe.evaluate
     guidance = settings.guidance_scale if settings.guidance_scale is not None else recipe.sampling.guidance_scale
 
     def report(done: int, total: int) -> None:
+        if stopping.signum is not None:  # before the next batch: nothing that counts is lost
+            raise Stopped(f"stopped while drawing {phase}; step {state.step} is saved", stopping.signum)
         listen(phase, done, total, {})
 
-    with state.averaged():
-        gallery = sample(
-            state.model,
-            prompts,
-            out=folder,
-            seeds=settings.seeds,
-            num_inference_steps=settings.num_inference_steps,
-            guidance_scale=guidance,
-            eta=settings.eta,
-            height=recipe.sampling.height,
-            width=recipe.sampling.width,
-            num_frames=recipe.sampling.num_frames,
-            batch_size=settings.batch_size,
-            note={"weights": "average" if state.ema is not None else "raw"},
-            origin=_origin(recipe),
-            progress=report,
-        )
-    table = score(gallery, judges, batch_size=settings.batch_size)
-    table.save(folder / SCORES)
+    if not state.anywhere((folder / METADATA).is_file()):
+        with state.averaged():
+            sample(
+                state.model,
+                prompts,
+                out=folder,
+                seeds=settings.seeds,
+                num_inference_steps=settings.num_inference_steps,
+                guidance_scale=guidance,
+                eta=settings.eta,
+                height=recipe.sampling.height,
+                width=recipe.sampling.width,
+                num_frames=recipe.sampling.num_frames,
+                batch_size=settings.batch_size,
+                note={"weights": "average" if state.ema is not None else "raw"},
+                origin=_origin(recipe),
+                progress=report,
+                crew=crew,
+            )
+    if not state.anywhere((folder / SCORES).is_file()):
+        gallery = Gallery.load(folder)
+        own = share(len(gallery), crew)
+        part = Gallery(gallery.folder, gallery.rows[own.start : own.stop])
+        table = ScoresTable.join(state.gather_objects(score(part, judges, batch_size=settings.batch_size)))
+        if crew.is_main_process:
+            table.save(folder / SCORES)
+        crew.wait_for_everyone()
+    table = ScoresTable.load(folder / SCORES)
+    table.folder = str(folder)
     return table
+
+
+def measurement(table: ScoresTable, judges: RewardSet) -> dict[str, float]:
+    """What the journal says of a gallery: every head's mean, and how different the pictures of a prompt are."""
+    numbers = {f"eval/{head}/mean": mean(table, head) for head in table.heads}
+    eye = next((head for head in reversed(judges.heads.values()) if hasattr(head, "embed_images")), None)
+    if eye is not None and table.folder is not None:
+        gallery = Gallery.load(table.folder)
+        different = diversity(gallery.rows, embeddings(gallery, eye))
+        numbers |= {} if different is None else {"eval/diversity": different}
+    return numbers
+
+
+def show_pictures(state: TrainState, table: ScoresTable) -> None:
+    """The gallery's first pictures, or their first frames, to trackers that show some."""
+    trackers = [tracker for tracker in state.accelerator.trackers if hasattr(tracker, "log_images")]
+    if not trackers or table.folder is None:
+        return
+    gallery = Gallery.load(table.folder)
+    media = [gallery.media(index) for index in range(min(PICTURES_SHOWN, len(gallery)))]
+    pictures = torch.stack([each[0] if each.ndim == 4 else each for each in media])  # (N, 3, H, W)
+    for tracker in trackers:
+        wants_channels_first = tracker.name == "tensorboard"
+        shown = pictures if wants_channels_first else pictures.movedim(1, -1)
+        tracker.log_images({"held-out": shown.numpy()}, step=state.step)
 
 
 def _origin(recipe: Recipe) -> dict[str, str]:
@@ -304,40 +371,6 @@ def _origin(recipe: Recipe) -> dict[str, str]:
     section = recipe.model
     options = {"adapter": section.adapter, "dtype": section.dtype if section.dtype != "fp32" else None}
     return {"model": section.path} | {key: value for key, value in options.items() if value is not None}
-
-
-@dataclass
-class Guard:
-    """Stops a run whose held-out rewards stay clearly below where they began."""
-
-    recipe: Recipe
-    before: ScoresTable
-    worse: int = 0
-
-    @property
-    def stop(self) -> bool:
-        return self.recipe.stop.when == "eval_rewards_fall" and self.worse >= self.recipe.stop.patience
-
-    def see(self, table: ScoresTable) -> None:
-        """Count evaluations in a row in which some held-out mean is 0.25 standard deviations below its start."""
-        fallen = [
-            name
-            for name in map(label, self.recipe.eval_rewards)
-            if mean(table, name) < mean(self.before, name) - 0.25 * spread(self.before, name)
-        ]
-        self.worse = self.worse + 1 if fallen else 0
-
-
-def mean(table: ScoresTable, head: str) -> float:
-    """Mean over the pictures that could be read."""
-    values = [value for value in table.heads[head] if value is not None]
-    return sum(values) / max(len(values), 1)
-
-
-def spread(table: ScoresTable, head: str) -> float:
-    """Standard deviation over pictures (ddof 1)."""
-    values = torch.tensor([value for value in table.heads[head] if value is not None], dtype=torch.float64)
-    return values.std().item() if len(values) > 1 else 0.0
 
 
 @contextmanager
@@ -381,7 +414,28 @@ def _completed(file: Path) -> str:
         return file.read_text()
 
 
-def _claim(run: Path, text: str) -> None:
+def _require_shares(accelerator: "Accelerator", recipe: Recipe) -> None:
+    """Several processes are ours to join, and each must have a prompt."""
+    from accelerate.utils import DistributedType
+
+    kind, ranks = accelerator.distributed_type, accelerator.num_processes
+    ours = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.MULTI_XPU)
+    if kind not in ours:
+        raise UserError(f"finetune: {kind.value} is not supported; want accelerate's plain multi-process launch")
+    if recipe.method["prompts_per_step"] < ranks:
+        count = recipe.method["prompts_per_step"]
+        raise UserError(
+            f"method.prompts_per_step: {count} leaves some of {ranks} processes without a prompt; want more"
+        )
+
+
+def _claim(run: Path, text: str, accelerator: "Accelerator") -> None:
+    if accelerator.is_main_process:
+        _write_recipe(run, text)
+    accelerator.wait_for_everyone()
+
+
+def _write_recipe(run: Path, text: str) -> None:
     try:
         run.mkdir(parents=True, exist_ok=True)
         with whole_file(run / "recipe.yaml") as file:
@@ -390,26 +444,16 @@ def _claim(run: Path, text: str) -> None:
         raise UserError(f"{run}: cannot be written ({error.strerror})") from error
 
 
-def _read_metrics(run: Path, step: int) -> list[dict[str, Any]]:
-    """The metrics up to ``step``; later lines, of a run that was killed after them, are dropped from the file."""
-    file = run / "metrics.jsonl"
-    if not file.is_file():
-        return []
-    kept = []
-    for line in file.read_text().splitlines():
-        try:
-            numbers = json.loads(line)
-        except ValueError:  # torn by a kill
-            break
-        if numbers["step"] <= step:
-            kept.append(numbers)
-    with whole_file(file) as stream:
-        stream.write("".join(json.dumps(numbers) + "\n" for numbers in kept).encode())
-    return kept
-
-
-def _append(file: Path, numbers: Mapping[str, Any]) -> None:
-    with file.open("a") as stream:
-        stream.write(json.dumps(numbers) + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
+def _export(state: TrainState, folder: Path, text: str | None = None) -> None:
+    """What was trained, averaged, whole or not at all; with its card."""
+    with state.averaged(), writing(folder):
+        if state.accelerator.is_main_process:
+            part = folder.with_name(f".{folder.name}.part")
+            shutil.rmtree(part, ignore_errors=True)
+            state.model.export(part)
+            if text is not None:
+                (part / "README.md").write_text(text)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(part, folder)
+            sync(folder.parent)
+    state.accelerator.wait_for_everyone()

@@ -1,4 +1,4 @@
-"""What a user can put right, told in one line."""
+"""What is told in one line: a user's mistake, and a run that could not go on."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,6 +6,10 @@ from contextlib import contextmanager
 
 class UserError(ValueError):
     """A mistake of the user's: names the key or file and what is accepted. The command line exits with 2."""
+
+
+class RunFailure(RuntimeError):
+    """A run that had to stop, with everything up to its last checkpoint kept. The command line exits with 1."""
 
 
 @contextmanager
@@ -17,3 +21,14 @@ def user_mistakes() -> Iterator[None]:
         raise
     except (ValueError, OSError) as error:
         raise UserError(" ".join(str(error).split())) from error
+
+
+@contextmanager
+def writing(path: object) -> Iterator[None]:
+    """Around writing a part of a run: a disk that is full, or gone, is a RunFailure that names the path."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise RunFailure(f"{path}: cannot be written ({' '.join(str(error).split())})") from error

@@ -7,16 +7,17 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from align_gen.errors import UserError
+from align_gen.errors import UserError, writing
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
     from torch import Tensor
 
 METADATA = "metadata.jsonl"
@@ -24,7 +25,9 @@ PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}  # 
 VIDEOS = (".mp4",)
 MAX_PIXELS = 64 * 2**20  # 64 megapixels: 768 MB as float32; what asks for more is a mistake or a decompression bomb
 MAX_VIDEO_PIXELS = 256 * 2**20  # of all frames
-OWN_FILES = re.compile(r"\d{5,}\.(png|mp4)|metadata\.jsonl|scores\.parquet")  # what write_gallery may replace
+OWN_FILES = re.compile(
+    r"\.?(\d{5,}\.(png|mp4)|metadata\.jsonl|scores\.parquet)(\.part)?"
+)  # what write_gallery may replace
 
 
 class UnreadablePicture(Exception):
@@ -139,35 +142,57 @@ def require_gallery(folder: str | Path) -> None:
         raise UserError(f"{target}: holds {foreign[0]!r}, which no gallery of ours does; want a new folder")
 
 
+def share(total: int, crew: Accelerator | None) -> range:
+    """This process's part of range(total): consecutive, as equal as can be."""
+    place, count = (0, 1) if crew is None else (crew.process_index, crew.num_processes)
+    return range(place * total // count, (place + 1) * total // count)
+
+
 def write_gallery(
-    folder: str | Path, media: Tensor | Iterable[Tensor], rows: Sequence[Mapping[str, Any]], *, fps: int = 8
+    folder: str | Path,
+    media: Tensor | Iterable[Tensor],
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    fps: int = 8,
+    crew: Accelerator | None = None,
 ) -> Gallery:
     """Write pictures (B,3,H,W) in [0,1] as 00000.png …, or videos (B,F,3,H,W) as 00000.mp4 …, whole or in batches.
 
     `rows` are their metadata; each row gets its "file_name". The folder appears complete or not at all; an old gallery
-    is replaced, its scores.parquet too, and survives until the new one is whole. Raises UserError when the folder
-    holds anything else or cannot be written, ValueError when shapes disagree or a pixel is not finite or leaves [0,1].
+    is replaced, its scores.parquet too, and survives until the new one is whole. Of a `crew` of processes each brings
+    the media of its `share` of all rows. Raises UserError when the folder holds anything else or cannot be written,
+    ValueError when shapes disagree or a pixel is not finite or leaves [0,1].
     """
-    target = Path(folder).resolve()
-    part = _prepare(target)
-    try:
+    target, first = Path(folder).resolve(), crew is None or crew.is_main_process
+    part = target.with_name(f".{target.name}.part")
+    wait = (lambda: None) if crew is None else crew.wait_for_everyone
+    with ExitStack() as stack:
+        if first:
+            stack.callback(shutil.rmtree, part, ignore_errors=True)
+            _prepare(target, part)
+        stack.enter_context(writing(target))
+        wait()
+        mine = share(len(rows), crew)
         names: list[str] = []
         batches: Iterable[Any] = [media] if hasattr(media, "shape") else media
         for pixels in (pixels for batch in batches for pixels in _to_bytes(batch)):
-            names.append(_write(part, len(names), pixels, fps))
-        if len(rows) != len(names):
-            raise ValueError(f"{len(rows)} rows for {len(names)} pictures")
-        named = [{**row, "file_name": name} for row, name in zip(rows, names, strict=True)]
-        with whole_file(part / METADATA) as file:
-            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in named).encode())
-        _sync(part)
-        if target.exists():
-            os.replace(target, _aside(target))  # a kill here leaves the old gallery aside, where load and write find it
-        os.replace(part, target)
-        _sync(target.parent)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    shutil.rmtree(_aside(target), ignore_errors=True)
+            names.append(_write(part, mine.start + len(names), pixels, fps))
+        if len(mine) != len(names):
+            raise ValueError(f"{len(mine)} rows for {len(names)} pictures")
+        wait()
+        if first:
+            kind = Path(names[0]).suffix if names else ""
+            named = [{**row, "file_name": f"{number:05d}{kind}"} for number, row in enumerate(rows)]
+            with whole_file(part / METADATA) as file:
+                file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in named).encode())
+            sync(part)
+            if target.exists():
+                os.replace(target, _aside(target))  # a kill here leaves the old one aside, where load and write find it
+            os.replace(part, target)
+            sync(target.parent)
+        wait()
+    if first:
+        shutil.rmtree(_aside(target), ignore_errors=True)
     return Gallery.load(folder)
 
 
@@ -230,9 +255,10 @@ def _inside(folder: Path, name: object, where: str) -> str:
     if not isinstance(name, str) or not name:
         raise UserError(f"{where}: file_name is {name!r}, want the name of a picture in the folder")
     try:
+        (folder / name).exists()  # raises where the name is too long for the disk
         escapes = ".." in Path(name).parts or not (folder / name).resolve().is_relative_to(folder.resolve())
     except (ValueError, OSError, RuntimeError) as error:  # a NUL byte, a name too long, links that go in circles
-        raise UserError(f"{where}: file_name {name!r} is no file name ({error})") from error
+        raise UserError(f"{where}: file_name {name[:80]!r} is no file name ({str(error)[:80]})") from error
     if escapes or Path(name).is_absolute():
         raise UserError(f"{where}: file_name {name!r} leaves the folder; want a relative path inside it")
     return name
@@ -269,10 +295,9 @@ def _surviving(folder: Path) -> Path:
     return aside if not folder.exists() and aside.is_dir() else folder
 
 
-def _prepare(target: Path) -> Path:
-    """An empty folder beside `target` to write into; clears what a killed write left. UserError if it may not be."""
+def _prepare(target: Path, part: Path) -> None:
+    """Make `part` an empty folder beside `target`; clears what a killed write left. UserError if it may not be."""
     require_gallery(target)
-    part = target.with_name(f".{target.name}.part")
     try:
         if target.exists():
             shutil.rmtree(_aside(target), ignore_errors=True)
@@ -282,12 +307,11 @@ def _prepare(target: Path) -> Path:
         part.mkdir(parents=True)
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error.strerror}); want a folder that can") from error
-    return part
 
 
-def _sync(folder: Path) -> None:
-    """Make renames in the folder last through a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Make a file, or the renames in a folder, last through a power cut."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

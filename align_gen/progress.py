@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
-PLAIN_SECONDS = 10.0  # between lines where there is no terminal
+PLAIN_SECONDS = 30.0  # between lines where there is no terminal
 
 
 class Progress:
@@ -15,7 +15,8 @@ class Progress:
     def __init__(self) -> None:
         self.bar: Any = None
         self.tasks: dict[str, Any] = {}
-        self.spoken = 0.0
+        self.phase = ""
+        self.began, self.spoken, self.first = 0.0, 0.0, 0
 
     def __enter__(self) -> "Progress":
         if sys.stderr.isatty():
@@ -37,12 +38,26 @@ class Progress:
             if phase not in self.tasks:
                 self.tasks[phase] = self.bar.add_task(phase, total=total, note="")
             self.bar.update(self.tasks[phase], completed=done, total=total, note=note)
-        elif done == total or time.monotonic() - self.spoken > PLAIN_SECONDS:
-            self.spoken = time.monotonic()
-            print(f"{phase} {done}/{total} {note}".rstrip(), file=sys.stderr, flush=True)
+            return
+        now, new = time.monotonic(), phase != self.phase
+        if new:
+            self.phase, self.began, self.first = phase, now, done
+        if new or done == total or now - self.spoken >= PLAIN_SECONDS:
+            self.spoken = now
+            left = (now - self.began) / (done - self.first) * (total - done) if self.first < done < total else None
+            told = [f"{phase} {done}/{total}", note, "" if left is None else f"{duration(left)} left"]
+            print("  ".join(filter(None, told)), file=sys.stderr, flush=True)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.bar is not None:
             self.bar.stop()
+
+
+def duration(seconds: float) -> str:
+    """To the unit that matters: 40 s, 12 min, 3 h 20 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

@@ -103,7 +103,11 @@ class Recipe(Strict):
             raise UserError(f"recipe {str(source)!r}: no such file; want a .yaml file, or one of {bundled.recipes()}")
         try:
             data = yaml.load(path.read_text(encoding="utf-8"), YamlLoader)
-        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        except (
+            yaml.YAMLError,
+            ValueError,
+            RecursionError,
+        ) as error:  # ValueError: bytes that are no text, huge integers
             raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
         if not isinstance(data, dict):
             raise UserError(f"{path}: want a mapping with the sections {sorted(cls.model_fields)}")
@@ -132,10 +136,14 @@ class Recipe(Strict):
         return checked(methods.load(name).Options, self.method, source, "method.")
 
     def replace(self, **sections: Any) -> "Recipe":
-        """A copy with whole sections replaced, or, for mappings over a section, single keys of it."""
+        """A copy with whole sections replaced, or, for mappings over a section, single keys of it.
+
+        Rewards, and a method of another name, replace what was there.
+        """
         data = self.model_dump()
         for name, value in sections.items():
             merge = isinstance(value, Mapping) and name not in ("rewards", "eval_rewards")
+            merge = merge and (name != "method" or value.get("name") in (None, self.method["name"]))
             data[name] = {**data.get(name, {}), **value} if merge else value
         return Recipe.parse(data)
 
@@ -188,7 +196,7 @@ def _override(data: dict[str, Any], override: str) -> None:
             raise UserError(f"--set {override}: {parent} is no section")
     try:
         data[last] = yaml.load(value, YamlLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"--set {override}: {value!r} is not YAML") from error
 
 

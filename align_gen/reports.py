@@ -1,13 +1,13 @@
 """Reports of run directories and galleries: what to show, handed to the page that shows it."""
 
-import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .comparison import compare
 from .errors import UserError
+from .journal import read_lines
 from .recipe import Recipe
 from .scores import ScoresTable
 
@@ -22,8 +22,7 @@ def report_run(run: Path, out: Path | None = None, summary: Mapping[str, Any] | 
             raise UserError(f"{run}: no finished run ({file.relative_to(run)} is missing)")
     recipe = Recipe.load(run / "recipe.yaml")
     tables = _scores_of(before.parent), _scores_of(after.parent)
-    metrics_file = run / "metrics.jsonl"
-    metrics = [json.loads(line) for line in metrics_file.read_text().splitlines()] if metrics_file.is_file() else []
+    lines = read_lines(run / "metrics.jsonl")
     provenance = {"recipe": recipe.to_yaml(), **({"summary": dict(summary)} if summary else {})}
     return build_report(
         before=tables[0],
@@ -33,10 +32,22 @@ def report_run(run: Path, out: Path | None = None, summary: Mapping[str, Any] | 
         comparison=compare(*tables),
         optimised=[str(name) for name in recipe.rewards],
         held_out=[str(name) for name in recipe.eval_rewards],
-        metrics=metrics,
+        metrics=lines,
+        alarm=alarm_of(lines, recipe.run.steps),
         provenance=provenance,
         command=lambda row: command_for(row, adapter=str(run / "export")),
     )
+
+
+def alarm_of(lines: Sequence[Mapping[str, Any]], steps: int) -> str | None:
+    """What the guard saw, where the run ended with a held-out reward below its start; None where it recovered."""
+    fallen = {line["step"]: line["eval/fallen"] > 0 for line in lines if "eval/fallen" in line}
+    if not fallen or not list(fallen.values())[-1]:
+        return None
+    told = ", ".join(str(step) for step, low in fallen.items() if low)
+    last = max(line["step"] for line in lines)
+    ended = f" The run was stopped at step {last} of {steps}." if last < steps else ""
+    return f"More than a quarter of a standard deviation below their start at step {told}.{ended}"
 
 
 def report_galleries(sources: list[Path], out: Path) -> Path:

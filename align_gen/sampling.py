@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import UserError
-from .gallery import Gallery, require_gallery, write_gallery
+from .gallery import Gallery, require_gallery, share, write_gallery
 from .pipelines.seeding import seed_of
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
     from torch import Tensor
 
     from .pipelines import Model
@@ -34,6 +35,7 @@ def sample(
     note: Mapping[str, Any] | None = None,
     origin: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    crew: "Accelerator | None" = None,
 ) -> Gallery:
     """One picture or video for every prompt and seed, as a gallery at ``out``, batch by batch.
 
@@ -50,6 +52,7 @@ def sample(
         note: columns added to every row.
         origin: what this function cannot know of the pictures' making, by the names of `align-gen sample`: model,
             adapter, dtype … Kept with the settings in the column "made", so that a row alone makes its picture again.
+        crew: the processes that draw it together, a share each; they must all call this, and see the same disk.
     """
     import torch
 
@@ -73,8 +76,9 @@ def sample(
     draw = guide.sample if guide is not None else pipelines.sample
 
     def batches() -> "Iterator[Tensor]":
-        for start in range(0, len(rows), batch_size):
-            part = rows[start : start + batch_size]
+        mine = share(len(rows), crew)
+        for start in range(mine.start, mine.stop, batch_size):
+            part = rows[start : min(start + batch_size, mine.stop)]
             yield draw(
                 model,
                 model.encode_prompts([row["prompt"] for row in part], negative, **options),
@@ -85,6 +89,6 @@ def sample(
                 batch_size=batch_size,
             )
             if progress is not None:
-                progress(start + len(part), len(rows))
+                progress(start - mine.start + len(part), len(mine))
 
-    return write_gallery(out, batches(), rows, fps=model.frame_rate)
+    return write_gallery(out, batches(), rows, fps=model.frame_rate, crew=crew)

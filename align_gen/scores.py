@@ -46,6 +46,15 @@ class ScoresTable:
                 raise ValueError(f"column {name!r} has {length} entries for {len(self.rows)} rows")
         check_names(self.rows, self.heads)
 
+    @classmethod
+    def join(cls, parts: Sequence[ScoresTable]) -> ScoresTable:
+        """The parts of one gallery, scored by the same heads, as one table, in order."""
+        first = parts[0]
+        rows = [row for part in parts for row in part.rows]
+        heads = {name: [value for part in parts for value in part.heads[name]] for name in first.heads}
+        errors = [error for part in parts for error in part.errors]
+        return cls(rows, heads, errors, first.provenance, first.versions, first.folder)
+
     def save(self, path: str | Path) -> None:
         """Write Parquet, whole or not at all. A metadata column of one type keeps it; any other is JSON text."""
         import pyarrow as pa

@@ -1,9 +1,9 @@
 """What changes while a run learns."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from diffusers.training_utils import EMAModel
 
     from .pipelines import Model
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -31,23 +33,37 @@ class TrainState:
     def backward(self, loss: torch.Tensor) -> None:
         self.accelerator.backward(loss)
 
-    @contextmanager
-    def accumulate(self, last: bool) -> Iterator[None]:
-        """Gradients are exchanged between processes on the last micro-batch only."""
-        with ExitStack() as stack:
-            if not last:
-                for module in self.model.trainable.values():
-                    stack.enter_context(self.accelerator.no_sync(module))
-            yield
+    def gather(self, values: torch.Tensor) -> torch.Tensor:
+        """The rows of every process, in order; each may have another number of them."""
+        if self.accelerator.num_processes == 1:
+            return values
+        return torch.cat(self.gather_objects(values.cpu())).to(values.device)
+
+    def gather_objects(self, one: T) -> list[T]:
+        """What every process has, in order."""
+        parts: list[Any] = [one] * self.accelerator.num_processes
+        if len(parts) > 1:
+            torch.distributed.all_gather_object(parts, one)
+        return parts
+
+    def anywhere(self, flag: bool) -> bool:
+        """Whether some process says so: what all must do together is decided by all."""
+        return bool(self.gather(torch.tensor([flag])).any())
 
     def update(self) -> float:
-        """Clip the gradient, take an optimizer step, follow with the average. Returns the norm before clipping.
+        """Add up the processes' gradients, clip, take an optimizer step, follow with the average.
 
-        Without any gradient (everything was clipped away) nothing moves.
+        The sum is taken here, once, and not in hooks of the network: processes may then differ in how often they call
+        it, and in which of two networks. Without any gradient (everything was clipped away) nothing moves. Returns the
+        norm before clipping.
         """
         parameters = self.model.parameters()
-        if all(parameter.grad is None for parameter in parameters):
+        if not self.anywhere(any(parameter.grad is not None for parameter in parameters)):
             return 0.0
+        if self.accelerator.num_processes > 1:
+            for parameter in parameters:
+                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                torch.distributed.all_reduce(parameter.grad)
         norm = self.accelerator.clip_grad_norm_(parameters, self.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

@@ -273,7 +273,7 @@ class Pretrained(Model):
         layers = get_peft_model_state_dict(network, adapter_name=POLICY)
         name = self.lora_name(component)
         options = {f"{name}_lora_layers": layers}
-        options[f"{name}_lora_adapter_metadata"] = network.peft_config[POLICY].to_dict()
+        options[f"{name}_lora_adapter_metadata"] = ordered(network.peft_config[POLICY]).to_dict()
         self.pipeline.save_lora_weights(folder, **options)
 
     def load_lora(self, component: str, folder: Path, adapter: str) -> None:
@@ -356,6 +356,13 @@ def pictures(name: str, what: str, value: Tensor | None, count: int, height: int
     return value
 
 
+def ordered(config: Any) -> Any:
+    """A LoRA's configuration whose names stand in one order, so that the same LoRA makes the same file."""
+    if isinstance(config.target_modules, set):
+        config.target_modules = sorted(config.target_modules)
+    return config
+
+
 def _moved(tensors: Mapping[str, Tensor], device: torch.device | str) -> dict[str, Tensor]:
     return {name: value.to(device) for name, value in tensors.items()}
 
@@ -367,7 +374,9 @@ class OwnLora(Pretrained):
         return component
 
     def save_lora(self, component: str, folder: Path) -> None:
-        unwrap(self.trainable[component]).save_lora_adapter(folder, POLICY, weight_name=LORA_FILE)
+        network = unwrap(self.trainable[component])
+        ordered(network.peft_config[POLICY])
+        network.save_lora_adapter(folder, POLICY, weight_name=LORA_FILE)
 
     def load_lora(self, component: str, folder: Path, adapter: str) -> None:
         getattr(self.pipeline, component).load_lora_adapter(folder, prefix=None, adapter_name=adapter, **LORA_SAFE)

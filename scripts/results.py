@@ -19,8 +19,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from align_gen import bundled, compare, methods, pipelines, sample, score
 from align_gen.demo import Judged
-from align_gen.engine import mean
 from align_gen.gallery import Gallery
+from align_gen.guards import mean
 from align_gen.pipelines.guidance import BestOf
 from align_gen.prompts import load_prompts
 from align_gen.recipe import Recipe

@@ -32,7 +32,10 @@ from align_gen.state import TrainState  # noqa: E402
 from tests.tiny import PIPELINES, subject  # noqa: E402
 
 TRAINED = {"LoRA": LoraOptions(rank=2), "all weights": None}
-OPTIONS: dict[str, dict[str, Any]] = {"prdp": {"images_per_prompt": 3, "gradient_steps": 2, "clip": 1e-2}}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "ddpo": {"images_per_prompt": 3, "clip": 1e-2},
+    "prdp": {"images_per_prompt": 3, "gradient_steps": 2, "clip": 1e-2},
+}
 STEPS, SCALE = 3, 3.0
 
 

@@ -50,11 +50,16 @@ FAMILIES: dict[str, tuple[str, str, list[str]]] = {
         "what diffusers draws, replay, guidance, LoRA in plain diffusers, gradients; a wrong constant is caught",
         LAWS,
     ),
-    "Wan 2.1 and 2.2 (text and image to video), HunyuanVideo, CogVideoX (1.0, 1.5), LTX-Video, AnimateDiff, "
-    "ModelScope": (
+    "AnimateDiff": (
+        "small real weights",
+        "the bundled emoji-video, trained on real animations: `align-gen check`; a run from end to end on a tiny "
+        "random one, judged by the mean over frames; real-size shapes",
+        ["tests/pipelines/test_emoji_video.py", *LAWS, "tests/align_gen/test_engine.py"],
+    ),
+    "Wan 2.1 and 2.2 (text and image to video), HunyuanVideo, CogVideoX (1.0, 1.5), LTX-Video, ModelScope": (
         "real-size shapes",
-        "the same on videos; a run from end to end on a tiny AnimateDiff, judged by the mean over frames",
-        [*LAWS, "tests/pipelines/test_video.py", "tests/align_gen/test_engine.py"],
+        "as for pictures, on videos",
+        [*LAWS, "tests/pipelines/test_video.py"],
     ),
     "Gaussian mixtures, as diffusion and as flow": (
         "real weights",
@@ -73,11 +78,33 @@ REWARDS: dict[str, tuple[str, str, list[str]]] = {
     "jpeg_size, mean_hue": ("real weights", "no weights", ["tests/reward_heads/test_pixels.py"]),
 }
 METHODS: dict[str, tuple[str, str, list[str]]] = {
+    "ddpo": (
+        "small real weights",
+        "the gradient at θ_old equals autograd, one-sided clip, advantages by hand; stopped by the guard on emoji-sd",
+        ["tests/align_gen/test_losses.py", "tests/align_gen/test_ddpo.py", "tests/align_gen/test_hacking.py"],
+    ),
     "prdp": (
         "small real weights",
         "golden values, two-pass gradient equals autograd, closed forms on toy, the demo",
         ["tests/align_gen/test_losses.py", "tests/align_gen/test_prdp.py"],
     ),
+}
+
+
+RUNNING: dict[str, tuple[str, str, list[str]]] = {
+    "resume after kills, signals, a full disk, damaged checkpoints": (
+        "small real weights",
+        "real processes and signals, on tiny models in the tests and on emoji-sd by `scripts/kill_trials.py`: the same "
+        "to the last bit",
+        [f"tests/align_gen/test_{name}.py" for name in ("checkpoint", "stopping", "full_disk", "engine")],
+    ),
+    "several processes (gloo on one CPU machine)": (
+        "tiny random",
+        "two processes compute what one does to 1e-6; one that dies ends the others",
+        ["tests/align_gen/test_processes.py"],
+    ),
+    "several GPUs (NCCL), several machines": ("not run", "the same code; launched as docs/running.md says", []),
+    "FSDP, DeepSpeed": ("not run", "refused in one line", []),
 }
 
 
@@ -124,6 +151,7 @@ def page() -> str:
         "",
     ]
     sections = [*table("Model families", FAMILIES), *table("Rewards", REWARDS), *table("Methods", METHODS)]
+    sections += table("Running", RUNNING)
     return "\n".join(head + sections)
 
 

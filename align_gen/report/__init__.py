@@ -45,6 +45,7 @@ def build_report(
     optimised: Sequence[str],
     held_out: Sequence[str],
     metrics: Sequence[Mapping[str, Any]] = (),
+    alarm: str | None = None,
     provenance: Mapping[str, Any] | None = None,
     command: Callable[[Mapping[str, Any]], str | None] | None = None,
     thumbnail: int = 128,
@@ -55,10 +56,10 @@ def build_report(
     Pictures come from the tables' folders; one that cannot be read becomes a placeholder with the reason. `before`
     and `after` pair on prompt and seed (on the file's name where a row lacks them); without `before` the page shows
     one gallery. optimised, held_out: columns of the comparison; its verdict depends on them. metrics: one mapping a
-    step, with "step". provenance: shown in the foot, packages and weights from `after` first. command: from a row of
-    `after` to what makes the picture again, or None. Pictures above `thumbnail` pixels a side are reduced to that. More
-    than `limit` pairs are a random choice, and the page says so. UserError when `out` cannot be written or a column of
-    optimised or held_out was not compared.
+    step, with "step". alarm: what a guard of the run said, shown first and in red. provenance: shown in the foot,
+    packages and weights from `after` first. command: from a row of `after` to what makes the picture again, or None.
+    Pictures above `thumbnail` pixels a side are reduced to that. More than `limit` pairs are a random choice, and the
+    page says so. UserError when `out` cannot be written or a column of optimised or held_out was not compared.
     """
     pairs = _pairs(before, after)
     total = len(pairs)
@@ -86,7 +87,7 @@ def build_report(
         title=title,
         data=data,
         disagree=disagree,
-        summary=None if comparison is None else summary(comparison, optimised, held_out),
+        summary=None if comparison is None else summary(comparison, optimised, held_out, alarm),
         tiles=[] if comparison is None else tiles(comparison, optimised, held_out),
         unmatched=(0, 0) if comparison is None else comparison.unmatched,
         facts=facts({"packages": after.versions, "weights": after.provenance, **(provenance or {})}),

@@ -49,8 +49,18 @@ class Fact:
     content: Any
 
 
-def summary(comparison: Comparison, optimised: Sequence[str], held_out: Sequence[str]) -> Summary:
-    """The verdict of `compare.verdict` and the columns it rests on; UserError for a column that was not compared."""
+def summary(
+    comparison: Comparison, optimised: Sequence[str], held_out: Sequence[str], alarm: str | None = None
+) -> Summary:
+    """The verdict of `compare.verdict` and the columns it rests on; UserError for a column that was not compared.
+
+    An `alarm` of the run comes before all of it.
+    """
+    if alarm is not None:
+        said = summary(comparison, optimised, held_out)
+        return Summary(
+            "bad", "Held-out rewards fell", f"{alarm} {said.verdict}: {said.reason[:1].lower()}{said.reason[1:]}"
+        )
     word = verdict(comparison, optimised, held_out)
     roles = dict.fromkeys(optimised, "the optimised") | dict.fromkeys(held_out, "the held-out")
     judged = {f"{role} {name}": comparison.columns[name] for name, role in roles.items()} or comparison.columns

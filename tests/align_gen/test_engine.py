@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from align_gen import Recipe, engine, finetune, pipelines
-from align_gen.engine import Guard, Run
+from align_gen.engine import Run
 from align_gen.errors import UserError
 from align_gen.gallery import Gallery
+from align_gen.guards import mean
 from align_gen.reward_heads import RewardFailure, reward_set
 from align_gen.reward_heads.base import CallableHead
 from align_gen.scores import ScoresTable
@@ -126,7 +127,7 @@ def test_a_video_model_runs_from_galleries_to_export(recipe: Recipe, tmp_path: P
         assert gallery.media(0).shape == (3, 3, 16, 16)
         scores = ScoresTable.load(run.folder / folder / "scores.parquet")
         assert scores.errors == [None] * len(gallery) and all(scores.heads["mean_hue"])
-    assert [line["step"] for line in run.metrics] == [1, 2]
+    assert [line["step"] for line in run.metrics] == [0, 1, 2]
     again = pipelines.load(PIPELINES["animatediff"]())
     again.reload(run.folder / "export")
 
@@ -148,12 +149,19 @@ def test_the_run_directory_is_complete(finished: Run, recipe: Recipe) -> None:
 
 
 def test_the_metrics_say_what_happened(finished: Run) -> None:
+    """A line a training step, and one a measurement: before, at step 2 and at the end."""
     found = lines(finished.folder)
-    assert [line["step"] for line in found] == [1, 2, 3]
-    assert {"loss", "grad_norm", "clip_fraction", "reward/mean_hue", "reward/combined"} <= found[0].keys()
-    assert ["eval/jpeg_size/mean" in line for line in found] == [False, True, False]
+    assert [line["step"] for line in found] == [0, 1, 2, 2, 3, 3]
+    steps, looks = ([line for line in found if key in line] for key in ("loss", "eval/jpeg_size/mean"))
+    assert [line["step"] for line in steps] == [1, 2, 3] and [line["step"] for line in looks] == [0, 2, 3]
+    assert {"loss", "grad_norm", "clip_fraction", "kl", "reward/mean_hue", "reward/combined"} <= steps[0].keys()
     table = ScoresTable.load(finished.folder / "samples/step-000002/scores.parquet")
-    assert found[1]["eval/jpeg_size/mean"] == pytest.approx(engine.mean(table, "jpeg_size"))
+    assert looks[1]["eval/jpeg_size/mean"] == pytest.approx(mean(table, "jpeg_size"))
+    assert [line["step"] for line in finished.metrics] == [0, 1, 2, 3] and finished.metrics[2] == {
+        **steps[1],
+        **looks[1],
+        "seconds": finished.metrics[2]["seconds"],
+    }
 
 
 def test_it_learned_something(finished: Run) -> None:
@@ -161,7 +169,7 @@ def test_it_learned_something(finished: Run) -> None:
     before, after = (Gallery.load(finished.folder / name) for name in ("before", "samples/final"))
     assert [(r["prompt"], r["seed"]) for r in before.rows] == [(r["prompt"], r["seed"]) for r in after.rows]
     assert not torch.equal(before.image(0), after.image(0))
-    assert any(line["clip_fraction"] > 0 for line in lines(finished.folder))
+    assert any(line.get("clip_fraction", 0) > 0 for line in lines(finished.folder))
 
 
 def test_denoiser_calls_are_counted(finished: Run) -> None:
@@ -197,7 +205,7 @@ def test_the_same_recipe_gives_the_same_run(finished: Run, recipe: Recipe, tmp_p
 
 def test_another_seed_gives_another_run(finished: Run, recipe: Recipe, tmp_path: Path) -> None:
     finetune(recipe.replace(run={"seed": 4, "steps": 1}), tmp_path / "other")
-    assert lines(tmp_path / "other")[0]["reward/mean_hue"] != lines(finished.folder)[0]["reward/mean_hue"]
+    assert lines(tmp_path / "other")[1]["reward/mean_hue"] != lines(finished.folder)[1]["reward/mean_hue"]
 
 
 # --- resuming --------------------------------------------------------------------------------------------------------
@@ -243,7 +251,7 @@ def test_a_torn_line_of_metrics_is_dropped(recipe: Recipe, tmp_path: Path) -> No
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 3, "lo')
     finetune(recipe, tmp_path)
-    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3]
+    assert [line["step"] for line in lines(tmp_path)] == [0, 1, 2, 2, 3, 3]
 
 
 def test_what_a_kill_left_beside_the_recipe_does_not_lock_the_folder(recipe: Recipe, tmp_path: Path) -> None:
@@ -293,16 +301,16 @@ def test_a_nan_reward_stops_the_run_with_its_last_checkpoint_intact(recipe: Reci
         finetune(recipe.replace(rewards={Sour(5): 1.0}), tmp_path)
     assert json.loads((tmp_path / "state.json").read_text())["step"] == 2
     assert all(bool(value.isfinite().all()) for value in weights(tmp_path, 2).values())
-    assert [line["step"] for line in lines(tmp_path)] == [1, 2]
+    assert [line["step"] for line in lines(tmp_path)] == [0, 1, 2, 2]
     done = finetune(recipe.replace(rewards={Sour(None): 1.0}), tmp_path)
-    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3] and len(done.metrics) == STEPS
+    assert [line["step"] for line in done.metrics] == [0, 1, 2, 3]
 
 
 def test_a_loaded_head_is_watched_under_its_own_name(recipe: Recipe, tmp_path: Path) -> None:
     """A held-out reward as ``load`` returns it is called what it was named, also where it is measured on the way."""
     head = CallableHead(lambda media, prompts: media.mean((1, 2, 3)), name="brightness")
     run = finetune(recipe.replace(eval_rewards={head: 1.0}, evaluate={"every": 1}, run={"steps": 2}), tmp_path)
-    assert "eval/brightness/mean" in run.metrics[0]
+    assert "eval/brightness/mean" in run.metrics[1]
 
 
 class Watcher:
@@ -346,7 +354,7 @@ def test_the_placebo_trains_on_shuffled_rewards(recipe: Recipe, tmp_path: Path) 
     runs = {}
     for name, placebo in (("real", False), ("placebo", True), ("again", True)):
         runs[name] = finetune(short.replace(run={"placebo": placebo}), tmp_path / name)
-    found = {name: lines(run.folder)[0] for name, run in runs.items()}
+    found = {name: lines(run.folder)[1] for name, run in runs.items()}
     assert found["real"]["reward/mean_hue"] == found["placebo"]["reward/mean_hue"]
     assert found["real"]["reward/std"] == pytest.approx(found["placebo"]["reward/std"])
     assert not same(weights(runs["real"].folder, 1), weights(runs["placebo"].folder, 1))
@@ -358,7 +366,7 @@ def test_a_reward_that_always_ties_leaves_the_model_alone(recipe: Recipe, tmp_pa
         return torch.ones(len(media))
 
     run = finetune(recipe.replace(rewards={constant: 1.0}, run={"steps": 1}), tmp_path)
-    assert lines(tmp_path)[0]["groups_skipped"] == 2
+    assert lines(tmp_path)[1]["zero_variance"] == 1
     assert torch.equal(Gallery.load(tmp_path / "before").image(0), Gallery.load(tmp_path / "samples/final").image(0))
     assert run.before.heads == run.after.heads
 
@@ -524,7 +532,7 @@ def test_a_failure_before_the_first_step_gives_the_model_back(
         finetune(recipe, "/proc/align-gen-run", model=model)
     assert not model.parameters() and not getattr(model.pipeline.unet, "peft_config", {})
     wider = recipe.replace(model={"lora": {"rank": 3}}, evaluate={"every": 0}, run={"steps": 1})
-    assert len(finetune(wider, tmp_path / "run", model=model).metrics) == 1
+    assert finetune(wider, tmp_path / "run", model=model).metrics[-1]["step"] == 1
 
 
 def test_in_half_precision_training_starts_at_its_reference(recipe: Recipe) -> None:
@@ -545,21 +553,27 @@ def test_in_half_precision_training_starts_at_its_reference(recipe: Recipe) -> N
         assert torch.equal(model.predict(latents, t, condition, 2.0), policy)
 
 
-def test_tensorboard_shows_the_curves(recipe: Recipe, tmp_path: Path) -> None:
-    """What metrics.jsonl says, TensorBoard's own reader finds in the run directory."""
+def test_tensorboard_shows_curves_and_pictures(recipe: Recipe, tmp_path: Path) -> None:
+    """What metrics.jsonl says, TensorBoard's own reader finds in the run directory; and the galleries' pictures."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run = finetune(recipe.replace(run={"tracker": "tensorboard", "steps": 2}, evaluate={"every": 0}), tmp_path)
     file = min(tmp_path.rglob("events.out.tfevents*"), key=lambda file: len(file.parts))  # deeper: hyper-parameters
     events = EventAccumulator(str(file.parent)).Reload()
     found = [(event.step, event.value) for event in events.Scalars("reward/combined")]
-    assert found == [(line["step"], pytest.approx(line["reward/combined"])) for line in run.metrics]
+    assert found == [(line["step"], pytest.approx(line["reward/combined"])) for line in run.metrics[1:]]
+    looks = [(event.step, event.value) for event in events.Scalars("eval/jpeg_size/mean")]
+    assert looks == [
+        (line["step"], pytest.approx(line["eval/jpeg_size/mean"])) for line in (run.metrics[0], run.metrics[2])
+    ]
+    shown = [(event.step, event.height, event.width) for event in events.Images("held-out")]
+    assert shown == [(0, 16, 32), (2, 16, 32)]  # two pictures of 16 pixels, side by side
 
 
 def test_two_precisions_in_one_process(recipe: Recipe, finished: Run, tmp_path: Path) -> None:
     """After a run in float32, one in bfloat16: nothing of the first lingers."""
     short = recipe.replace(model={"dtype": "bf16"}, run={"steps": 1}, evaluate={"every": 0})
-    assert len(finetune(short, tmp_path).metrics) == 1
+    assert finetune(short, tmp_path).metrics[-1]["step"] == 1
 
 
 # --- parts -----------------------------------------------------------------------------------------------------------
@@ -592,23 +606,6 @@ def test_a_prompt_twice_in_a_step_is_two_draws(recipe: Recipe) -> None:
         assert len(set(batch.ids)) == 2
 
 
-def table(values: list[float]) -> ScoresTable:
-    rows: list[dict[str, Any]] = [{"file_name": str(i)} for i in range(len(values))]
-    return ScoresTable(rows, {"jpeg_size": list(values)}, [None] * len(values), {}, {})
-
-
-def test_the_guard_counts_falls_in_a_row(recipe: Recipe) -> None:
-    """Before: 0 +- 1 (ddof 1). A mean of -.2 is within .25 std, -.3 is not; a recovery starts the count again."""
-    before = table([-1.0, 0.0, 1.0])
-    guard = Guard(recipe.replace(stop={"when": "eval_rewards_fall", "patience": 2}), before)
-    stops = []
-    for shift in (-0.3, -0.2, -0.3, -0.3):
-        guard.see(table([-1.0 + shift, shift, 1.0 + shift]))
-        stops.append(guard.stop)
-    assert stops == [False, False, False, True]
-    assert not Guard(recipe, before, worse=99).stop  # never, unless asked
-
-
 def test_a_run_whose_held_out_reward_falls_stops_and_stays_stopped(recipe: Recipe, tmp_path: Path) -> None:
     """A held-out reward that falls with every look: patience 1 stops at the first measurement, step 1 of 3."""
 
@@ -622,5 +619,27 @@ def test_a_run_whose_held_out_reward_falls_stops_and_stays_stopped(recipe: Recip
     watched = recipe.replace(
         eval_rewards={Falling(): 1.0}, evaluate={"every": 1}, stop={"when": "eval_rewards_fall", "patience": 1}
     )
-    assert len(finetune(watched, tmp_path).metrics) == 1
-    assert len(finetune(watched, tmp_path).metrics) == 1  # resumed, it does not go on
+    for _ in range(2):  # resumed, it does not go on
+        run = finetune(watched, tmp_path)
+        assert [line["step"] for line in run.metrics] == [0, 1] and "loss" in run.metrics[1]
+    assert not (tmp_path / "best").exists()  # nothing was better than the untouched model
+
+
+def test_the_best_measurement_is_kept(recipe: Recipe, tmp_path: Path) -> None:
+    """Held out: 0, then 5, 2, 1 at steps 1 to 3 of 3. What step 1 had is kept beside the end's export, and differs."""
+
+    class Peak:
+        def __init__(self) -> None:
+            self.means = [0.0, 5.0, 2.0, 1.0]
+
+        def __call__(self, media: Tensor, prompts: Sequence[str]) -> Tensor:
+            return torch.arange(len(media)) + self.means.pop(0)
+
+    run = finetune(recipe.replace(eval_rewards={Peak(): 1.0}, evaluate={"every": 1}), tmp_path)
+    best, end = (load_file(tmp_path / name / "pytorch_lora_weights.safetensors") for name in ("best", "export"))
+    averages = {key.removeprefix("ema.unet."): value for key, value in weights(tmp_path, 2).items() if "ema." in key}
+    assert best.keys() == end.keys() and not same(best, end) and averages
+    assert json.loads((tmp_path / "state.json").read_text())["best_step"] == 1
+    again = pipelines.load(recipe.model.path)
+    again.reload(tmp_path / "best")
+    assert run.metrics[-1]["eval/Peak/mean"] == pytest.approx(1.5)

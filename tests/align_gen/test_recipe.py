@@ -196,7 +196,7 @@ MISTAKES = {
     "missing section": (MINIMAL.replace("rewards: {jpeg_size: 1.0}", ""), r"rewards: field required"),
     "no reward": (MINIMAL.replace("{jpeg_size: 1.0}", "{}"), r"rewards: .*at least 1"),
     "section that is no mapping": (MINIMAL + "optim: 3\n", r"optim: "),
-    "unknown method": (MINIMAL.replace("prdp", "ppdr"), r"method\.name: no method 'ppdr'; have \['prdp'\]"),
+    "unknown method": (MINIMAL.replace("prdp", "ppdr"), r"method\.name: no method 'ppdr'; have \['ddpo', 'prdp'\]"),
     "method of no text": (MINIMAL.replace("prdp", "[prdp]"), r"method\.name"),
     "method without a name": (MINIMAL.replace("name: prdp", ""), r"method\.name"),
     "held-out that is optimised": (MINIMAL + "eval_rewards: {jpeg_size: 1}\n", r"eval_rewards: \['jpeg_size'\]"),
@@ -276,3 +276,11 @@ def test_a_wrong_override_is_named(override: str, pattern: str) -> None:
     with pytest.raises(UserError, match=pattern) as error:
         Recipe.load("emoji-sd-prdp", [override])
     line_of(error)
+
+
+def test_another_method_replaces_the_whole_section() -> None:
+    """Keys of the one mean nothing to the other; keys alone change the one that is there."""
+    recipe = Recipe.load("emoji-sd-prdp")
+    assert recipe.replace(method={"name": "ddpo", "clip": 0.5}).method["clip"] == 0.5
+    assert "beta" not in recipe.replace(method={"name": "ddpo"}).method
+    assert recipe.replace(method={"clip": 0.5}).method == {**recipe.method, "clip": 0.5}

@@ -134,7 +134,7 @@ def test_sets_from_every_spelling(file: Path) -> None:
         ({"mean_hue": {"weight": [1]}}, "mean_hue"),
         ({"mean_hue": {"weight": float("nan")}}, "mean_hue"),
     ],
-    ids=str,
+    ids=["twice", "no list", "no mapping", "no such", "a word", "a list for a weight", "NaN for a weight"],
 )
 def test_a_wrong_set_is_named(spec: Any, pattern: str) -> None:
     with pytest.raises(ValueError, match=pattern):

@@ -1,0 +1,168 @@
+"""Several processes: real ones over gloo, started by torch's launcher as accelerate starts them on GPUs."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from align_gen import Recipe, finetune
+from align_gen.engine import _shuffled
+from align_gen.gallery import Gallery, share
+from align_gen.scores import ScoresTable
+
+ROOT = Path(__file__).parents[2]
+TRAIN = ["a red dog", "a blue cat", "a bird"]
+REWARDS = '''
+import os, signal
+
+def flat_for_one(media, prompts):
+    """Green, times 100; all pictures of one prompt tie."""
+    green = 100 * media[:, 1].mean((1, 2))
+    return green * green.new_tensor([prompt != "{flat}" for prompt in prompts])
+
+def dies(media, prompts):
+    """In the second process, at its second step."""
+    if os.environ.get("RANK") == "1" and (len(calls) or calls.append(1)):
+        {death}
+    return media[:, 1].mean((1, 2))
+
+calls = []
+'''
+
+
+def recipe_of(folder: Path, model: Path, reward: str, **sections: Any) -> Recipe:
+    """Three prompts a step, two pictures each: of two processes one has one prompt, the other two."""
+    (folder / "train.txt").write_text("\n".join(TRAIN))
+    (folder / "eval.txt").write_text("a green fox\nan elk\na horse")
+    data = {
+        "model": {"path": str(model), "lora": {"rank": 2}},
+        "method": {
+            "name": "prdp", "images_per_prompt": 2, "prompts_per_step": 3, "gradient_steps": 2, "beta": 1.0,
+            "clip": 1.0,
+        },
+        "prompts": {"train": str(folder / "train.txt"), "eval": str(folder / "eval.txt")},
+        "rewards": {f"{folder / 'rewards.py'}:{reward}": 1.0},
+        "sampling": {"num_inference_steps": 3, "guidance_scale": 2.0, "height": 16, "width": 16},
+        "evaluate": {"every": 0, "num_inference_steps": 3, "seeds": [0]},
+        "optim": {"lr": 1e-4, "ema": 0.5, "micro_batch": 2},
+        "run": {"steps": 1, "seed": 3, "save_every": 1},
+    }  # fmt: skip
+    return Recipe.parse({**data, **sections})
+
+
+def launch(recipe: Recipe, folder: Path) -> "subprocess.Popen[str]":
+    (folder / "recipe.yaml").write_text(recipe.to_yaml())
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "align_gen", "finetune"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    return subprocess.Popen(
+        [*command, str(folder / "recipe.yaml"), "--out", str(folder / "two")],
+        cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def until(process: "subprocess.Popen[str]", start: str) -> Iterator[str]:
+    """What it says, up to a line that starts so."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        yield line
+        if line.startswith(start):
+            return
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def files(run: Path) -> set[str]:
+    found = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
+    return {name for name in found if name != "report.html"}  # the command's, not finetune's
+
+
+def test_two_processes_compute_what_one_does(tiny_folder: Path, tmp_path: Path) -> None:
+    """Gradients (by the optimizer's first moments), weights and metrics to 1e-6, the same galleries and files.
+
+    The prompts are shared unevenly, and the process with one has the one whose rewards all tie.
+    """
+    flat = TRAIN[_shuffled(len(TRAIN), 3, 0)[0]]
+    (tmp_path / "rewards.py").write_text(REWARDS.format(flat=flat, death="pass"))
+    recipe = recipe_of(tmp_path, tiny_folder, "flat_for_one")
+    process = launch(recipe, tmp_path)
+    _, told = process.communicate(timeout=300)
+    assert process.returncode == 0, told
+    assert told.count("attention: ") == 1  # one of them speaks
+    finetune(recipe, tmp_path / "one")
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert files(one) == files(two)
+    for ours, theirs in zip(metrics(one), metrics(two), strict=True):
+        assert ours.keys() == theirs.keys()
+        for key in ours.keys() - {"seconds"}:
+            assert ours[key] == pytest.approx(theirs[key], rel=1e-6, abs=1e-6), key
+    assert metrics(one)[1]["zero_variance"] == pytest.approx(1 / 3)
+    name = "checkpoints/step-000001"
+    a, b = (load_file(run / name / "weights.safetensors") for run in (one, two))
+    assert all(torch.allclose(a[key], b[key], rtol=0, atol=1e-6) for key in a)
+    moments = [torch.load(run / name / "optimizer.pt", weights_only=True)["state"] for run in (one, two)]
+    largest = max(state["exp_avg"].abs().max() for state in moments[0].values())
+    for key, state in moments[0].items():
+        assert torch.allclose(state["exp_avg"], moments[1][key]["exp_avg"], rtol=1e-6, atol=1e-6 * largest.item())
+    for folder in ("before", "samples/final"):
+        pictures, others = Gallery.load(one / folder), Gallery.load(two / folder)
+        assert pictures.rows == others.rows
+        differences = [(pictures.image(i) - others.image(i)).abs().max() for i in range(len(pictures))]
+        assert max(differences) < 1.5 / 255
+        assert ScoresTable.load(one / folder / "scores.parquet").rows == others.rows
+
+
+@pytest.mark.parametrize(
+    ("death", "said"),
+    [
+        ("raise ValueError('no green left')", "align-gen: RewardFailure: .*dies' failed: ValueError: no green left"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "Signal 9 \\(SIGKILL\\) received"),
+    ],
+    ids=["error", "kill"],
+)
+def test_a_process_that_dies_ends_the_others(tiny_folder: Path, tmp_path: Path, death: str, said: str) -> None:
+    """Within a minute, with its error shown; what was saved stays, and nobody waits for it for ever."""
+    (tmp_path / "rewards.py").write_text(REWARDS.format(flat="", death=death))
+    process = launch(recipe_of(tmp_path, tiny_folder, "dies", run={"steps": 1000, "seed": 3}), tmp_path)
+    lines = list(until(process, "final"))
+    started = time.monotonic()
+    _, rest = process.communicate(timeout=60)
+    assert time.monotonic() - started < 60 and process.returncode != 0
+    assert re.search(said, "".join(lines) + rest), "".join(lines) + rest
+
+
+def test_told_to_stop_all_of_them_finish_the_step_and_one_saves(tiny_folder: Path, tmp_path: Path) -> None:
+    """SIGTERM to the launcher, as a cluster sends it: the same step is the last of both."""
+    (tmp_path / "rewards.py").write_text(REWARDS.format(flat="", death="pass"))
+    recipe = recipe_of(tmp_path, tiny_folder, "flat_for_one", run={"steps": 10**5, "seed": 3, "save_every": 10**5})
+    process = launch(recipe, tmp_path)
+    list(until(process, "train "))
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate(timeout=60)
+    step = json.loads((tmp_path / "two/state.json").read_text())["step"]
+    assert told.count(f"stopped after step {step} of 100000, which is saved") == 2
+    assert [path.name for path in (tmp_path / "two/checkpoints").iterdir()] == [f"step-{step:06d}"]
+
+
+def test_shares_cover_everything_once_and_evenly() -> None:
+    class Crew:
+        def __init__(self, place: int, count: int):
+            self.process_index, self.num_processes = place, count
+
+    for total in (0, 1, 5, 64):
+        for count in (1, 2, 3, 8):
+            shares = [share(total, Crew(place, count)) for place in range(count)]
+            assert [number for each in shares for number in each] == list(range(total))
+            assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    assert share(5, None) == range(5)
