@@ -1,5 +1,6 @@
 """The command line. Heavy libraries are imported by the command that needs them."""
 
+import itertools
 import json
 import logging
 import math
@@ -384,6 +385,7 @@ def bench(
             "attention: every kernel that runs here, at the sizes of real models."
         ),
     ] = "steps",
+    model: Annotated[str | None, typer.Option(help="Of steps: emoji-sd or emoji-flow alone.")] = None,
     against: Annotated[str | None, typer.Option(help="trl: also its DDPOTrainer, on emoji-sd.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Times each is run; medians are shown.")] = 7,
     dtype: Annotated[
@@ -397,7 +399,7 @@ def bench(
         raise UserError(f"bench {what!r}: have ['attention', 'steps']")
     if against not in (None, "trl") or (against and what != "steps"):
         raise UserError(f"--against {against!r}: want trl, with steps")
-    found = _bench_attention(dtype, heads, rounds) if what == "attention" else _bench_steps(against, rounds)
+    found = _bench_attention(dtype, heads, rounds) if what == "attention" else _bench_steps(model, against, rounds)
     rows = []
     for row, line in found:
         rows.append(row)
@@ -407,19 +409,20 @@ def bench(
         print(json.dumps(rows))
 
 
-def _bench_steps(against: str | None, rounds: int) -> Iterator[tuple[dict[str, Any], str]]:
+def _bench_steps(model: str | None, against: str | None, rounds: int) -> Iterator[tuple[dict[str, Any], str]]:
     from accelerate import Accelerator
 
     from .bench.scoring import bench_scoring
-    from .bench.steps import bench_steps
+    from .bench.steps import RECIPES, bench_steps
     from .bench.trl import trl_ddpo
 
-    accelerator = Accelerator()
+    if model is not None and model not in RECIPES:
+        raise UserError(f"--model {model!r}: have {sorted(RECIPES)}")
+    accelerator, models = Accelerator(), [model] if model else list(RECIPES)
     head = f"{'':18} {'model':12} {'seconds':>9} {'iqr':>7} {'floor':>9} {'ratio':>6} {'images/s':>9}"
-    for row in (
-        *bench_steps(accelerator, rounds=rounds, against=trl_ddpo if against else None),
-        bench_scoring(accelerator.device, rounds=rounds),
-    ):
+    rows = bench_steps(accelerator, models, rounds=rounds, against=trl_ddpo if against else None)
+    scoring = (bench_scoring(accelerator.device, rounds=rounds) for _ in range(model is None))
+    for row in itertools.chain(rows, scoring):
         floor = f"{row.floor_seconds:9.3f} {row.ratio:6.2f}" if row.floor_seconds and row.ratio else f"{'':16}"
         figures = f"{row.seconds:9.3f} {row.iqr:7.3f} {floor} {row.images_per_second:9.1f}"
         line = f"{row.name:18} {row.model:12} {figures}"

@@ -1,5 +1,7 @@
 """What methods that weigh trajectories by their likelihood share: drawing them, and their likelihood as it is now."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Generator, Tensor
 
@@ -11,9 +13,17 @@ from .state import TrainState
 
 
 def draw(
-    state: TrainState, condition: Condition, generators: list[Generator], sampling: Sampling, reduction: Reduction
+    state: TrainState,
+    condition: Condition,
+    generators: list[Generator],
+    sampling: Sampling,
+    reduction: Reduction,
+    graph: bool = False,
 ) -> tuple[Rollout, Tensor]:
-    """Trajectories of every row of the condition, and their media, (B, 3, H, W) or of videos; no gradient is kept."""
+    """Trajectories of every row of the condition, and their media, (B, 3, H, W) or of videos.
+
+    ``graph`` keeps that of the log-probabilities, see ``rollout``; of the media none is kept.
+    """
     parts = []
     for rows in slices(len(condition), state.micro_batch):
         drawn = rollout(
@@ -24,6 +34,7 @@ def draw(
             guidance_scale=sampling.guidance_scale,
             generator=generators[rows],
             reduction=reduction,
+            graph=graph,
         )
         with torch.no_grad():
             parts.append((drawn, state.model.decode(drawn.final).float()))
@@ -35,23 +46,39 @@ def replay(
     state: TrainState, samples: Rollout, condition: Condition, sampling: Sampling, reduction: Reduction
 ) -> Tensor:
     """Log-probabilities of the stored trajectories under the model as it is now, (B, S)."""
-    columns = []
-    for step in samples.stochastic.tolist():
-        parts = [
-            step_log_prob(
-                state.model,
-                samples,
-                step,
-                condition[rows],
-                eta=sampling.eta,
-                guidance_scale=sampling.guidance_scale,
-                reduction=reduction,
-                rows=rows,
-            )
-            for rows in slices(len(condition), state.micro_batch)
-        ]
-        columns.append(torch.cat(parts))
-    return torch.stack(columns, 1)
+    found = torch.empty_like(samples.log_probs)
+    for rows, columns in transitions(len(condition), len(samples.stochastic), state.micro_batch):
+        found[rows, columns] = log_probs_of(state, samples, rows, columns, condition, sampling, reduction)
+    return found
+
+
+def log_probs_of(
+    state: TrainState,
+    samples: Rollout,
+    rows: Tensor,
+    columns: Tensor,
+    condition: Condition,
+    sampling: Sampling,
+    reduction: Reduction,
+) -> Tensor:
+    """Of some transitions, one call of the denoiser: column c is the c-th stochastic step; (b,), differentiable."""
+    return step_log_prob(
+        state.model,
+        samples,
+        samples.stochastic[columns],
+        condition[rows],
+        eta=sampling.eta,
+        guidance_scale=sampling.guidance_scale,
+        reduction=reduction,
+        rows=rows,
+    )
+
+
+def transitions(rows: int, columns: int, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """(rows, columns) of every transition, at most ``size`` at a time: step after step, several where few rows are."""
+    for places in slices(rows * columns, size):
+        part = torch.arange(places.start, places.stop)
+        yield part % rows, part // rows
 
 
 def slices(total: int, size: int) -> list[slice]:

@@ -47,7 +47,6 @@ def gaussian_noise(shape: Sequence[int], batch: int, generator: Generators) -> T
     return torch.randn((batch, *shape), generator=generator)
 
 
-@torch.no_grad()
 def trajectory(
     model: Model,
     condition: Condition,
@@ -57,8 +56,12 @@ def trajectory(
     guidance_scale: Guidance,
     generator: Generators,
     latents: Tensor | None,
+    graph: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor | None, Tensor | None]]:
-    """Yields (x, None, None) for the initial noise, then (x_s, mean, std) for each step."""
+    """Yields (x, None, None) for the initial noise, then (x_s, mean, std) for each step.
+
+    With ``graph``, the means of stochastic steps are differentiable, each by itself: x never is.
+    """
     batch = len(condition)
     if latents is None:
         latents = gaussian_noise(condition.latent_shape, batch, generator)
@@ -67,13 +70,12 @@ def trajectory(
     x = latents.to(model.device, torch.promote_types(model.dtype, torch.float32))
     yield x, None, None
     for t, s in times:
-        output = model.predict(x, t, condition, guidance_scale)
-        mean, std = model.process.transition(x, output, t, s, eta)
+        with torch.set_grad_enabled(graph and bool(model.process.std(t, s, eta) > 0)):
+            output = model.predict(x, t, condition, guidance_scale)
+            mean, std = model.process.transition(x, output, t, s, eta)
+        x = mean.detach()
         if std > 0:
-            noise = gaussian_noise(x.shape[1:], batch, generator)
-            x = mean + std.to(x) * noise.to(x)
-        else:
-            x = mean
+            x = x + std.to(x) * gaussian_noise(x.shape[1:], batch, generator).to(x)
         yield x, mean, std
 
 
@@ -87,6 +89,7 @@ def rollout(
     generator: Generators = None,
     latents: Tensor | None = None,
     reduction: Reduction = "mean",
+    graph: bool = False,
 ) -> Rollout:
     """Sample, and keep every latent and the log-probability of every stochastic step.
 
@@ -96,11 +99,19 @@ def rollout(
         generator: one, or a list of one a sample (then samples do not depend on their batch mates).
         latents: initial noise (B, *latent); drawn when not given.
         reduction: of log-probabilities over latent elements, see ``gaussian_log_prob``.
+        graph: make the log-probabilities differentiable, each through its own step; memory then grows with the steps.
     """
     times = model.times(num_inference_steps, condition.latent_shape)
     kept, log_probs, stochastic = [], [], []
     steps = trajectory(
-        model, condition, times, eta=eta, guidance_scale=guidance_scale, generator=generator, latents=latents
+        model,
+        condition,
+        times,
+        eta=eta,
+        guidance_scale=guidance_scale,
+        generator=generator,
+        latents=latents,
+        graph=graph,
     )
     for step, (x, mean, std) in enumerate(steps, start=-1):
         kept.append(x)
@@ -114,7 +125,7 @@ def rollout(
 def step_log_prob(
     model: Model,
     trajectories: Rollout,
-    step: int,
+    step: int | Tensor,
     condition: Condition,
     *,
     eta: float,
@@ -124,13 +135,13 @@ def step_log_prob(
 ) -> Tensor:
     """log p(x_s | x_t) of one stored step under the model as it is now, (b,); differentiable.
 
-    ``condition`` holds the chosen ``rows`` only.
+    ``condition`` holds the chosen ``rows`` only. A ``step`` for each of them, (b,), goes with ``rows`` of that shape.
     """
-    t, s = trajectories.times[step]
+    t, s = trajectories.times[step].unbind(-1)
     x_t, x_s = trajectories.latents[rows, step], trajectories.latents[rows, step + 1]
     output = model.predict(x_t, t, condition, guidance_scale)
     mean, std = model.process.transition(x_t, output, t, s, eta)
-    if not std > 0:
+    if not (std > 0).all():
         raise ValueError(f"step {step}: std is 0, so it has no density; use the rollout's stochastic steps")
     return gaussian_log_prob(x_s, mean, std, reduction)
 

@@ -11,7 +11,7 @@ that the step leaves out; that none is made in vain is for the tables of ``metho
 
 import contextlib
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,9 @@ RECIPES = {"emoji-sd": "emoji-sd-prdp", "emoji-flow": "emoji-flow-prdp"}
 METHODS = {  # a step of 32 images each, of two prompts
     "prdp": ["method.prompts_per_step=2"],
     "ddpo": ["method={name: ddpo, images_per_prompt: 16, prompts_per_step: 2, clip: 4.0e-3}"],
+    "ddpo, keep_graph": [
+        "method={name: ddpo, images_per_prompt: 16, prompts_per_step: 2, clip: 4.0e-3, keep_graph: true}"
+    ],
 }
 BATCHES = (16, 32, 64)  # rows or images that bare calls are tried at
 
@@ -68,15 +71,17 @@ class Setting:
         self.state.step += 1
 
 
-def bench_steps(accelerator: Accelerator, *, rounds: int = 7, against: Any = None) -> Iterator[Row]:
-    """Rows of every method on emoji-sd and emoji-flow: ours, the same as a plain loop, and rivals on emoji-sd.
+def bench_steps(
+    accelerator: Accelerator, models: Sequence[str] = tuple(RECIPES), *, rounds: int = 7, against: Any = None
+) -> Iterator[Row]:
+    """Rows of every method on every model: ours, the same as a plain loop, and a rival of ddpo on emoji-sd.
 
     Args:
         against: a factory of rivals, from a Setting to ``(name, images, work)``.
     """
     from .plain import plain_step
 
-    for name, bundle in RECIPES.items():
+    for name, bundle in ((model, RECIPES[model]) for model in models):
         for method, options in METHODS.items():
             setting = Setting.of(Recipe.load(bundle, options), accelerator)
             setting.step()  # encodes texts, fills caches

@@ -70,6 +70,7 @@ def trl_ddpo(setting: Setting) -> tuple[str, int, Callable[[], Any]]:
         warnings.simplefilter("ignore")
         pipeline = SameLora(bundled.model_path(recipe.model.path), use_lora=True)
         trainer = DDPOTrainer(config, reward, lambda: (next(prompts), {}), pipeline)
+    pipeline.set_progress_bar_config(disable=True)
     counter = itertools.count()
 
     def step() -> None:

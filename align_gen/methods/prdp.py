@@ -15,12 +15,11 @@ from ..batches import Prompts, Sampling
 from ..errors import UserError
 from ..losses import rdp_coefficients, rdp_loss
 from ..pipelines import Condition, Model, Rollout
-from ..pipelines.sampling import step_log_prob
 from ..pipelines.seeding import generator
 from ..reward_heads import RewardSet
 from ..state import TrainState
 from ..strict import Strict
-from ..trajectories import draw, replay, slices
+from ..trajectories import draw, log_probs_of, replay, slices, transitions
 
 
 class Options(Strict):
@@ -155,24 +154,12 @@ def backward(
     Memory is that of one denoiser call, however many steps a trajectory has. Calls whose coefficients are all zero (the
     pair is clipped there) are left out.
     """
-    work = [
-        (rows, column, step)
-        for rows in slices(len(coefficients), state.micro_batch)
-        for column, step in enumerate(samples.stochastic.tolist())
-        if bool(coefficients[rows, column].any())
-    ]
-    for rows, column, step in work:
-        log_prob = step_log_prob(
-            state.model,
-            samples,
-            step,
-            condition[rows],
-            eta=sampling.eta,
-            guidance_scale=sampling.guidance_scale,
-            reduction=options.log_prob,
-            rows=rows,
-        )
-        state.backward((coefficients[rows, column] * log_prob).sum())
+    count, steps = coefficients.shape
+    for rows, columns in transitions(count, steps, state.micro_batch):
+        weights = coefficients[rows, columns]
+        if weights.any():
+            log_probs = log_probs_of(state, samples, rows, columns, condition, sampling, options.log_prob)
+            state.backward((weights * log_probs).sum())
 
 
 def replay_error(

@@ -53,6 +53,24 @@ def test_the_gradient_at_theta_old(name: str, micro_batch: int) -> None:
     assert metrics["loss"] == pytest.approx(0, abs=1e-6)  # advantages of a group add up to 0
 
 
+@pytest.mark.parametrize("name", ["toy-diffusion", "toy-flow"])
+def test_to_learn_from_the_drawing_itself_is_the_same_step(name: str) -> None:
+    """The graph kept while drawing has the gradient that a second pass has, to 1e-6, and the same metrics."""
+    mixture: dict[str, Any] = {"means": ((-1.0, 0.5), (1.0, -0.5)), "stds": (0.5, 0.8)}
+    twice, once = (take(toy(name, **mixture), micro_batch=5, keep_graph=keep) for keep in (False, True))
+    (expected, [(_, (a,))]), (metrics, [(_, (b,))]) = twice, once
+    assert (a - b).abs().max() <= 1e-6 * a.abs().max()
+    assert metrics == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_graph_serves_one_gradient_step() -> None:
+    options = ddpo.Options(keep_graph=True, gradient_steps=2)
+    with pytest.raises(UserError, match=r"method\.keep_graph: .* want gradient_steps 1"):
+        ddpo.check(options, Sampling())
+    calls = ddpo.calls(ddpo.Options(images_per_prompt=6, prompts_per_step=2, keep_graph=True), Sampling(), 2)
+    assert calls["forwards"] == calls["backwards"] == 12 * 50 * 2
+
+
 def test_the_clip_binds_from_the_second_gradient_step_on() -> None:
     """After a large step some ratios have left their range; with a wide clip none has, and the gradient is another."""
     narrow, wide = (take(toy(), lr=1.0, gradient_steps=2, clip=clip) for clip in (1e-3, 10.0))

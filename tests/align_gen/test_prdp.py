@@ -74,13 +74,14 @@ def replayed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Rollout]:
     """Log-probabilities are kept in float32 on purpose; here they and the stored latents are float64. The rollout."""
 
     def exact(x: Tensor, mean: Tensor, std: Tensor, reduction: Any = "mean") -> Tensor:
-        density = torch.distributions.Normal(mean.double(), std.double()).log_prob(x.double()).flatten(1)
+        std = std.double().reshape(-1, *[1] * (x.ndim - 1))
+        density = torch.distributions.Normal(mean.double(), std).log_prob(x.double()).flatten(1)
         return density.mean(1) if reduction == "mean" else density.sum(1)
 
     def double(*args: Any, **options: Any) -> Rollout:
         drawn = rollout(*args, **options)
         drawn = Rollout(drawn.latents.double(), drawn.times, drawn.stochastic, drawn.log_probs.double())
-        options.pop("num_inference_steps"), options.pop("generator")
+        options.pop("num_inference_steps"), options.pop("generator"), options.pop("graph", None)
         with torch.no_grad():  # again, at the latents as stored
             steps = drawn.stochastic.tolist()
             columns = [pipelines.sampling.step_log_prob(args[0], drawn, i, args[1], **options) for i in steps]

@@ -377,3 +377,39 @@ def test_every_argument_makes_another_stream(other: tuple[Any, ...]) -> None:
     second = torch.randn(64, generator=generator(*other))
     assert abs(float((first * second).mean())) < 0.5
     assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("scheduler", ["diffusion", "flow"])
+def test_steps_of_several_trajectories_in_one_call(scheduler: str) -> None:
+    """Row 0 at its last stochastic step and row 1 at its first: what each has in a call of its own step."""
+    from tests.tiny import subject
+
+    model = subject("sd" if scheduler == "diffusion" else "sd3").model
+    condition = model.encode_prompts(PROMPTS)
+    options: dict[str, Any] = {"eta": 1.0, "guidance_scale": 2.0}
+    drawn = rollout(model, condition, num_inference_steps=4, generator=generators(2), **options)
+    rows, columns = torch.tensor([0, 1]), torch.tensor([len(drawn.stochastic) - 1, 0])
+    with torch.no_grad():
+        mixed = step_log_prob(model, drawn, drawn.stochastic[columns], condition[rows], rows=rows, **options)
+    assert torch.allclose(mixed, drawn.log_probs[rows, columns], atol=1e-5)
+
+
+def test_a_graph_of_each_step_alone() -> None:
+    """With ``graph`` the draw is the same to the bit, and a step's log-probability has the gradient of its replay."""
+    from tests.tiny import subject
+
+    model = subject("sd").model
+    model.train_full()
+    condition = model.encode_prompts(PROMPTS)
+    options: dict[str, Any] = {"eta": 1.0, "guidance_scale": 2.0}
+    plain, kept = (
+        rollout(model, condition, num_inference_steps=3, generator=generators(2), graph=graph, **options)
+        for graph in (False, True)
+    )
+    assert torch.equal(plain.latents, kept.latents) and torch.equal(plain.log_probs, kept.log_probs)
+    assert kept.log_probs.requires_grad and not plain.log_probs.requires_grad and not kept.latents.requires_grad
+    parameter = next(p for name, p in model.trainable["unet"].named_parameters() if name.endswith("conv_out.weight"))
+    again = step_log_prob(model, plain, int(plain.stochastic[1]), condition, **options)
+    (expected,) = torch.autograd.grad(again.sum(), parameter)
+    (found,) = torch.autograd.grad(kept.log_probs[:, 1].sum(), parameter)
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-6 * expected.abs().max().item())
