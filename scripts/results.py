@@ -80,8 +80,8 @@ def rivals(recipe: Recipe, run: Path, summary: Mapping[str, Any], passes: int) -
 
     ``passes``: rows of the network a sample takes, with guidance.
     """
-    before = ScoresTable.load(run / "before" / "scores.parquet")
-    after = ScoresTable.load(run / "samples" / "final" / "scores.parquet")
+    before, after = (ScoresTable.load(run / name / "scores.parquet") for name in ("before", "samples/final"))
+    before.folder, after.folder = str(run / "before"), str(run / "samples/final")  # wherever the run lies by now
     gallery = len(before.rows) * recipe.evaluate.num_inference_steps * passes
     n = max(1, round((summary["denoiser_calls"] + gallery) / gallery))
     best_of = BestOf(reward_set(bundled.reward_spec(recipe.rewards)), n)

@@ -25,18 +25,23 @@ def jpeg_kilobytes(media: Tensor, prompts: Sequence[str]) -> Tensor:
 
 
 def test_the_guard_stops_it_and_the_report_is_red(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Files grow by more than a tenth of a standard deviation; the alignment to the prompt falls, twice in a row, and
-    that is the end, far before step 60. The best measurement is kept: at it, the pictures still were of their prompts.
-    """
+    """Files grow; the alignment to the prompt falls, twice in a row, and that is the end, far before step 60."""
     for name, prompts in PROMPTS.items():
         (tmp_path / f"{name}.txt").write_text("\n".join(prompts))
     recipe = Recipe.load("emoji-sd-prdp").replace(
-        method={"name": "ddpo", "images_per_prompt": 8, "prompts_per_step": 2, "gradient_steps": 1, "clip": 0.1},
+        method={
+            "name": "ddpo",
+            "images_per_prompt": 8,
+            "prompts_per_step": 2,
+            "gradient_steps": 1,
+            "clip": 0.1,
+            "keep_graph": True,
+        },
         prompts={name: str(tmp_path / f"{name}.txt") for name in PROMPTS},
         rewards={jpeg_kilobytes: 1.0},
         eval_rewards={"alignment": {"name": "clip", "path": "emoji-heldout-clip"}},
         sampling={"num_inference_steps": 5},
-        evaluate={"every": 2, "num_inference_steps": 5, "seeds": [0, 1]},
+        evaluate={"every": 4, "num_inference_steps": 5, "seeds": [0, 1, 2, 3]},
         stop={"when": "eval_rewards_fall", "patience": 2},
         optim={"lr": 3e-3, "ema": None, "micro_batch": 16},
         run={"steps": 60, "save_every": 100, "out": None},
@@ -48,7 +53,6 @@ def test_the_guard_stops_it_and_the_report_is_red(tmp_path: Path, caplog: pytest
     assert mean(run.after, "alignment") < mean(run.before, "alignment")
     assert f"step {last}: held out and fallen" in caplog.text and "the run stops here" in caplog.text
     assert caplog.text.count("the run stops here") == 1
-    assert (tmp_path / "run/best/pytorch_lora_weights.safetensors").is_file()
     page = report_run(run.folder).read_text()
     assert re.search(r'<section id="verdict" class="bad".*?Held-out rewards fell', page, re.DOTALL)
     assert f"The run was stopped at step {last} of 60." in page
