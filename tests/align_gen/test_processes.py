@@ -62,7 +62,17 @@ def recipe_of(folder: Path, model: Path, reward: str, **sections: Any) -> Recipe
 
 def launch(recipe: Recipe, folder: Path) -> "subprocess.Popen[str]":
     (folder / "recipe.yaml").write_text(recipe.to_yaml())
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "align_gen", "finetune"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "-m",
+        "align_gen",
+        "finetune",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     return subprocess.Popen(
         [*command, str(folder / "recipe.yaml"), "--out", str(folder / "two")],
