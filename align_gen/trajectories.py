@@ -5,11 +5,19 @@ from collections.abc import Iterator
 import torch
 from torch import Generator, Tensor
 
-from .batches import Sampling
+from .batches import Prompts, Sampling
 from .pipelines import Condition, Rollout, rollout
 from .pipelines.process import Reduction
 from .pipelines.sampling import step_log_prob
+from .pipelines.seeding import generator
 from .state import TrainState
+
+
+def siblings(state: TrainState, batch: Prompts, group: int) -> tuple[Condition, list[str], list[Generator]]:
+    """``group`` rows of each prompt, adjacent: their condition and texts, and a generator for each, of its own."""
+    texts = [text for text in batch.texts for _ in range(group)]
+    places = [f"{i}/{j}" for i in batch.ids for j in range(group)]
+    return batch.condition.repeat(group), texts, [generator(state.seed, "rollout", state.step, it) for it in places]
 
 
 def draw(

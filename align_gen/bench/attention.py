@@ -1,8 +1,7 @@
 """Attention kernels at the sizes that published models use."""
 
 import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..pipelines.attention import KERNELS, attend, why_not
+from .timing import seconds_of, spread
 
 KERNEL_NAMES = ("sdpa", *KERNELS, "xformers")
 SCORES_LIMIT = 2**31  # bytes of a score matrix beyond which "math", which makes it whole, is left out
@@ -90,31 +90,19 @@ class _Timed:
 
     def __call__(self) -> None:
         with torch.no_grad():
-            self.forward.append(self._seconds(lambda: attend(self.name, *self.inputs)))
-        self.both.append(self._seconds(lambda: attend(self.name, *self.inputs).sum().backward()))
+            self.forward.append(seconds_of(lambda: attend(self.name, *self.inputs), self.device))
+        self.both.append(seconds_of(lambda: attend(self.name, *self.inputs).sum().backward(), self.device))
         for tensor in self.inputs:
             tensor.grad = None
 
     def figures(self, other: "_Timed") -> dict[str, float]:
         with torch.no_grad():
             ours, theirs = attend(self.name, *self.inputs), attend(other.name, *other.inputs)
-        low, _, high = statistics.quantiles(self.both, n=4) if len(self.both) > 1 else (0.0, 0.0, 0.0)
         seconds = statistics.median(self.both)
         return {
             "seconds": seconds,
-            "iqr": high - low,
+            "iqr": spread(self.both),
             "forward_seconds": statistics.median(self.forward),
             "ratio": seconds / statistics.median(other.both),
             "error": ((ours - theirs).abs().max() / theirs.abs().max()).item(),
         }
-
-    def _seconds(self, work: Callable[[], Any]) -> float:
-        self._wait()
-        started = time.perf_counter()
-        work()
-        self._wait()
-        return time.perf_counter() - started
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)

@@ -15,11 +15,10 @@ from ..batches import Prompts, Sampling
 from ..errors import UserError
 from ..losses import rdp_coefficients, rdp_loss
 from ..pipelines import Condition, Model, Rollout
-from ..pipelines.seeding import generator
 from ..reward_heads import RewardSet
 from ..state import TrainState
 from ..strict import Strict
-from ..trajectories import draw, log_probs_of, replay, slices, transitions
+from ..trajectories import draw, log_probs_of, replay, siblings, slices, transitions
 
 
 class Options(Strict):
@@ -73,9 +72,7 @@ def step(
     G images of a prompt stay together: B = prompts * G, S stochastic steps, siblings adjacent.
     """
     group = options.images_per_prompt
-    condition = batch.condition.repeat(group)
-    texts = [text for text in batch.texts for _ in range(group)]
-    generators = [generator(state.seed, "rollout", state.step, f"{i}/{j}") for i in batch.ids for j in range(group)]
+    condition, texts, generators = siblings(state, batch, group)
 
     # 1. Sample with the current policy, keeping every latent.
     samples, media = draw(state, condition, generators, sampling, options.log_prob)
