@@ -18,6 +18,7 @@ from safetensors.torch import load, save_file
 
 from .errors import RunFailure, UserError
 from .gallery import sync, whole_file
+from .sharding import as_cut, full
 from .state import TrainState
 
 log = logging.getLogger("align_gen")
@@ -32,18 +33,39 @@ def save(state: TrainState, run: Path, more: dict[str, Any]) -> None:
     Raises:
         RunFailure: it cannot be written; the checkpoints before it stand as they did.
     """
-    if state.accelerator.is_main_process:
-        _save(state, run, more)
+    writes = state.accelerator.is_main_process
+    if writes or state.sharded:
+        weights, optimizer = _gathered(state)
+    if writes:
+        _save(state, run, more, weights, optimizer)
     state.accelerator.wait_for_everyone()
 
 
-def _save(state: TrainState, run: Path, more: dict[str, Any]) -> None:
+def _gathered(state: TrainState) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Weights, their average and the optimizer's state, whole; of a network in shards every process must ask."""
+    names, parameters = trained(state)
+    weights = {f"policy.{key}": full(value.detach()) for key, value in zip(names, parameters, strict=True)}
+    if state.ema is not None:
+        weights |= {f"ema.{key}": full(value) for key, value in zip(names, state.ema.shadow_params, strict=True)}
+    optimizer = state.optimizer.state_dict()
+    moments = {
+        number: {key: full(value) if isinstance(value, torch.Tensor) else value for key, value in each.items()}
+        for number, each in optimizer["state"].items()
+    }
+    return weights, {**optimizer, "state": moments}
+
+
+def _save(
+    state: TrainState, run: Path, more: dict[str, Any], weights: dict[str, torch.Tensor], optimizer: dict[str, Any]
+) -> None:
     name = f"step-{state.step:06d}"
     folder, part = run / "checkpoints" / name, run / "checkpoints" / f".{name}.part"
     try:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
-        progress = _write(state, part) | more | {"checkpoint": name}
+        save_file({key: value.cpu().contiguous() for key, value in weights.items()}, part / WEIGHTS)
+        torch.save(optimizer, part / OPTIMIZER)
+        progress = _progress(state) | more | {"checkpoint": name}
         text = json.dumps(progress, indent=1)
         (part / PROGRESS).write_text(text)
         files = (WEIGHTS, OPTIMIZER, PROGRESS)
@@ -68,19 +90,13 @@ def _prune(folder: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _write(state: TrainState, folder: Path) -> dict[str, Any]:
-    """Weights and optimizer into the folder; the counters that go with them."""
-    names, parameters = trained(state)
-    weights = {f"policy.{key}": value.detach().cpu().contiguous() for key, value in zip(names, parameters, strict=True)}
+def _progress(state: TrainState) -> dict[str, Any]:
+    """The counters that go with the weights."""
     progress: dict[str, Any] = {"format": FORMAT, "step": state.step, "denoiser_calls": state.denoiser_calls}
     if state.ema is not None:
-        shadows = zip(names, state.ema.shadow_params, strict=True)
-        weights |= {f"ema.{key}": value.detach().cpu().clone() for key, value in shadows}
         progress["ema_step"] = state.ema.optimization_step
     if state.accelerator.scaler is not None:  # fp16's loss scale
         progress["scaler"] = state.accelerator.scaler.state_dict()
-    save_file(weights, folder / WEIGHTS)
-    torch.save(state.optimizer.state_dict(), folder / OPTIMIZER)
     return progress
 
 
@@ -132,11 +148,14 @@ def _put(state: TrainState, progress: dict[str, Any], weights: dict[str, torch.T
     names, parameters = trained(state)
     with torch.no_grad():
         for key, parameter in zip(names, parameters, strict=True):
-            parameter.copy_(weights[f"policy.{key}"])
+            parameter.copy_(as_cut(weights[f"policy.{key}"], parameter))
+    for number, moments in optimizer["state"].items():
+        like = parameters[number]
+        moments |= {key: as_cut(value, like) for key, value in moments.items() if value.shape == like.shape}
     state.optimizer.load_state_dict(optimizer)
     if state.ema is not None:
         for key, shadow in zip(names, state.ema.shadow_params, strict=True):
-            shadow.copy_(weights[f"ema.{key}"])
+            shadow.copy_(as_cut(weights[f"ema.{key}"], shadow))
         state.ema.optimization_step = progress["ema_step"]
     if state.accelerator.scaler is not None and "scaler" in progress:
         state.accelerator.scaler.load_state_dict(progress["scaler"])

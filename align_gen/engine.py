@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from . import bundled, checkpoint, methods, pipelines
 from .batches import Prompts
@@ -31,6 +32,7 @@ from .recipe import Recipe, difference
 from .reward_heads import RewardSet, reward_set
 from .sampling import sample
 from .scores import ScoresTable, check_names, score
+from .sharding import held, put_together, require_equal_calls, shard
 from .state import TrainState
 from .stopping import Stopped, StopSignals
 
@@ -97,10 +99,11 @@ def finetune(
         accelerator = Accelerator(mixed_precision=precision, log_with=trackers, project_dir=str(run))
         if trackers and not accelerator.log_with:
             raise UserError(f"run.tracker: {trackers!r} is not installed (pip install {trackers})")
-        _require_shares(accelerator, recipe)
+        _require_shares(accelerator, recipe, len(held_out))
         loaded = load_model(recipe, model)
-        if recipe.memory.free_text_encoders and model is not None:
-            raise UserError("memory.free_text_encoders: the model is yours; want model.path, to load one for the run")
+        for key in ("free_text_encoders", "shard"):
+            if getattr(recipe.memory, key) and model is not None:
+                raise UserError(f"memory.{key}: the model is yours; want model.path, to load one for the run")
     with ExitStack() as stack:
         stack.enter_context(as_it_was(loaded))
         stack.push(lambda kind, *_: loaded.untrain() if kind else None)  # who holds the model gets it back untrained
@@ -239,13 +242,16 @@ def prepare_model(recipe: Recipe, made: "pipelines.Model") -> None:
 def prepare_state(recipe: Recipe, model: "pipelines.Model", accelerator: "Accelerator") -> TrainState:
     """Optimizer, average and devices."""
     optim = recipe.optim
+    if recipe.memory.shard:  # first: nothing whole comes to the device
+        shard(model, accelerator.device)
+        log.info("weights in each process: %s", held(model))
     model.to(accelerator.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=optim.lr, weight_decay=optim.weight_decay)
     optimizer = accelerator.prepare(optimizer)
     for name, module in model.trainable.items():  # for its precision alone: gradients add up in ``TrainState.update``
         model.trainable[name] = accelerator.prepare_model(module, evaluation_mode=True)
         if accelerator.num_processes > 1:
-            for parameter in module.parameters():
+            for parameter in (each for each in module.parameters() if not isinstance(each, DTensor)):
                 torch.distributed.broadcast(parameter.data, 0)
     for name, module in model.copies.items():
         placed = not model.offload_copies
@@ -256,7 +262,14 @@ def prepare_state(recipe: Recipe, model: "pipelines.Model", accelerator: "Accele
 
         ema = EMAModel(model.parameters(), decay=optim.ema)
     return TrainState(
-        model, optimizer, accelerator, optim.max_grad_norm, recipe.run.seed, ema=ema, micro_batch=optim.micro_batch
+        model,
+        optimizer,
+        accelerator,
+        optim.max_grad_norm,
+        recipe.run.seed,
+        ema=ema,
+        micro_batch=optim.micro_batch,
+        sharded=recipe.memory.shard,
     )
 
 
@@ -414,19 +427,28 @@ def _completed(file: Path) -> str:
         return file.read_text()
 
 
-def _require_shares(accelerator: "Accelerator", recipe: Recipe) -> None:
-    """Several processes are ours to join, and each must have a prompt."""
+def _require_shares(accelerator: "Accelerator", recipe: Recipe, held_out: int) -> None:
+    """Several processes are ours to join, and each must have a prompt; of a network in shards, equally many."""
     from accelerate.utils import DistributedType
 
     kind, ranks = accelerator.distributed_type, accelerator.num_processes
     ours = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.MULTI_XPU)
     if kind not in ours:
-        raise UserError(f"finetune: {kind.value} is not supported; want accelerate's plain multi-process launch")
+        raise UserError(
+            f"finetune: {kind.value} is not supported; want accelerate's plain multi-process launch, with "
+            "memory.shard=true where the model does not fit"
+        )
     if recipe.method["prompts_per_step"] < ranks:
         count = recipe.method["prompts_per_step"]
         raise UserError(
             f"method.prompts_per_step: {count} leaves some of {ranks} processes without a prompt; want more"
         )
+    if recipe.memory.shard:
+        if ranks == 1:
+            raise UserError("memory.shard: there is one process to hold the shards; want a launch of several")
+        if recipe.memory.offload_reference:
+            raise UserError("memory.offload_reference: its shards stay where they are; want one of it and memory.shard")
+        require_equal_calls(recipe.method["prompts_per_step"], held_out * len(recipe.evaluate.seeds), ranks)
 
 
 def _claim(run: Path, text: str, accelerator: "Accelerator") -> None:
@@ -446,7 +468,7 @@ def _write_recipe(run: Path, text: str) -> None:
 
 def _export(state: TrainState, folder: Path, text: str | None = None) -> None:
     """What was trained, averaged, whole or not at all; with its card."""
-    with state.averaged(), writing(folder):
+    with state.averaged(), put_together(state.model), writing(folder):
         if state.accelerator.is_main_process:
             part = folder.with_name(f".{folder.name}.part")
             shutil.rmtree(part, ignore_errors=True)

@@ -20,6 +20,7 @@ class Memory(Strict):
     free_text_encoders: bool = False  # drop them once all prompts of the run are encoded
     offload_rewards: bool = False  # reward models wait on the CPU
     offload_reference: bool = False  # the frozen copy of full training waits on the CPU
+    shard: bool = False  # several processes hold a part of each weight (FSDP2)
 
 
 def save_memory(model: "Model", options: Memory) -> None:

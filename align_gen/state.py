@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from torch.distributed.tensor import DTensor
+
+from .sharding import full
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -29,6 +32,7 @@ class TrainState:
     ema: "EMAModel | None" = None
     micro_batch: int = 16
     denoiser_calls: int = 0  # rows through the trained network, forward; guidance doubles them
+    sharded: bool = False  # the network is cut over the processes, which must all call it equally often
 
     def backward(self, loss: torch.Tensor) -> None:
         self.accelerator.backward(loss)
@@ -50,6 +54,10 @@ class TrainState:
         """Whether some process says so: what all must do together is decided by all."""
         return bool(self.gather(torch.tensor([flag])).any())
 
+    def needs(self, call: bool) -> bool:
+        """Whether to call the network: this process has use for it, or the others wait for all to do so."""
+        return call or self.sharded
+
     def update(self) -> float:
         """Add up the processes' gradients, clip, take an optimizer step, follow with the average.
 
@@ -63,13 +71,14 @@ class TrainState:
         if self.accelerator.num_processes > 1:
             for parameter in parameters:
                 parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                torch.distributed.all_reduce(parameter.grad)
+                if not isinstance(parameter.grad, DTensor):  # those are summed already
+                    torch.distributed.all_reduce(parameter.grad)
         norm = self.accelerator.clip_grad_norm_(parameters, self.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             self.ema.step(parameters)
-        return float(norm) if norm is not None else 0.0
+        return float(full(norm)) if norm is not None else 0.0
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

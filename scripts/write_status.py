@@ -104,7 +104,12 @@ RUNNING: dict[str, tuple[str, str, list[str]]] = {
         ["tests/align_gen/test_processes.py"],
     ),
     "several GPUs (NCCL), several machines": ("not run", "the same code; launched as docs/running.md says", []),
-    "FSDP, DeepSpeed": ("not run", "refused in one line", []),
+    "`memory.shard` (FSDP2)": (
+        "tiny random",
+        "two gloo processes: metrics, weights, export as one process's, of a LoRA and of all weights; not run on GPUs",
+        ["tests/align_gen/test_processes.py"],
+    ),
+    "DeepSpeed": ("not run", "refused in one line; `memory.shard` cuts as its ZeRO-3 does", []),
 }
 
 

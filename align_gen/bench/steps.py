@@ -31,6 +31,7 @@ from .timing import Row, in_turns, row
 RECIPES = {"emoji-sd": "emoji-sd-prdp", "emoji-flow": "emoji-flow-prdp"}
 METHODS = {  # a step of 32 images each, of two prompts
     "prdp": ["method.prompts_per_step=2"],
+    "prdp, gradient_steps 1": ["method.prompts_per_step=2", "method.gradient_steps=1"],
     "ddpo": ["method={name: ddpo, images_per_prompt: 16, prompts_per_step: 2, clip: 4.0e-3}"],
     "ddpo, keep_graph": [
         "method={name: ddpo, images_per_prompt: 16, prompts_per_step: 2, clip: 4.0e-3, keep_graph: true}"

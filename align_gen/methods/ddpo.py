@@ -84,7 +84,8 @@ def step(
     metrics["zero_variance"] = (everyone.view(-1, group) == 0).all(1).double().mean().item()
 
     # 4. Learn: each kept transition again, under the moving policy; memory is that of one call.
-    told, steps = advantage.nonzero().flatten(), len(samples.stochastic)  # of the others the gradient is 0
+    steps, needed = len(samples.stochastic), [state.needs(value != 0) for value in advantage.tolist()]
+    told = torch.tensor(needed).nonzero().flatten()  # of the others the gradient is 0
     terms, old = len(everyone) * steps, samples.log_probs.detach()
     for _ in range(options.gradient_steps):
         losses, changes = [advantage.new_zeros(0)], [advantage.new_zeros(0)]

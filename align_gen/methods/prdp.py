@@ -154,7 +154,7 @@ def backward(
     count, steps = coefficients.shape
     for rows, columns in transitions(count, steps, state.micro_batch):
         weights = coefficients[rows, columns]
-        if weights.any():
+        if state.needs(bool(weights.any())):
             log_probs = log_probs_of(state, samples, rows, columns, condition, sampling, options.log_prob)
             state.backward((weights * log_probs).sum())
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,8 +18,10 @@ from safetensors.torch import load_file
 
 from align_gen import Recipe, finetune
 from align_gen.engine import _shuffled
+from align_gen.errors import UserError
 from align_gen.gallery import Gallery, share
 from align_gen.scores import ScoresTable
+from align_gen.sharding import require_equal_calls
 
 ROOT = Path(__file__).parents[2]
 TRAIN = ["a red dog", "a blue cat", "a bird"]
@@ -131,6 +134,71 @@ def test_two_processes_compute_what_one_does(tiny_folder: Path, tmp_path: Path) 
         differences = [(pictures.image(i) - others.image(i)).abs().max() for i in range(len(pictures))]
         assert max(differences) < 1.5 / 255
         assert ScoresTable.load(one / folder / "scores.parquet").rows == others.rows
+
+
+@pytest.mark.parametrize(("method", "lora"), [("prdp", None), ("ddpo", {"rank": 2})], ids=["full", "lora"])
+def test_two_processes_with_a_half_of_the_network_each(
+    tiny_folder: Path, tmp_path: Path, lora: dict[str, int] | None, method: str
+) -> None:
+    """FSDP2: the first step's metrics to 1e-6 of one process's, though one of two has no signal; all to 1e-4 after two.
+
+    Sums in another order differ in the last bit, which Adam, dividing by the gradient's own size, blows up. The second
+    step is taken again from the checkpoint, to the last bit: shards are put together there, and cut from it.
+    DDPO's loss, at a ratio of 1, is the sum of standardised advantages: rounding.
+    """
+    flat = TRAIN[_shuffled(len(TRAIN), 3, 0)[0]]
+    (tmp_path / "rewards.py").write_text(REWARDS.format(flat=flat, death="pass"))
+    settings: dict[str, Any] = {"name": method, "images_per_prompt": 2, "prompts_per_step": 2, "clip": 1.0}
+    recipe = recipe_of(
+        tmp_path, tiny_folder, "flat_for_one", method=settings,
+        run={"steps": 2, "seed": 3, "save_every": 1}, evaluate={"num_inference_steps": 3, "seeds": [0, 1]},
+    ).replace(model={"lora": lora})  # fmt: skip
+    shards = recipe.replace(memory={"shard": True})
+    process = launch(shards, tmp_path)
+    _, told = process.communicate(timeout=300)
+    assert process.returncode == 0, told
+    name = "checkpoints/step-000002"
+    (tmp_path / "two" / name).rename(tmp_path / "first")
+    shutil.rmtree(tmp_path / "two/samples")
+    process = launch(shards, tmp_path)
+    _, told = process.communicate(timeout=300)
+    assert process.returncode == 0, told
+    found = re.search("weights in each process: (.*) of (.*) MB", told)
+    assert found and 0.5 <= float(found[1]) / float(found[2]) < 0.6, told  # vectors of odd length are padded
+    finetune(recipe, tmp_path / "one")
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert files(one) == files(two)
+    again = load_file(two / name / "weights.safetensors")
+    assert all(
+        torch.equal(again[key], value) for key, value in load_file(tmp_path / "first/weights.safetensors").items()
+    )
+    for ours, theirs in zip(metrics(one), metrics(two), strict=True):
+        rel, rounding = (1e-6 if ours["step"] < 2 else 1e-4), {"loss": 1e-4}
+        for key in ours.keys() - {"seconds"}:
+            assert ours[key] == pytest.approx(theirs[key], rel=rel, abs=rounding.get(key, 1e-6)), key
+    for file in (
+        f"{name}/weights.safetensors",
+        *(str(f.relative_to(one)) for f in one.glob("export/**/*.safetensors")),
+    ):
+        a, b = load_file(one / file), load_file(two / file)
+        assert a.keys() == b.keys() and all(torch.allclose(a[key], b[key], rtol=0, atol=1e-6) for key in a), file
+    moments = [torch.load(run / name / "optimizer.pt", weights_only=True)["state"] for run in (one, two)]
+    largest = max(state["exp_avg"].abs().max() for state in moments[0].values())
+    for key, state in moments[0].items():
+        assert torch.allclose(state["exp_avg"], moments[1][key]["exp_avg"], rtol=1e-4, atol=1e-4 * largest.item())
+
+
+def test_shards_want_several_processes_with_equal_shares(tiny_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "rewards.py").write_text(REWARDS.format(flat="", death="pass"))
+    recipe = recipe_of(tmp_path, tiny_folder, "flat_for_one", memory={"shard": True})
+    with pytest.raises(UserError, match=r"memory\.shard: there is one process"):
+        finetune(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    require_equal_calls(4, 6, 2)
+    with pytest.raises(UserError, match="prompts_per_step is 3; want a multiple of the 2 processes"):
+        require_equal_calls(3, 6, 2)
+    with pytest.raises(UserError, match="held-out prompts is 5; want"):
+        require_equal_calls(4, 5, 2)
 
 
 @pytest.mark.parametrize(
