@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .pipelines import guidance
     from .recipe import Recipe
     from .sampling import sample
-    from .scores import score
+    from .scoring import score
 
 __version__ = "0.1.0"
 
@@ -22,7 +22,7 @@ _NAMES = {  # name -> module:attribute, or a module
     "finetune": "engine:finetune",
     "guidance": "pipelines.guidance",
     "sample": "sampling:sample",
-    "score": "scores:score",
+    "score": "scoring:score",
 }
 
 __all__ = ["Recipe", "__version__", "compare", "finetune", "guidance", "sample", "score"]

@@ -3,7 +3,6 @@
 import itertools
 import json
 import logging
-import math
 import os
 import re
 import sys
@@ -14,6 +13,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from . import reward_commands
+from .arguments import Json, device, parse_reward
 from .errors import UserError
 
 app = typer.Typer(
@@ -25,7 +26,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 WORST = 3  # regressions of each column that a table shows; --json has more
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Attention = Annotated[str, typer.Option(help="auto, sdpa, math, flash, efficient, cudnn or xformers.")]
 Seeds = Annotated[str, typer.Option(help="One picture of every prompt for each number: 0,1,2.")]
 
@@ -218,10 +218,10 @@ def sample(
         loaded = pipelines.load(bundled.model_path(model), dtype=DTYPES[dtype])
         if adapter is not None:
             loaded.reload(adapter)
-        loaded.to(_device())
+        loaded.to(device())
         use_attention(loaded, attention)
         if judge is not None:
-            judge.to(_device())
+            judge.to(device())
     with user_mistakes(), Progress() as progress:
         gallery = run_sample(
             loaded,
@@ -242,47 +242,8 @@ def sample(
     print(f"{len(gallery)} pictures in {gallery.folder}")
 
 
-@app.command(epilog="Example: align-gen score galleries/base --reward jpeg_size --reward clip:path=emoji-clip")
-def score(
-    gallery: Annotated[Path, typer.Argument(help="A folder of pictures, with or without metadata.jsonl.")],
-    reward: Annotated[list[str], typer.Option(help="[LABEL=]NAME[:key=value,…]; may be given several times.")],
-    out: Annotated[Path | None, typer.Option(help="Scores file; scores.parquet in the gallery without it.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 64,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit 1 when a picture cannot be read.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Score a gallery with rewards; a corrupt picture is a null row with the reason."""
-    from . import bundled
-    from .errors import user_mistakes
-    from .progress import Progress
-    from .reward_heads import reward_set
-    from .scores import score as run_score
-
-    specs = [parse_reward(text) for text in reward]
-    labels = [label for label, _ in specs]
-    if len(set(labels)) < len(labels):
-        raise UserError(f"--reward: {labels} names one twice; give each a label: mine=clip:path=…")
-    with user_mistakes():
-        judges = reward_set(bundled.reward_spec(dict(specs))).to(_device())
-    with Progress() as progress:
-        table = run_score(
-            gallery, judges, batch_size=batch_size, progress=lambda done, total: progress("score", done, total, {})
-        )
-    target = out or gallery / "scores.parquet"
-    table.save(target)
-    failed = [(row["file_name"], reason) for row, reason in zip(table.rows, table.errors, strict=True) if reason]
-    means = {name: _mean(column) for name, column in table.heads.items()}
-    if as_json:
-        known = {name: None if math.isnan(value) else value for name, value in means.items()}
-        print(json.dumps({"means": known, "pictures": len(table.rows), "failed": dict(failed), "out": str(target)}))
-    else:
-        for name, value in means.items():
-            print(f"{name:16} {value:.5f}")
-        print(f"{len(table.rows) - len(failed)} of {len(table.rows)} pictures scored -> {target}")
-    for name, reason in failed:
-        print(f"align-gen: {name}: {reason}", file=sys.stderr)
-    if failed and strict:
-        raise typer.Exit(1)
+for function, example in reward_commands.EXAMPLES.items():
+    app.command(epilog=f"Example: {example}")(function)
 
 
 @app.command(epilog="Example: align-gen compare runs/demo runs/demo --by group --fail-if 'heldout.ci_low < 0'")
@@ -349,10 +310,10 @@ def check(
         raise UserError(f"--dtype {dtype!r}: want one of {sorted(DTYPES)}")
     with user_mistakes():
         rewards = reward_set(bundled.reward_spec(dict(map(parse_reward, reward)))) if reward else None
-        loaded = pipelines.load(bundled.model_path(model), dtype=DTYPES[dtype]).to(_device())
+        loaded = pipelines.load(bundled.model_path(model), dtype=DTYPES[dtype]).to(device())
         use_attention(loaded, attention)
         if rewards is not None:
-            rewards.to(_device())
+            rewards.to(device())
         subject = Subject.of(loaded, height=height, width=width, num_frames=frames, rewards=rewards)
     found = run_check(subject, untrained=untrained)
     if as_json:
@@ -382,7 +343,8 @@ def bench(
         str,
         typer.Argument(
             help="steps: every method's step, and scoring, beside their floors. "
-            "attention: every kernel that runs here, at the sizes of real models."
+            "attention: every kernel that runs here, at the sizes of real models. "
+            "rewards: HPS beside hpsv2's own code."
         ),
     ] = "steps",
     model: Annotated[str | None, typer.Option(help="Of steps: emoji-sd or emoji-flow alone.")] = None,
@@ -395,11 +357,16 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Time what runs on the machine at hand, in turns within one run."""
-    if what not in ("steps", "attention"):
-        raise UserError(f"bench {what!r}: have ['attention', 'steps']")
+    if what not in ("steps", "attention", "rewards"):
+        raise UserError(f"bench {what!r}: have ['attention', 'rewards', 'steps']")
     if against not in (None, "trl") or (against and what != "steps"):
         raise UserError(f"--against {against!r}: want trl, with steps")
-    found = _bench_attention(dtype, heads, rounds) if what == "attention" else _bench_steps(model, against, rounds)
+    benches = {
+        "steps": lambda: _bench_steps(model, against, rounds),
+        "attention": lambda: _bench_attention(dtype, heads, rounds),
+        "rewards": lambda: _bench_rewards(rounds),
+    }
+    found = benches[what]()
     rows = []
     for row, line in found:
         rows.append(row)
@@ -430,17 +397,28 @@ def _bench_steps(model: str | None, against: str | None, rounds: int) -> Iterato
         head = ""
 
 
+def _bench_rewards(rounds: int) -> Iterator[tuple[dict[str, Any], str]]:
+    from .bench.rewards import BARS, bench_rewards, speedups
+
+    rows = bench_rewards(device(), rounds=rounds)
+    for row in rows:
+        ratio = "" if row.ratio is None else f"{row.ratio:6.2f} x its floor"
+        yield row.json(), f"{row.name:30} {row.seconds:9.3f} s {row.images_per_second:9.1f} images/s {ratio}"
+    for name, times in speedups(rows).items():
+        yield {"name": name, "times": times, "bar": BARS[name]}, f"{name:30} {times:9.2f} x, at least {BARS[name]}"
+
+
 def _bench_attention(dtype: str | None, heads: int | None, rounds: int) -> Iterator[tuple[dict[str, Any], str]]:
     from .bench.attention import bench_attention
     from .engine import DTYPES
 
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f"--dtype {dtype!r}: want one of {sorted(DTYPES)}")
-    device = _device()
-    fast = device.type != "cpu"
+    place = device()
+    fast = place.type != "cpu"
     precision = DTYPES[dtype or ("bf16" if fast else "fp32")]
     head = f"{'model':20} {'heads':>5} {'kernel':10} {'forward':>10} {'and back':>10} {'to sdpa':>8} {'error':>8}"
-    for row in bench_attention(device, precision, heads=heads or (None if fast else 1), repeats=rounds):
+    for row in bench_attention(place, precision, heads=heads or (None if fast else 1), repeats=rounds):
         line = f"{row['model']:20} {row['heads']:5d} {row['kernel']:10}"
         if row["why_not"] is not None:
             line += f" {row['why_not']}"
@@ -481,30 +459,6 @@ def list_(
         raise UserError(f"list {what!r}: have {sorted(tables)}")
     names = tables[what]()
     print(json.dumps(names) if as_json else "\n".join(names))
-
-
-def parse_reward(text: str) -> tuple[str, dict[str, Any]]:
-    """Read [LABEL=]NAME[:key=value,…] as (label, options with "name"); values are YAML, lists in brackets."""
-    import yaml
-
-    from .recipe import YamlLoader
-
-    match = re.fullmatch(r"(?:(?P<label>[\w-]+)=)?(?P<name>[^=]+?)(?::(?P<options>\w+=.*))?", text, re.DOTALL)
-    if match is None:
-        raise UserError(f"--reward {text!r}: want [LABEL=]NAME[:key=value,…]")
-    name, options = match["name"], match["options"] or ""
-    try:
-        parsed = yaml.load("{" + re.sub(r"(^|,)\s*(\w+)=", r"\1 \2: ", options) + "}", YamlLoader)
-    except yaml.YAMLError as error:
-        raise UserError(f"--reward {text!r}: options want key=value,key=[a, b]") from error
-    return match["label"] or name, {"name": name, **parsed}
-
-
-def _device() -> Any:
-    """Where single commands run; `finetune` asks accelerate."""
-    import torch
-
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _numbers(text: str, option: str) -> list[int]:

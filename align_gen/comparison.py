@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from align_gen.errors import UserError
-from align_gen.scores import ScoresTable, score
+from align_gen.scores import ScoresTable
+from align_gen.scoring import score
 
 if TYPE_CHECKING:
     from align_gen.reward_heads import RewardSet
@@ -238,9 +239,7 @@ def _table(source: Source, rewards: Any, of_run: str) -> ScoresTable:
             raise UserError(f"{path}: no such folder; want a run that has finished, or one of its galleries")
     if rewards is not None:
         return score(path, rewards)
-    if path.is_dir() and not (path / "scores.parquet").is_file():
-        raise UserError(f"{path}: no scores.parquet in it; want it from `align-gen score`, or rewards to score with")
-    return ScoresTable.load(path / "scores.parquet" if path.is_dir() else path)
+    return ScoresTable.of(path)
 
 
 def _columns(a: ScoresTable, b: ScoresTable, wanted: Sequence[str] | None) -> list[str]:

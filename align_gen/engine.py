@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 
 from . import bundled, checkpoint, methods, pipelines
 from .batches import Prompts
+from .calibration import combination
 from .card import card
 from .diversity import diversity, embeddings
 from .errors import UserError, user_mistakes, writing
@@ -31,7 +32,8 @@ from .prompts import load_prompts, require_disjoint
 from .recipe import Recipe, difference
 from .reward_heads import RewardSet, reward_set
 from .sampling import sample
-from .scores import ScoresTable, check_names, score
+from .scores import SCORES, ScoresTable, check_names
+from .scoring import score
 from .sharding import held, put_together, require_equal_calls, shard
 from .state import TrainState
 from .stopping import Stopped, StopSignals
@@ -40,7 +42,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 log = logging.getLogger("align_gen")
-SCORES = "scores.parquet"
 PICTURES_SHOWN = 16  # by trackers
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Listener = Callable[[str, int, int, Mapping[str, Any]], None]  # phase, done, total, numbers to show
@@ -90,6 +91,7 @@ def finetune(
     require_disjoint(train, held_out)
     with user_mistakes():
         rewards = reward_set(bundled.reward_spec(recipe.rewards))
+        rewards.combination = combination(recipe.combine, rewards)
         judges = _judges(recipe, rewards)
         judges.require(())
         check_names(held_out, judges.heads)
@@ -120,10 +122,13 @@ def finetune(
         if recipe.memory.free_text_encoders:
             encode_and_free(loaded, [row["prompt"] for row in (*train, *held_out)])
         for judge in (rewards, judges):
-            judge.offload = recipe.memory.offload_rewards
+            if recipe.memory.offload_rewards:
+                judge.offload = frozenset(judge.heads)
             judge.to(accelerator.device)
         if recipe.run.placebo:
-            rewards = Shuffled(rewards.heads, rewards.weights, rewards.offload, seed=recipe.run.seed)
+            rewards = Shuffled(
+                rewards.heads, rewards.weights, rewards.offload, rewards.combination, seed=recipe.run.seed
+            )
         told = listen if accelerator.is_main_process else silent
         return learn(state, recipe, run, train, held_out, rewards, judges, told)
 
@@ -294,10 +299,11 @@ def _shuffled(count: int, seed: int, epoch: int) -> list[int]:
 
 def _judges(recipe: Recipe, rewards: RewardSet) -> RewardSet:
     """Optimised and held-out heads together, for galleries."""
-    held_out = reward_set(bundled.reward_spec(recipe.eval_rewards)).heads if recipe.eval_rewards else {}
-    if both := sorted(rewards.heads.keys() & held_out.keys()):
+    held_out = reward_set(bundled.reward_spec(recipe.eval_rewards)) if recipe.eval_rewards else RewardSet({})
+    if both := sorted(rewards.heads.keys() & held_out.heads.keys()):
         raise UserError(f"eval_rewards: {both} is optimised too; a held-out reward needs another name")
-    return RewardSet({**rewards.heads, **held_out})
+    heads = {**rewards.heads, **held_out.heads}
+    return RewardSet(heads, offload=rewards.offload | held_out.offload, combination=rewards.rule)
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 METADATA = "metadata.jsonl"
 PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}  # suffix -> decoder, no other is tried
+FORMATS = tuple(set(PICTURES.values()))
 VIDEOS = (".mp4",)
 MAX_PIXELS = 64 * 2**20  # 64 megapixels: 768 MB as float32; what asks for more is a mistake or a decompression bomb
 MAX_VIDEO_PIXELS = 256 * 2**20  # of all frames
@@ -49,20 +51,7 @@ class Gallery:
         "file_name", names a file outside the folder or has a "prompt" that is not text.
         """
         folder = _surviving(Path(folder))
-        if not folder.is_dir():
-            raise UserError(f"{folder}: no such folder; want a folder of pictures, with or without {METADATA}")
-        metadata = folder / METADATA
-        if metadata.is_file():
-            rows = [_parse(line, folder, f"{metadata} line {n}") for n, line in _lines(metadata)]
-        else:
-            kinds = (*PICTURES, *VIDEOS)
-            names = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in kinds)
-            rows = [{"file_name": _inside(folder, name, str(folder))} for name in names]
-        if not rows:
-            raise UserError(
-                f"{folder}: no pictures; want {METADATA} with rows, or {', '.join((*PICTURES, *VIDEOS))} files"
-            )
-        return cls(folder, rows)
+        return cls(folder, list(read_rows(folder)))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -81,30 +70,31 @@ class Gallery:
         return read_video(path) if path.suffix.lower() in VIDEOS else read_picture(path)
 
 
+def read_rows(folder: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a gallery, one by one, each checked; UserError as ``Gallery.load`` has it."""
+    folder = _surviving(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; want a folder of pictures, with or without {METADATA}")
+    metadata, empty = folder / METADATA, True
+    if metadata.is_file():
+        for number, line in lines_of(metadata):
+            empty = False
+            yield _parse(line, folder, f"{metadata} line {number}")
+    else:
+        kinds = (*PICTURES, *VIDEOS)
+        for name in sorted(path.name for path in folder.iterdir() if path.suffix.lower() in kinds):
+            empty = False
+            yield {"file_name": inside(folder, name, str(folder))}
+    if empty:
+        raise UserError(f"{folder}: no pictures; want {METADATA} with rows, or {', '.join((*PICTURES, *VIDEOS))} files")
+
+
 def read_picture(path: Path) -> Tensor:
     """A picture as float32 (3,H,W), RGB, [0,1]: turned upright, transparency laid on white, first frame only.
 
     Raises UnreadablePicture when it is missing, broken, of another kind, or larger than MAX_PIXELS.
     """
-    import numpy as np
-    import torch
-
-    if path.suffix.lower() not in PICTURES:
-        raise UnreadablePicture(f"kind {path.suffix!r} is not one of {', '.join(PICTURES)}")
-    if not path.is_file():
-        raise UnreadablePicture("no such file")
-    try:
-        with Image.open(path, formats=tuple(set(PICTURES.values()))) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                raise UnreadablePicture(f"{picture.width}x{picture.height} is more than {MAX_PIXELS} pixels")
-            pixels = np.array(_upright_rgb(picture))
-    except UnreadablePicture:
-        raise
-    except UnidentifiedImageError as error:  # its message is the path, which says nothing
-        raise UnreadablePicture("not a PNG, JPEG or WebP picture") from error
-    except Exception as error:  # broken files make decoders raise anything: OSError, SyntaxError, struct.error …
-        raise UnreadablePicture(f"{type(error).__name__}: {error}") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous().float().div(255)
+    return as_media(_picture(path, path.suffix.lower()))
 
 
 def read_video(path: Path) -> Tensor:
@@ -112,15 +102,51 @@ def read_video(path: Path) -> Tensor:
 
     Raises UnreadablePicture when it is missing, broken, of another kind, or larger than MAX_VIDEO_PIXELS.
     """
-    import imageio.v3 as iio
-    import numpy as np
+    return as_media(_video(path))
+
+
+def read_pixels(source: Path | bytes, suffix: str) -> Any:
+    """A picture or video from a file or its bytes, as uint8 numpy (H,W,3) or (F,H,W,3); raises UnreadablePicture."""
+    return _video(source) if suffix in VIDEOS else _picture(source, suffix)
+
+
+def as_media(pixels: Any) -> Tensor:
+    """uint8 numpy (…,H,W,3) -> float32 (…,3,H,W) in [0,1]."""
     import torch
 
-    if not path.is_file():
+    return torch.from_numpy(pixels).movedim(-1, -3).contiguous().float().div_(255)
+
+
+def _picture(source: Path | bytes, suffix: str) -> Any:
+    import numpy as np
+
+    if suffix not in PICTURES:
+        raise UnreadablePicture(f"kind {suffix!r} is not one of {', '.join(PICTURES)}")
+    if isinstance(source, Path) and not source.is_file():
+        raise UnreadablePicture("no such file")
+    try:
+        with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise UnreadablePicture(f"{picture.width}x{picture.height} is more than {MAX_PIXELS} pixels")
+            return np.array(_upright_rgb(picture))
+    except UnreadablePicture:
+        raise
+    except UnidentifiedImageError as error:  # its message is the path, which says nothing
+        raise UnreadablePicture("not a PNG, JPEG or WebP picture") from error
+    except Exception as error:  # broken files make decoders raise anything: OSError, SyntaxError, struct.error …
+        raise UnreadablePicture(f"{type(error).__name__}: {error}") from error
+
+
+def _video(source: Path | bytes) -> Any:
+    import imageio.v3 as iio
+    import numpy as np
+
+    if isinstance(source, Path) and not source.is_file():
         raise UnreadablePicture("no such file")
     try:
         frames, pixels = [], 0
-        for frame in iio.imiter(path, plugin="FFMPEG", input_params=["-f", "mov"]):  # no other kind, whatever its name
+        # No other kind, whatever its name.
+        for frame in iio.imiter(source, plugin="FFMPEG", extension=".mp4", input_params=["-f", "mov"]):
             pixels += frame.shape[0] * frame.shape[1]
             if pixels > MAX_VIDEO_PIXELS:
                 raise UnreadablePicture(f"more than {MAX_VIDEO_PIXELS} pixels in all frames")
@@ -129,7 +155,9 @@ def read_video(path: Path) -> Tensor:
         raise
     except Exception as error:  # whatever the decoder says of a broken file
         raise UnreadablePicture(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
-    return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float().div(255)
+    if not frames:
+        raise UnreadablePicture("a video without frames")
+    return np.stack(frames)
 
 
 def require_gallery(folder: str | Path) -> None:
@@ -231,12 +259,17 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         part.unlink(missing_ok=True)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    # Bytes, split at newlines alone: a prompt may hold U+2028, where str.splitlines would cut it in two.
-    return ((n, line) for n, line in enumerate(path.read_bytes().split(b"\n"), start=1) if line.strip())
+def lines_of(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Numbered lines that are not blank, as bytes.
+
+    Split at newlines alone: a prompt may hold U+2028, where str.splitlines would cut it in two.
+    """
+    with path.open("rb") as file:
+        yield from ((n, line) for n, line in enumerate(file, start=1) if line.strip())
 
 
-def _parse(line: bytes, folder: Path, where: str) -> dict[str, Any]:
+def parse_row(line: bytes, where: str) -> dict[str, Any]:
+    """A line of metadata, its file's name relative and inside its folder; UserError with ``where`` otherwise."""
     try:
         row = json.loads(line.decode("utf-8-sig"))
         json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair parses, but could never be written again
@@ -244,22 +277,30 @@ def _parse(line: bytes, folder: Path, where: str) -> dict[str, Any]:
         raise UserError(f"{where}: not a line of JSON ({error})") from error
     if not isinstance(row, dict):
         raise UserError(f'{where}: want an object like {{"file_name": "00000.png", "prompt": "…", "seed": 0}}')
-    _inside(folder, row.get("file_name"), where)
+    name = row.get("file_name")
+    if not isinstance(name, str) or not name:
+        raise UserError(f"{where}: file_name is {name!r}, want the name of a picture in the folder")
+    if ".." in Path(name).parts or Path(name).is_absolute():
+        raise UserError(f"{where}: file_name {name!r} leaves the folder; want a relative path inside it")
     if not isinstance(row.get("prompt", ""), str):
         raise UserError(f"{where}: prompt is {row['prompt']!r}, want text")
     return row
 
 
-def _inside(folder: Path, name: object, where: str) -> str:
+def _parse(line: bytes, folder: Path, where: str) -> dict[str, Any]:
+    row = parse_row(line, where)
+    inside(folder, row["file_name"], where)
+    return row
+
+
+def inside(folder: Path, name: str, where: str) -> str:
     """`name`, once it is known to lie in the folder, links followed; UserError otherwise."""
-    if not isinstance(name, str) or not name:
-        raise UserError(f"{where}: file_name is {name!r}, want the name of a picture in the folder")
     try:
         (folder / name).exists()  # raises where the name is too long for the disk
-        escapes = ".." in Path(name).parts or not (folder / name).resolve().is_relative_to(folder.resolve())
+        escapes = not (folder / name).resolve().is_relative_to(folder.resolve())
     except (ValueError, OSError, RuntimeError) as error:  # a NUL byte, a name too long, links that go in circles
         raise UserError(f"{where}: file_name {name[:80]!r} is no file name ({str(error)[:80]})") from error
-    if escapes or Path(name).is_absolute():
+    if escapes:
         raise UserError(f"{where}: file_name {name!r} leaves the folder; want a relative path inside it")
     return name
 

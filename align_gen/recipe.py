@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from . import bundled, methods
 from .batches import Sampling
+from .calibration import Combine
 from .errors import UserError
 from .memory import Memory
 from .reward_heads.base import label
@@ -83,6 +84,7 @@ class Recipe(Strict):
     method: dict[str, Any]
     prompts: PromptsSection
     rewards: dict[Any, Any] = Field(min_length=1)
+    combine: Combine = Combine()
     eval_rewards: dict[Any, Any] = Field({})
     sampling: Sampling = Sampling()
     evaluate: Evaluate = Evaluate()

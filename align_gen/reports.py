@@ -32,11 +32,18 @@ def report_run(run: Path, out: Path | None = None, summary: Mapping[str, Any] | 
         comparison=compare(*tables),
         optimised=[str(name) for name in recipe.rewards],
         held_out=[str(name) for name in recipe.eval_rewards],
+        lowered=[str(name) for name, said in recipe.rewards.items() if _weight(said) < 0],
         metrics=lines,
         alarm=alarm_of(lines, recipe.run.steps),
         provenance=provenance,
         command=lambda row: command_for(row, adapter=str(run / "export")),
     )
+
+
+def _weight(said: Any) -> float:
+    """Of a reward as a recipe has it: a number, or options that may hold one."""
+    weight = said.get("weight", 1.0) if isinstance(said, Mapping) else said
+    return 1.0 if weight is None else float(weight)
 
 
 def alarm_of(lines: Sequence[Mapping[str, Any]], steps: int) -> str | None:

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from align_gen.errors import UserError
-from align_gen.gallery import VIDEOS, Gallery, UnreadablePicture, whole_file
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from align_gen.reward_heads import RewardSet
+from align_gen.gallery import whole_file
 
 FORMAT = 1  # of the Parquet file; raised when an older reader would misread it
 KEY = b"align_gen"  # of the schema's metadata
+SCORES = "scores.parquet"  # in a gallery's folder
 ERROR = "error"  # the column of reasons
+COMBINED, UNCERTAINTY, CONTENT = "combined", "uncertainty", "sha256"
+OWN = {COMBINED: "float64", UNCERTAINTY: "float64", CONTENT: "string"}  # columns besides the heads', and their types
 PACKAGES = ("align-gen", "torch", "torchvision", "open_clip_torch", "transformers", "numpy", "pillow")
 _ABSENT = object()  # a row has no such key: not the same as a null
 _NATURAL = {bool: "bool", int: "int64", float: "float64", str: "string"}
@@ -38,13 +33,33 @@ class ScoresTable:
     provenance: dict[str, dict[str, Any]]  # per head: weights_sha256, preprocessing, dtype, options
     versions: dict[str, str]  # of the packages that took part
     folder: str | None = None  # the gallery; a file keeps it relative where it lies beside or under the file
+    own: dict[str, list[Any]] = field(default_factory=dict)  # of OWN, those that are known
+    combination: dict[str, Any] | None = None  # what made COMBINED of the heads
 
     def __post_init__(self) -> None:
-        lengths = {name: len(column) for name, column in self.heads.items()} | {ERROR: len(self.errors)}
-        for name, length in lengths.items():
-            if length != len(self.rows):
-                raise ValueError(f"column {name!r} has {length} entries for {len(self.rows)} rows")
+        columns = self.heads | self.own | {ERROR: self.errors}
+        for name, column in columns.items():
+            if len(column) != len(self.rows):
+                raise ValueError(f"column {name!r} has {len(column)} entries for {len(self.rows)} rows")
         check_names(self.rows, self.heads)
+
+    @property
+    def combined(self) -> list[float | None] | None:
+        """What the heads combine to, where that was kept."""
+        return self.own.get(COMBINED)
+
+    @property
+    def uncertainty(self) -> list[float | None] | None:
+        """A deviation of it, where some head or rule told one."""
+        return self.own.get(UNCERTAINTY)
+
+    @classmethod
+    def of(cls, source: str | Path) -> ScoresTable:
+        """From a scores file, or from a gallery with scores.parquet in it; UserError otherwise."""
+        path = Path(source)
+        if path.is_dir() and not (path / SCORES).is_file():
+            raise UserError(f"{path}: no {SCORES} in it; want it from `align-gen score`, or rewards to score with")
+        return cls.load(path / SCORES if path.is_dir() else path)
 
     @classmethod
     def join(cls, parts: Sequence[ScoresTable]) -> ScoresTable:
@@ -53,30 +68,13 @@ class ScoresTable:
         rows = [row for part in parts for row in part.rows]
         heads = {name: [value for part in parts for value in part.heads[name]] for name in first.heads}
         errors = [error for part in parts for error in part.errors]
-        return cls(rows, heads, errors, first.provenance, first.versions, first.folder)
+        names = dict.fromkeys(name for part in parts for name in part.own)
+        own = {name: [x for part in parts for x in part.own.get(name, [None] * len(part.rows))] for name in names}
+        return cls(rows, heads, errors, first.provenance, first.versions, first.folder, own, first.combination)
 
     def save(self, path: str | Path) -> None:
         """Write Parquet, whole or not at all. A metadata column of one type keeps it; any other is JSON text."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        names = list(dict.fromkeys(key for row in self.rows for key in row))
-        columns = {name: [row.get(name, _ABSENT) for row in self.rows] for name in names}
-        types = {name: _type_of(values) for name, values in columns.items()}
-        arrays = [pa.array(_plain(columns[name], types[name]), _arrow(types[name])) for name in names]
-        arrays += [pa.array(values, pa.float64()) for values in self.heads.values()]
-        arrays += [pa.array(self.errors, pa.string())]
-        about = {"format": FORMAT, "types": types, "heads": list(self.heads), "provenance": self.provenance}
-        about |= {"versions": self.versions, "folder": _kept_folder(self.folder, Path(path))}
-        schema = pa.schema(
-            [pa.field(name, array.type) for name, array in zip([*names, *self.heads, ERROR], arrays, strict=True)],
-            metadata={KEY: json.dumps(about).encode()},
-        )
-        try:
-            with whole_file(Path(path)) as file:
-                pq.write_table(pa.Table.from_arrays(arrays, schema=schema), file)
-        except OSError as error:
-            raise UserError(f"{path}: cannot be written ({error.strerror}); want a file that can") from error
+        save_parts(lambda: iter([self]), path)
 
     @classmethod
     def load(cls, path: str | Path) -> ScoresTable:
@@ -97,9 +95,12 @@ class ScoresTable:
                 for row in (zip(*columns.values(), strict=True) if keys else [()] * table.num_rows)
             ]
             heads = {name: table[name].to_pylist() for name in about["heads"]}
+            own = {name: table[name].to_pylist() for name in about.get("own", [])}
             errors = table[ERROR].to_pylist()
             folder = None if about["folder"] is None else str(Path(path).parent / about["folder"])
-            return cls(rows, heads, errors, about["provenance"], about["versions"], folder)
+            return cls(
+                rows, heads, errors, about["provenance"], about["versions"], folder, own, about.get("combination")
+            )
         except FileNotFoundError as error:
             raise UserError(f"{path}: no such file; want scores, as written by `align-gen score`") from error
         except UserError:
@@ -108,122 +109,53 @@ class ScoresTable:
             raise UserError(f"{path}: not a scores file; want Parquet as written by `align-gen score`") from error
 
 
-def score(
-    gallery: str | Path | Gallery,
-    rewards: RewardSet | Sequence[Any] | Mapping[str, Any],
-    *,
-    batch_size: int = 64,
-    strict: bool = False,
-    progress: Callable[[int, int], None] | None = None,
-) -> ScoresTable:
-    """Give every picture of the gallery to every head; `progress(done, total)` after each batch.
+def save_parts(parts: Callable[[], Iterator[ScoresTable]], path: str | Path) -> None:
+    """Write tables of one gallery, in order, as one Parquet file, a part in memory at a time.
 
-    Pictures are read in threads while the heads run, and batched by shape; rows keep their order. A row without a
-    prompt is scored with "". An unreadable picture becomes a null row with the reason; with `strict` it is a UserError
-    once all are scored, which names the first.
+    ``parts`` is called twice: the columns and their types are those of all rows.
     """
-    import torch
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
-    if batch_size < 1:
-        raise UserError(f"batch_size: {batch_size}, want 1 or more")
-    gallery = gallery if isinstance(gallery, Gallery) else Gallery.load(gallery)
-    judges = _judges(rewards)
-    check_names(gallery.rows, judges.heads)
-    total, done = len(gallery), 0
-    heads: dict[str, list[float | None]] = {name: [None] * total for name in judges.heads}
-    errors: list[str | None] = [None] * total
-
-    if any(gallery.path(index).suffix.lower() in VIDEOS for index in range(total)):
-        batch_size = 1  # each is as large as many pictures
-    for batch in _by_shape(_readable(_read_ahead(gallery, 2 * batch_size), errors), batch_size):
-        media = torch.stack([picture for _, picture in batch]).to(judges.device)  # (b,3,H,W) or (b,F,3,H,W)
-        prompts = [gallery.rows[index].get("prompt", "") for index, _ in batch]
-        with torch.no_grad():
-            scores = judges(media, prompts).heads
-        for name, column in heads.items():
-            for (index, _), value in zip(batch, scores[name].tolist(), strict=True):
-                column[index] = value
-        done += len(batch)
-        if progress:
-            progress(done, total)
-
-    failed = [index for index, reason in enumerate(errors) if reason is not None]
-    if failed and progress:
-        progress(total, total)
-    if failed and strict:
-        more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
-        raise UserError(f"{gallery.path(failed[0])}: {errors[failed[0]]}{more}; want every picture readable")
-    provenance = {name: json.loads(json.dumps(head.provenance(), default=str)) for name, head in judges.heads.items()}
-    return ScoresTable(gallery.rows, heads, errors, provenance, _versions(), str(gallery.folder))
-
-
-def _judges(rewards: RewardSet | Sequence[Any] | Mapping[str, Any]) -> RewardSet:
-    """The rewards as a set that needs no more than pictures and prompts; UserError otherwise."""
-    from align_gen.reward_heads import reward_set
-
+    kinds: dict[str, set[str]] = {}
+    own: dict[str, None] = {}
+    first = None
+    for part in parts():
+        first = first or part
+        own |= dict.fromkeys(part.own)
+        for name in dict.fromkeys(key for row in part.rows for key in row):
+            kinds.setdefault(name, set()).add(_type_of(row.get(name, _ABSENT) for row in part.rows))
+    if first is None:
+        raise ValueError("no part to save")
+    types = {name: found.pop() if len(found) == 1 else "json" for name, found in kinds.items()}
+    about = {"format": FORMAT, "types": types, "heads": list(first.heads), "provenance": first.provenance}
+    about |= {"versions": first.versions, "folder": _kept_folder(first.folder, Path(path)), "own": list(own)}
+    about |= {"combination": first.combination}
+    fields = [pa.field(name, _arrow(kind)) for name, kind in types.items()]
+    fields += [pa.field(name, pa.float64()) for name in first.heads]
+    fields += [pa.field(name, getattr(pa, OWN[name])()) for name in own] + [pa.field(ERROR, pa.string())]
+    schema = pa.schema(fields, metadata={KEY: json.dumps(about).encode()})
     try:
-        judges = reward_set([rewards] if isinstance(rewards, str) else rewards)
-        judges.require(())
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    return judges
+        with whole_file(Path(path)) as file, pq.ParquetWriter(file, schema) as writer:
+            for part in parts():
+                columns = [_plain((row.get(name, _ABSENT) for row in part.rows), kind) for name, kind in types.items()]
+                columns += [*part.heads.values(), *(part.own.get(name, [None] * len(part.rows)) for name in own)]
+                columns.append(part.errors)
+                arrays = [pa.array(each, kind.type) for each, kind in zip(columns, schema, strict=True)]
+                writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); want a file that can") from error
 
 
 def check_names(rows: Iterable[Mapping[str, Any]], heads: Iterable[str]) -> None:
     """UserError where a head's column would stand for one of the gallery's own."""
     taken = {key for row in rows for key in row}
-    if ERROR in taken:
-        raise UserError(f"column {ERROR!r} of the gallery: the name is kept for why a picture could not be read")
+    for name in (ERROR, *OWN):
+        if name in taken:
+            raise UserError(f"column {name!r} of the gallery: the name is kept for a column of the scores")
     for name in heads:
-        if name in taken or name == ERROR:
-            raise UserError(f"reward {name!r}: the gallery has a column of that name; want another name for the reward")
-
-
-Picture = tuple[int, "Tensor"]  # its row, (3,H,W) or (F,3,H,W)
-
-
-def _read_ahead(gallery: Gallery, ahead: int) -> Iterator[tuple[int, Tensor | UnreadablePicture]]:
-    """Every picture, or why not, in order; at most `ahead` wait in memory."""
-
-    def read(index: int) -> Tensor | UnreadablePicture:
-        try:
-            return gallery.media(index)
-        except UnreadablePicture as error:
-            return error
-
-    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
-    waiting: deque[tuple[int, Future[Tensor | UnreadablePicture]]] = deque()
-    try:
-        for index in range(len(gallery)):
-            waiting.append((index, pool.submit(read, index)))
-            if len(waiting) >= ahead:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        for index, future in waiting:
-            yield index, future.result()
-    finally:  # also when a head raises
-        pool.shutdown(cancel_futures=True)
-
-
-def _readable(
-    pictures: Iterable[tuple[int, Tensor | UnreadablePicture]], errors: list[str | None]
-) -> Iterator[Picture]:
-    for index, picture in pictures:
-        if isinstance(picture, UnreadablePicture):
-            errors[index] = str(picture)
-        else:
-            yield index, picture
-
-
-def _by_shape(pictures: Iterable[Picture], batch_size: int) -> Iterator[list[Picture]]:
-    """Batches of one shape each. When many shapes fill the memory, the fullest batch goes early."""
-    open_batches: dict[tuple[int, ...], list[Picture]] = {}
-    for index, picture in pictures:
-        batch = open_batches.setdefault(tuple(picture.shape), [])
-        batch.append((index, picture))
-        if len(batch) == batch_size or sum(map(len, open_batches.values())) >= 4 * batch_size:
-            yield open_batches.pop(max(open_batches, key=lambda shape: len(open_batches[shape])))
-    yield from open_batches.values()
+        if name in taken or name in (ERROR, *OWN):
+            raise UserError(f"reward {name!r}: there is a column of that name; want another name for the reward")
 
 
 def _kept_folder(folder: str | None, file: Path) -> str | None:
@@ -260,7 +192,8 @@ def _typed(values: Iterable[Any], kind: str) -> list[Any]:
     return [_ABSENT if value is None else read(value) for value in values]
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of the packages that take part in a score."""
     found = {}
     for name in PACKAGES:
         try:

@@ -16,16 +16,22 @@ class RewardHead(ABC):
         media: "image" takes (B, 3, H, W); "video" takes (B, F, 3, H, W). RGB, [0, 1].
         needs: keys of the context that must be given ("t", "control", "source", "reference" …).
         range: the scores' bounds, where known.
+        parallel: several threads may call it at once.
     """
 
     differentiable: bool = False
     media: Literal["image", "video"] = "image"
     needs: tuple[str, ...] = ()
     range: tuple[float, float] = (float("-inf"), float("inf"))
+    parallel: bool = False
 
     @abstractmethod
     def __call__(self, media: Tensor, prompts: Sequence[str], **context: Any) -> Tensor:
         """One score a sample, (B,)."""
+
+    def judge(self, media: Tensor, prompts: Sequence[str], **context: Any) -> tuple[Tensor, ...]:
+        """Scores (B,), and, from a head that estimates it, how unsure each is: a deviation, (B,)."""
+        return (self(media, prompts, **context),)
 
     def provenance(self) -> dict[str, Any]:
         """What a score depends on besides the picture: scores are comparable only where this agrees."""

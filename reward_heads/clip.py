@@ -3,9 +3,7 @@
 Rocamonde et al., ICLR 2024, arXiv 2310.12921, eq. 2-3.
 """
 
-import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -13,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .base import RewardHead, check_images
+from .open_clip_model import OpenClip
 
 PREPROCESSING = "clip-1"  # raise when scores of the same picture change
 
@@ -50,6 +49,7 @@ class ClipHead(RewardHead):
 
     differentiable = True
     range = (-1.0, 1.0)
+    parallel = True
 
     def __init__(
         self,
@@ -70,9 +70,7 @@ class ClipHead(RewardHead):
         self.goal = _sentences(goal, "goal")
         self.baseline = _sentences(baseline, "baseline")
         self.alpha, self.resize, self.path = alpha, resize, path
-        self.model, self.tokenizer, self.size, self.mean, self.std = _load_open_clip(path, pretrained, dtype)
-        self._texts: dict[str, Tensor] = {}
-        self._sha256: str | None = None
+        self.clip = OpenClip.load(path, pretrained, dtype)
 
     def __call__(self, media: Tensor, prompts: Sequence[str], **context: Any) -> Tensor:
         check_images(media)
@@ -86,21 +84,11 @@ class ClipHead(RewardHead):
 
     def embed_images(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> unit embeddings (B, D) float32; differentiable."""
-        weight = next(self.model.parameters())
-        x = resize(images.to(weight.device, torch.float32), self.size, self.resize)
-        x = (x - self.mean.to(x).view(3, 1, 1)) / self.std.to(x).view(3, 1, 1)
-        return F.normalize(self.model.encode_image(x.to(weight.dtype)).float(), dim=-1)
+        return self.clip.embed_images(resize(images.to(self.clip.device, torch.float32), self.clip.size, self.resize))
 
-    @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Sentences -> unit embeddings (B, D) float32; each distinct one is encoded once."""
-        device = next(self.model.parameters()).device
-        new = sorted(set(texts) - self._texts.keys())
-        for start in range(0, len(new), 256):
-            part = new[start : start + 256]
-            embeddings = F.normalize(self.model.encode_text(self.tokenizer(part).to(device)).float(), dim=-1)
-            self._texts.update(zip(part, embeddings, strict=True))
-        return torch.stack([self._texts[text] for text in texts]).to(device)
+        return self.clip.embed_texts(texts)
 
     def _mean_embedding(self, sentences: Sequence[str], prompts: Sequence[str]) -> Tensor:
         """Normalised mean over sentences: (D,), or (B, D) where they quote the prompt."""
@@ -110,20 +98,16 @@ class ClipHead(RewardHead):
         return F.normalize(self.embed_texts(sentences).mean(0), dim=-1)
 
     def provenance(self) -> dict[str, Any]:
-        if self._sha256 is None:
-            self._sha256 = _weights_sha256(self.model)
         options = {"goal": self.goal, "baseline": self.baseline, "alpha": self.alpha}
-        dtype = str(next(self.model.parameters()).dtype).removeprefix("torch.")
         return {
-            "weights_sha256": self._sha256,
+            "weights_sha256": self.clip.sha256,
             "preprocessing": f"{PREPROCESSING}-{self.resize}",
-            "dtype": dtype,
+            "dtype": self.clip.dtype,
             "options": options,
         }
 
     def to(self, device: torch.device | str) -> "ClipHead":
-        self.model.to(device)
-        self._texts.clear()
+        self.clip.to(device)
         return self
 
 
@@ -149,38 +133,3 @@ def _sentences(value: Sequence[str] | str | None, key: str) -> list[str] | None:
     if not sentences or not all(isinstance(s, str) and s for s in sentences):
         raise ValueError(f"clip {key}: want one or more sentences, got {value!r}")
     return sentences
-
-
-def _load_open_clip(path: str, pretrained: str | None, dtype: str) -> tuple[Any, Any, int, Tensor, Tensor]:
-    """(frozen model in eval mode, tokenizer, input size, mean, std)."""
-    import open_clip
-
-    if Path(path).is_dir() or path.startswith((".", "/", "~")):
-        folder = Path(path).expanduser()
-        if not (folder / "open_clip_config.json").is_file():
-            raise ValueError(f"clip path {path}: want an open_clip folder (open_clip_config.json is missing)")
-        path = f"local-dir:{folder}"
-    elif not path.startswith(("hf-hub:", "local-dir:")) and path not in open_clip.list_models():
-        raise ValueError(f"clip path {path!r}: want a folder, hf-hub:owner/model, or an architecture of open_clip")
-    elif not path.startswith(("hf-hub:", "local-dir:")) and pretrained is None:
-        raise ValueError(f"clip path {path!r}: an architecture needs pretrained (a tag of open_clip or a file)")
-    precision = {"float32": "fp32", "bfloat16": "pure_bf16", "float16": "pure_fp16"}
-    if dtype not in precision:
-        raise ValueError(f"clip dtype: want one of {sorted(precision)}, got {dtype!r}")
-    try:
-        model = open_clip.create_model(path, pretrained=pretrained, precision=precision[dtype], require_pretrained=True)
-    except RuntimeError as error:
-        raise ValueError(f"clip path {path}: {error}") from error
-    model.requires_grad_(False).eval()
-    size = model.visual.image_size
-    mean = torch.tensor(model.visual.preprocess_cfg["mean"])
-    std = torch.tensor(model.visual.preprocess_cfg["std"])
-    return model, open_clip.get_tokenizer(path), size[0] if isinstance(size, tuple | list) else size, mean, std
-
-
-def _weights_sha256(model: torch.nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

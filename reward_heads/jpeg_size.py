@@ -13,6 +13,8 @@ from .base import RewardHead, check_images
 class JpegSize(RewardHead):
     """Kilobytes of each picture as JPEG, negated for ``goal="small"``. Not differentiable."""
 
+    parallel = True
+
     def __init__(self, goal: Literal["small", "large"] = "small", quality: int = 95):
         if goal not in ("small", "large"):
             raise ValueError(f"jpeg_size goal: want small or large, got {goal!r}")

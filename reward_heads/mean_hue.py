@@ -18,6 +18,7 @@ class MeanHue(RewardHead):
     """
 
     differentiable = True
+    parallel = True
     range = (-1.0, 1.0)
 
     def __init__(self, hue: float = 0.0):

@@ -13,9 +13,22 @@ from .base import CallableHead, RewardHead, label
 from .sets import RewardSet
 
 HEADS = {  # name -> module of this package:class
+    "aesthetic": "aesthetic:Aesthetic",
     "clip": "clip:ClipHead",
+    "colour": "colour:Colourfulness",
+    "ensemble": "views:Ensemble",
+    "hps": "hps:HpsHead",
+    "image_reward": "image_reward:ImageReward",
     "jpeg_size": "jpeg_size:JpegSize",
     "mean_hue": "mean_hue:MeanHue",
+    "ocr": "ocr:TextAccuracy",
+    "pick_score": "pick_score:PickScore",
+    "sharpness": "sharpness:Sharpness",
+    "siglip": "siglip:SiglipHead",
+    "segments": "video:Segments",
+    "trained": "trained:TrainedHead",
+    "video_reward": "video:VideoReward",
+    "views": "views:Views",
 }
 
 
@@ -57,26 +70,31 @@ def reward_set(spec: RewardSet | Sequence[Any] | Mapping[Any, Any]) -> RewardSet
 
     ``["clip"]``, ``{"clip": 1.0, my_function: 0.2}`` and
     ``{"shiny": {"name": "clip", "weight": 2.0, "path": …}}`` are all accepted; ``name`` defaults to the key.
+    ``offload: true`` lets a head wait on the CPU between its turns.
     """
     if isinstance(spec, RewardSet):
         return spec
     rows = spec.items() if isinstance(spec, Mapping) else [(entry, 1.0) for entry in spec]
     heads: dict[str, RewardHead] = {}
     weights: dict[str, float] = {}
+    offload: set[str] = set()
     for key, value in rows:
         options = dict(value) if isinstance(value, Mapping) else {"weight": value}
         weight = options.pop("weight", None)
         if not isinstance(weight, int | float | None) or (weight is not None and not math.isfinite(weight)):
             raise ValueError(f"reward {key!r}: weight: want a number, got {weight!r}")
         weight = 1.0 if weight is None else float(weight)
+        own, waits = label(key), options.pop("offload", False)
+        if not isinstance(waits, bool):
+            raise ValueError(f"reward {own!r}: offload: want true or false, got {waits!r}")
+        offload |= {own} if waits else set()
         head = load(options.pop("name", key), **options)
-        own = label(key)
         if own in heads:
             raise ValueError(f"reward {own!r} is named twice")
         heads[own], weights[own] = head, weight
     if not heads:
         raise ValueError("no reward given")
-    return RewardSet(heads, weights)
+    return RewardSet(heads, weights, frozenset(offload))
 
 
 def _import(path: str) -> Any:

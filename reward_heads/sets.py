@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .base import RewardHead
+from .combine import Combination
 
 FRAMES = 64  # of videos that a head of pictures sees at once
 
@@ -26,9 +27,9 @@ class Scores:
     """Scores of B samples.
 
     Attributes:
-        combined: weighted sum of the heads, (B,) float32.
+        combined: what the set's combination makes of the heads, (B,) float32; their weighted sum unless told otherwise.
         heads: each head's own scores, (B,) float32.
-        uncertainty: (B,) where a head estimates it, else None.
+        uncertainty: a deviation of ``combined``, (B,), where a head estimates one or heads are an ensemble; else None.
     """
 
     combined: Tensor
@@ -38,14 +39,15 @@ class Scores:
 
 @dataclass
 class RewardSet:
-    """Named heads with weights. The same object serves training, galleries and guidance.
+    """Named heads and how they combine. The same object serves training, galleries and guidance.
 
-    ``offload``: heads wait on the CPU and come to the device, one after the other, to score.
+    ``offload``: names of heads that wait on the CPU and come to the device, one after the other, to score.
     """
 
     heads: dict[str, RewardHead]
     weights: dict[str, float] = field(default_factory=dict)
-    offload: bool = False
+    offload: frozenset[str] = frozenset()
+    combination: Combination | None = None  # None: the weighted sum
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))  # that they score on
 
     def __post_init__(self) -> None:
@@ -59,9 +61,19 @@ class RewardSet:
             RewardFailure: a head returned a wrong shape or a non-finite score.
         """
         self.require(context)
-        heads = {name: self._score(name, head, media, prompts, context) for name, head in self.heads.items()}
-        combined = torch.stack([self.weights[name] * score for name, score in heads.items()]).sum(0)
-        return Scores(combined, heads)
+        spreads: dict[str, Tensor] = {}
+        heads = {name: self._score(name, media, prompts, context, spreads) for name in self.heads}
+        return Scores(self.rule(heads, prompts), heads, self.rule.spread(heads, spreads, prompts))
+
+    @property
+    def rule(self) -> Combination:
+        """How the heads combine."""
+        return self.combination or Combination(self.weights)
+
+    @property
+    def parallel(self) -> bool:
+        """Whether several threads may score at once."""
+        return not self.offload and all(head.parallel for head in self.heads.values())
 
     def start(self, media: Tensor, prompts: Sequence[str], **context: Any) -> "Future[Scores]":
         """Score in the background, without gradients: a slow or remote head overlaps other work."""
@@ -87,41 +99,55 @@ class RewardSet:
 
     def to(self, device: torch.device | str) -> "RewardSet":
         self.device = torch.device(device)
-        for head in self.heads.values():
-            head.to("cpu" if self.offload else device)
+        for name, head in self.heads.items():
+            head.to("cpu" if name in self.offload else device)
         return self
 
     def _score(
-        self, name: str, head: RewardHead, media: Tensor, prompts: Sequence[str], context: Mapping[str, Any]
+        self,
+        name: str,
+        media: Tensor,
+        prompts: Sequence[str],
+        context: Mapping[str, Any],
+        spreads: dict[str, Tensor],
     ) -> Tensor:
+        """A head's scores (B,); its spread, where it has one, goes into ``spreads``."""
+        head = self.heads[name]
         try:
-            if self.offload:
+            if name in self.offload:
                 head.to(self.device)
             # Some heads answer from the CPU whatever they are given; scores of one set must add up.
             told = {key: context[key] for key in head.needs}
-            score = _judge(head, media, prompts, told).to(media.device, torch.float32)
+            found = [each.to(media.device, torch.float32) for each in _judge(head, media, prompts, told)]
         except Exception as error:
             raise RewardFailure(f"reward {name!r} failed: {type(error).__name__}: {error}") from error
         finally:
-            if self.offload:
+            if name in self.offload:
                 head.to("cpu")
-        if score.shape != (len(media),):
-            raise RewardFailure(f"reward {name!r} returned shape {tuple(score.shape)}, want ({len(media)},)")
-        if not bool(score.isfinite().all()):
-            bad = int((~score.isfinite()).sum())
-            raise RewardFailure(f"reward {name!r} returned {bad} non-finite of {len(media)} scores")
-        return score
+        for score in found:
+            if score.shape != (len(media),):
+                raise RewardFailure(f"reward {name!r} returned shape {tuple(score.shape)}, want ({len(media)},)")
+            if not bool(score.isfinite().all()):
+                bad = int((~score.isfinite()).sum())
+                raise RewardFailure(f"reward {name!r} returned {bad} non-finite of {len(media)} scores")
+        if len(found) > 1:
+            spreads[name] = found[1]
+        return found[0]
 
 
-def _judge(head: RewardHead, media: Tensor, prompts: Sequence[str], context: Mapping[str, Any]) -> Tensor:
-    """A head of pictures sees every frame of a video, and the video's score is their mean."""
+def _judge(head: RewardHead, media: Tensor, prompts: Sequence[str], context: Mapping[str, Any]) -> tuple[Tensor, ...]:
+    """Scores (B,), and their spread where the head has one.
+
+    A head of pictures sees every frame of a video, and the video's score is their mean; so is its spread.
+    """
     if head.media == "video" or media.ndim == 4:
-        return head(media, prompts, **context)
+        return head.judge(media, prompts, **context)
     frames = media.shape[1]
     told = [prompt for prompt in prompts for _ in range(frames)]
     pictures = zip(media.flatten(0, 1).split(FRAMES), batched(told, FRAMES), strict=True)
-    scores = torch.cat([head(part, texts, **context).to(media.device) for part, texts in pictures])
-    return scores.unflatten(0, (-1, frames)).mean(1)
+    parts = [head.judge(part, texts, **context) for part, texts in pictures]
+    columns = (torch.cat([each.to(media.device) for each in column]) for column in zip(*parts, strict=True))
+    return tuple(column.unflatten(0, (-1, frames)).mean(1) for column in columns)
 
 
 def batched(items: Sequence[str], size: int) -> list[Sequence[str]]:

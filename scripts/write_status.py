@@ -68,14 +68,46 @@ FAMILIES: dict[str, tuple[str, str, list[str]]] = {
     ),
     "published checkpoints of any of these": ("not run", "the same code; no published weights were loaded", []),
 }
+HEADS = "tests/reward_heads/test_"
 REWARDS: dict[str, tuple[str, str, list[str]]] = {
     "clip (open_clip folders)": (
         "small real weights",
         "equals open_clip's own preprocessing, goal-baseline golden values, differentiable",
-        ["tests/reward_heads/test_clip.py"],
+        [f"{HEADS}clip.py"],
+    ),
+    "hps (v2.0, v2.1)": (
+        "real-size shapes",
+        "pixels and scores equal hpsv2 1.2.0's to 1e-5 on tiny random weights; names and shapes of the ViT-H-14; "
+        "published weights not run",
+        [f"{HEADS}hps.py", "tests/align_gen/test_suites.py"],
+    ),
+    "pick_score, siglip, aesthetic, image_reward": (
+        "tiny random",
+        "equal the reference formula on the real architecture, built small; published weights not run",
+        [f"{HEADS}{name}.py" for name in ("pick_score", "siglip", "aesthetic", "image_reward")],
     ),
     "clip (ViT-H-14 and other published weights)": ("not run", "the same code; no published weights were loaded", []),
-    "jpeg_size, mean_hue": ("real weights", "no weights", ["tests/reward_heads/test_pixels.py"]),
+    "ocr": ("real weights", "reads rendered text with the models in rapidocr's wheel", [f"{HEADS}ocr.py"]),
+    "jpeg_size, mean_hue, sharpness, colour": (
+        "real weights",
+        "no weights; arithmetic and laws",
+        [f"{HEADS}{name}.py" for name in ("pixels", "sharpness", "colour")],
+    ),
+    "views, ensemble; rules, calibration, gates": (
+        "real weights",
+        "no weights of their own; golden values and laws; a run that optimises a combination",
+        [f"{HEADS}views.py", f"{HEADS}combine.py", "tests/align_gen/test_calibration.py"],
+    ),
+    "emoji-hps, by `train-reward`": (
+        "small real weights",
+        "held-out accuracy in its card; pairs, losses and both modes on tiny ones",
+        [f"tests/align_gen/test_{name}.py" for name in ("reward_training", "pairs", "preference")],
+    ),
+    "trained, segments, video_reward": (
+        "tiny random",
+        "golden values of SegVR and TAR; what each dimension may see; no published video reward was loaded",
+        [f"{HEADS}trained.py", f"{HEADS}video.py"],
+    ),
 }
 METHODS: dict[str, tuple[str, str, list[str]]] = {
     "ddpo": (

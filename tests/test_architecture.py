@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("pipelines", "reward_heads", "align_gen")
 # From the bottom to the top; what is not named is a leaf: losses, state, gallery, scores, compare, report …
 LAYERS = [
-    {"methods"}, {"recipe"}, {"card", "guards"}, {"engine", "reports"}, {"bench", "demo", "dry_run"}, {"cli"},
-    {"__init__", "__main__"},
+    {"methods"}, {"recipe"}, {"card", "guards"}, {"engine", "reports"}, {"bench", "demo", "dry_run"}, {"arguments"},
+    {"reward_commands"}, {"cli"}, {"__init__", "__main__"},
 ]  # fmt: skip
 HEAVY = {"torch", "torchvision", "diffusers", "transformers", "open_clip", "accelerate", "peft", "pyarrow", "xformers"}
 MB = 1_000_000

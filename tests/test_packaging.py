@@ -25,6 +25,7 @@ LANDMARKS = {  # one of every kind, so that an empty listing cannot pass
     "align_gen/assets/models/emoji-sd/model_index.json",
     "align_gen/assets/models/emoji-clip/open_clip_config.json",
     "align_gen/assets/models/emoji-heldout-clip/open_clip_config.json",
+    "align_gen/assets/models/emoji-hps/open_clip_config.json",
 }
 
 

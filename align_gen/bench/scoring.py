@@ -11,7 +11,7 @@ import torch
 from .. import bundled
 from ..gallery import Gallery, read_picture, write_gallery
 from ..reward_heads import reward_set
-from ..scores import score
+from ..scoring import score
 from .timing import Row, in_turns, row
 
 PICTURES, BATCHES = 512, (16, 32, 64, 128)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from align_gen.comparison import Comparison
 from align_gen.errors import UserError
 from align_gen.gallery import Gallery, UnreadablePicture, whole_file
-from align_gen.report.words import ROLES, digits_of, facts, summary, tiles
+from align_gen.report.words import ROLES, digits_of, facts, summary, tiles, towards
 from align_gen.scores import ScoresTable
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def build_report(
     comparison: Comparison | None,
     optimised: Sequence[str],
     held_out: Sequence[str],
+    lowered: Sequence[str] = (),
     metrics: Sequence[Mapping[str, Any]] = (),
     alarm: str | None = None,
     provenance: Mapping[str, Any] | None = None,
@@ -55,7 +56,8 @@ def build_report(
 
     Pictures come from the tables' folders; one that cannot be read becomes a placeholder with the reason. `before`
     and `after` pair on prompt and seed (on the file's name where a row lacks them); without `before` the page shows
-    one gallery. optimised, held_out: columns of the comparison; its verdict depends on them. metrics: one mapping a
+    one gallery. optimised, held_out: columns of the comparison; its verdict depends on them. lowered: those of the
+    optimised whose weight is negative, shown as −NAME. metrics: one mapping a
     step, with "step". alarm: what a guard of the run said, shown first and in red. provenance: shown in the foot,
     packages and weights from `after` first. command: from a row of `after` to what makes the picture again, or None.
     Pictures above `thumbnail` pixels a side are reduced to that. More than `limit` pairs are a random choice, and the
@@ -73,6 +75,12 @@ def build_report(
     for side, pictures in shown.items():
         for item, picture in zip(items, pictures, strict=True):
             item[side] = picture
+    wanted = None if comparison is None else towards(comparison, lowered)
+    aims = [f"−{name}" if name in lowered else name for name in optimised]
+    unsure = after.uncertainty
+    if unsure is not None:
+        for item, (_, j) in zip(items, pairs[:limit], strict=True):
+            item["uncertainty"] = unsure[j]
     disagree = _disagreement(items, list(columns.values())) if before is not None else False
 
     digits = {name: digits_of(_values(items, k)) for k, name in enumerate(columns)}
@@ -87,8 +95,9 @@ def build_report(
         title=title,
         data=data,
         disagree=disagree,
-        summary=None if comparison is None else summary(comparison, optimised, held_out, alarm),
-        tiles=[] if comparison is None else tiles(comparison, optimised, held_out),
+        unsure=unsure is not None,
+        summary=None if wanted is None else summary(wanted, aims, held_out, alarm),
+        tiles=[] if wanted is None else tiles(wanted, aims, held_out),
         unmatched=(0, 0) if comparison is None else comparison.unmatched,
         facts=facts({"packages": after.versions, "weights": after.provenance, **(provenance or {})}),
     )

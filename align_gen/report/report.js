@@ -48,10 +48,12 @@ function change(item, column) {
 
 // --- which pictures, in which order ----------------------------------------------------------------------------------
 
+const OWN_ORDERS = ["disagreement", "unsure"]; // of no column
 const RANKS = {
   gain: (item) => [change(item, state.column), -1],
   loss: (item) => [change(item, state.column), 1],
   disagreement: (item) => [item.disagreement, -1],
+  unsure: (item) => [item.uncertainty, -1],
   high: (item) => [score(item, "after", state.column), -1],
   low: (item) => [score(item, "after", state.column), 1],
 };
@@ -227,7 +229,7 @@ function drawStatus(drawn) {
   const of = DATA.items.length;
   const limited = DATA.total > of ? `; drawn at random from ${DATA.total.toLocaleString("en")}` : "";
   const order = byId("order").selectedOptions[0].textContent;
-  const by = RANKS[state.order] && state.order !== "disagreement" ? ` by ${DATA.columns[state.column].name}` : "";
+  const by = RANKS[state.order] && !OWN_ORDERS.includes(state.order) ? ` by ${DATA.columns[state.column].name}` : "";
   const matching = count(list.length, list.length < of ? `matching ${NOUN}` : NOUN);
   byId("status").textContent = `Showing ${drawn.toLocaleString("en")} of ${matching}, order: ${order}${by}${limited}`;
 }
@@ -433,6 +435,7 @@ function details(item) {
   const files = SIDES.map((side) => item[side].file).filter((name, k, all) => all.indexOf(name) === k);
   const rows = [["seed", item.seed], ["file", files.join(" → ")], ...Object.entries(item.more)];
   if (item.disagreement !== undefined) rows.push(["disagreement", item.disagreement === null ? "–" : `${number(item.disagreement, 2, true)} std`]);
+  if (item.uncertainty !== undefined) rows.push(["uncertainty", item.uncertainty === null ? "–" : `± ${item.uncertainty.toPrecision(3)}`]);
   for (const side of SIDES) if (item[side].reason) rows.push([`${side}, unreadable`, item[side].reason]);
   const known = rows.filter(([, value]) => value !== null && value !== undefined && value !== "");
   return element("dl", {}, ...known.map(([name, value]) =>
@@ -529,7 +532,7 @@ function draw() {
 function listen() {
   byId("order").addEventListener("change", (event) => go({ order: event.target.value }));
   byId("column").addEventListener("change", (event) => {
-    const order = ["random", "disagreement"].includes(state.order) ? ORDERS[1] : state.order; // a column asks to be sorted by
+    const order = ["random", ...OWN_ORDERS].includes(state.order) ? ORDERS[1] : state.order; // a column asks to be sorted by
     go({ column: Number(event.target.value), order });
   });
   for (const button of document.querySelectorAll("button[data-view]")) {

@@ -6,7 +6,7 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from align_gen.comparison import Change, Comparison, verdict
@@ -80,6 +80,24 @@ def summary(
         rest = "nothing held out fell" if held_out else "no held-out column checks it"
         return Summary("good", "Improved", f"{_capital(rose)} rose; {rest}.")
     return Summary("neutral", "No clear change", f"{_capital(moved) or 'Every interval includes zero'}.")
+
+
+def towards(comparison: Comparison, lowered: Sequence[str]) -> Comparison:
+    """With the columns that a run drives down turned round, as "−NAME": what rises in them is what was wanted."""
+    columns = {f"−{name}" if name in lowered else name: change for name, change in comparison.columns.items()}
+    return replace(comparison, columns={name: _turned(c) if name[0] == "−" else c for name, c in columns.items()})
+
+
+def _turned(change: Change) -> Change:
+    return replace(
+        change,
+        before=-change.before,
+        after=-change.after,
+        delta=-change.delta,
+        ci_low=-change.ci_high,
+        ci_high=-change.ci_low,
+        win_rate=1 - change.win_rate,
+    )
 
 
 def tiles(comparison: Comparison, optimised: Sequence[str], held_out: Sequence[str]) -> list[Tile]:

@@ -13,11 +13,14 @@ import pytest
 import torch
 
 from align_gen import bundled
-from align_gen.cli import main, parse_reward
+from align_gen.arguments import parse_reward
+from align_gen.cli import main
 from align_gen.gallery import Gallery, write_gallery
 from align_gen.recipe import Recipe
 
-COMMANDS = ("demo", "finetune", "sample", "score", "check", "bench", "compare", "report", "list")
+COMMANDS = (
+    "demo", "finetune", "sample", "score", "pairs", "train-reward", "check", "bench", "compare", "report", "list",
+)  # fmt: skip
 
 
 @dataclass
@@ -299,6 +302,43 @@ def test_score_writes_scores_beside_the_pictures(cli: Cli, tmp_path: Path) -> No
     assert float(line.split()[1]) == pytest.approx(0.1, abs=0.003)
 
 
+def test_from_scores_to_pairs_to_a_reward_that_scores(cli: Cli, tmp_path: Path) -> None:
+    """Eight pictures of four prompts, the lighter of each two preferred; what is trained is scored with in the end."""
+    rows = [{"prompt": f"thing {n // 2}", "seed": n % 2} for n in range(8)]
+    levels = torch.linspace(0.1, 0.9, 8).view(-1, 1, 1, 1).expand(-1, 3, 64, 64)
+    write_gallery(tmp_path / "g", levels, rows)
+    (tmp_path / "light.py").write_text("def light(media, prompts):\n    return media.mean((1, 2, 3))\n")
+    assert cli("score", tmp_path / "g", "--reward", f"light={tmp_path}/light.py:light", "--combine", "mean").code == 0
+    mined = cli("pairs", tmp_path / "g", "--by", "best_worst", "--out", tmp_path / "p.parquet", "--json")
+    assert json.loads(mined.out) == {
+        "pairs": 4, "prompts": 4, "ties": 0, "unreadable": 0, "agreement": 1.0, "out": str(tmp_path / "p.parquet"),
+    }  # fmt: skip
+    trained = cli(
+        "train-reward", tmp_path / "p.parquet", "--base", "emoji-clip", "--mode", "frozen", "--epochs", "2", "--out",
+        tmp_path / "head",
+    )  # fmt: skip
+    assert trained.code == 0 and "trained overall" in trained.out, trained
+    scored = cli("score", tmp_path / "g", "--reward", f"trained:path={tmp_path}/head", "--out", tmp_path / "s.parquet")
+    assert scored.code == 0 and "8 of 8 pictures scored" in scored.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["pairs", "nowhere", "--out", "p.parquet"], "nowhere: no such file"),
+        (["score", ".", "--reward", "mean_hue", "--suite", "drawbench"], "--suite 'drawbench': have ['hpdv2']"),
+        (["score", "a.tar", "--reward", "mean_hue"], "a.tar: is no folder to keep the scores in; want --out FILE"),
+        (["score", ".", "--reward", "mean_hue", "--combine", "best"], "rule"),
+        (["score", ".", "--reward", "mean_hue", "--calibrate", "nowhere"], "nowhere: no such file"),
+        (["train-reward", "nowhere", "--base", "emoji-clip", "--out", "o"], "nowhere: no such file; want pairs"),
+        (["train-reward", "nowhere", "--base", "b", "--out", "o", "--label-smoothing", "x"], "--label-smoothing 'x'"),
+        (["bench", "speed"], "bench 'speed': have ['attention', 'rewards', 'steps']"),
+    ],
+)
+def test_a_mistake_around_rewards_is_one_line(cli: Cli, arguments: list[str], named: str) -> None:
+    assert named in mistake(cli(*arguments))
+
+
 def test_a_corrupt_picture_is_a_null_row(cli: Cli, tmp_path: Path) -> None:
     """The rest goes on and the exit code is 0; with --strict it is 1. The reason is told either way."""
     folder = coloured(tmp_path / "g", 0.1)
@@ -449,7 +489,8 @@ def test_help_is_cheap_and_has_an_example() -> None:
 def test_every_command_is_there(cli: Cli) -> None:
     from align_gen.cli import app
 
-    names = {command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands}
+    named = (command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands)
+    names = {name.replace("_", "-") for name in named}
     assert names == set(COMMANDS)
 
 

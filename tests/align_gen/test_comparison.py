@@ -16,7 +16,8 @@ from torch import Tensor
 from align_gen.comparison import Change, Comparison, compare, paired_change, parse_condition, verdict
 from align_gen.errors import UserError
 from align_gen.gallery import write_gallery
-from align_gen.scores import ScoresTable, score
+from align_gen.scores import ScoresTable
+from align_gen.scoring import score
 
 PROVENANCE = {"weights_sha256": "ab", "preprocessing": "x-1", "dtype": "float32", "options": {"goal": ["3d"]}}
 

@@ -107,7 +107,7 @@ def test_offloaded_rewards_come_to_score_and_go() -> None:
             moved.append(str(device))
             return self
 
-    rewards = RewardSet({"mine": Head()}, offload=True)
+    rewards = RewardSet({"mine": Head()}, offload=frozenset({"mine"}))
     rewards.to("cuda")
     rewards(torch.zeros(2, 3, 4, 4), ["a", "b"])
     assert moved == ["cpu", "cuda", "scored", "cpu"]

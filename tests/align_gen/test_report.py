@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from align_gen.comparison import Comparison, compare
 from align_gen.errors import UserError
 from align_gen.gallery import write_gallery
 from align_gen.report import build_report, inert_json
-from align_gen.report.words import digits_of, facts, number, summary
+from align_gen.report.words import digits_of, facts, number, summary, towards
 from align_gen.scores import ScoresTable
 
 HOSTILE = (
@@ -562,6 +563,34 @@ def test_one_gallery_has_cards_and_bars_and_no_pairs(page: Page, good: Made, tmp
     assert page.js("return document.querySelectorAll('#card tbody td').length") == 4
     page.press("1", "2", "o")
     assert page.js("return document.documentElement.dataset.show") == "single"
+
+
+def test_the_least_sure_pictures_come_first_where_that_is_known(page: Page, good: Made, tmp_path: Path) -> None:
+    """Uncertainties fall and rise along the rows; the one that is not known is last. Without any, no such order."""
+    unsure: list[float | None] = [abs(30.5 - row) for row in range(60)]
+    unsure[0] = None
+    table = replace(good.after, own={"uncertainty": unsure})
+    options: dict[str, Any] = {"before": None, "title": "t", "comparison": None, "optimised": [], "held_out": []}
+    page.open(build_report(after=table, out=tmp_path / "r.html", **options), "#order=unsure")
+    known = [row for row in range(60) if unsure[row] is not None]
+    found = page.ids()
+    assert [unsure[row] for row in found] == [*sorted((unsure[row] for row in known), reverse=True), None]  # type: ignore[type-var]
+    page.click(".pair")
+    assert "uncertainty" in page.text("#card") and "± 29.5" in page.text("#card")
+    page.open(build_report(after=good.after, out=tmp_path / "q.html", **options))
+    assert page.js("return document.querySelector('option[value=unsure]')") is None
+
+
+def test_a_reward_of_negative_weight_rises_by_falling(good: Made) -> None:
+    """clip rose by 1: as what was to be lowered, −clip fell by it, and the verdict is what it was for a fall."""
+    turned = towards(good.comparison, ["clip"])
+    was, now = good.comparison.columns["clip"], turned.columns["−clip"]
+    assert (now.delta, now.ci_low, now.ci_high) == (-was.delta, -was.ci_high, -was.ci_low)
+    assert now.win_rate == 1 - was.win_rate and (now.before, now.after) == (-was.before, -was.after)
+    said = summary(turned, ["−clip"], HELD_OUT)
+    assert said.verdict == "Worse" and "the optimised −clip fell" in said.reason
+    again = summary(towards(turned, ["−clip"]), ["−−clip"], HELD_OUT)
+    assert again.verdict == summary(good.comparison, ["clip"], HELD_OUT).verdict
 
 
 def test_a_gallery_that_is_gone_or_empty_of_scores_is_shown_without_pictures(page: Page, tmp_path: Path) -> None:

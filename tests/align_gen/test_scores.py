@@ -1,5 +1,6 @@
-"""Scoring galleries: order, batches and null rows; Parquet that gives back what it was given, or refuses."""
+"""Tables of scores: Parquet that gives back what it was given, or refuses."""
 
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -15,7 +16,8 @@ from torch import Tensor
 
 from align_gen.errors import UserError
 from align_gen.gallery import Gallery, write_gallery
-from align_gen.scores import ScoresTable, _by_shape, score
+from align_gen.scores import ScoresTable, save_parts
+from align_gen.scoring import score
 
 PROVENANCE = {"weights_sha256": "ab", "preprocessing": "x-1", "dtype": "float32", "options": {}}
 
@@ -25,116 +27,10 @@ def mean_level(media: Tensor, prompts: Sequence[str]) -> Tensor:
     return (media.mean((1, 2, 3)) * 255).round()
 
 
-def prompt_number(media: Tensor, prompts: Sequence[str]) -> Tensor:
-    return torch.tensor([float(prompt) for prompt in prompts])
-
-
-def levels(folder: Path, *values: int, size: int = 4) -> Gallery:
-    """A gallery of pictures filled with the values; the prompt is the value."""
-    media = (torch.tensor(values) / 255).view(-1, 1, 1, 1).expand(-1, 3, size, size)
+def levels(folder: Path, *values: int) -> Gallery:
+    """A gallery of pictures filled with the values."""
+    media = (torch.tensor(values) / 255).view(-1, 1, 1, 1).expand(-1, 3, 4, 4)
     return write_gallery(folder, media, [{"prompt": str(v), "seed": n} for n, v in enumerate(values)])
-
-
-def mixed_shapes(folder: Path, count: int) -> Gallery:
-    """Row n: filled with n, prompt n, side 2 to 4 in turn."""
-    gallery = levels(folder, *range(count))
-    for n, row in enumerate(gallery.rows):
-        side = levels(folder.parent / "one", n, size=2 + n % 3)
-        os.replace(side.path(0), folder / row["file_name"])
-    return gallery
-
-
-@pytest.mark.parametrize("batch_size", [1, 2, 5, 64])
-def test_rows_keep_their_order_over_shapes_and_batches(tmp_path: Path, batch_size: int) -> None:
-    """Picture and prompt n are both n, so both heads give n in row n, whatever the batches were."""
-    batches: list[int] = []
-
-    def watched(media: Tensor, prompts: Sequence[str]) -> Tensor:
-        batches.append(len(media))
-        return mean_level(media, prompts)
-
-    table = score(mixed_shapes(tmp_path / "g", 13), {"pixel": {"name": watched}, "text": {"name": prompt_number}},
-                  batch_size=batch_size)  # fmt: skip
-    assert table.heads == {"pixel": list(range(13)), "text": list(range(13))}
-    assert table.errors == [None] * 13
-    assert sum(batches) == 13
-    assert max(batches) <= batch_size
-    assert batch_size > 1 or len(batches) == 13
-
-
-def test_many_shapes_do_not_pile_up() -> None:
-    """No two pictures alike: without a bound, all 100 would be read before the first batch. 4 batches of 2 may wait."""
-    read = 0
-
-    def pictures() -> Any:
-        nonlocal read
-        for read in range(1, 101):
-            yield read, torch.zeros(3, 1, read)
-
-    batches = []
-    for batch in _by_shape(pictures(), 2):
-        batches.append(batch)
-        assert read - sum(map(len, batches)) < 8
-    assert sorted(index for batch in batches for index, _ in batch) == list(range(1, 101))
-
-
-def test_progress_ends_at_the_total_also_with_broken_pictures(tmp_path: Path) -> None:
-    gallery = levels(tmp_path / "g", 1, 2, 3, 4, 5)
-    gallery.path(4).write_bytes(b"")
-    seen: list[tuple[int, int]] = []
-    score(gallery, [mean_level], batch_size=2, progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(2, 5), (4, 5), (5, 5)]
-
-
-def test_a_truncated_picture_is_a_null_row_with_the_reason(tmp_path: Path) -> None:
-    noise = torch.rand(3, 3, 32, 32)
-    gallery = write_gallery(tmp_path / "g", noise, [{"prompt": "a"}] * 3)
-    whole = score(gallery, ["jpeg_size", "mean_hue"])
-    gallery.path(1).write_bytes(gallery.path(1).read_bytes()[:1000])
-    gallery.path(2).unlink()
-
-    table = score(tmp_path / "g", ["jpeg_size", "mean_hue"])
-    for name in ("jpeg_size", "mean_hue"):
-        assert table.heads[name] == [whole.heads[name][0], None, None]
-    assert table.errors[0] is None
-    assert "truncated" in str(table.errors[1])
-    assert table.errors[2] == "no such file"
-    with pytest.raises(UserError, match=r"00001\.png: .*truncated.* \(and 1 more\)"):
-        score(gallery, ["jpeg_size"], strict=True)
-
-
-def test_all_pictures_broken_is_still_a_table(tmp_path: Path) -> None:
-    gallery = levels(tmp_path / "g", 1)
-    gallery.path(0).unlink()
-    assert score(gallery, [mean_level]).heads == {"mean_level": [None]}
-
-
-def test_a_head_that_fails_stops_the_scoring(tmp_path: Path) -> None:
-    def broken(media: Tensor, prompts: Sequence[str]) -> Tensor:
-        return torch.full((len(media),), float("nan"))
-
-    with pytest.raises(RuntimeError, match=r"broken.*non-finite"):
-        score(levels(tmp_path / "g", 1, 2), [broken])
-
-
-def test_wrong_rewards_are_the_users_mistake(tmp_path: Path) -> None:
-    gallery = levels(tmp_path / "g", 1)
-
-    class Needy:
-        needs = ("source",)
-
-        def __call__(self, media: Tensor, prompts: Sequence[str], source: Any) -> Tensor:
-            return torch.zeros(len(media))
-
-    with pytest.raises(UserError, match="jpeg_size"):
-        score(gallery, ["nonesuch"])
-    with pytest.raises(UserError, match="needs 'source'"):
-        score(gallery, [Needy()])
-    with pytest.raises(UserError, match="batch_size"):
-        score(gallery, [mean_level], batch_size=0)
-    with pytest.raises(UserError, match="reward 'seed'"):
-        score(gallery, {"seed": {"name": mean_level}})
-    assert score(gallery, "jpeg_size").heads.keys() == {"jpeg_size"}  # not a reward for each letter
 
 
 HOSTILE_ROWS: list[dict[str, Any]] = [
@@ -222,11 +118,38 @@ def test_a_gallery_elsewhere_stays_where_it_is(tmp_path: Path, monkeypatch: pyte
     assert ScoresTable.load("s.parquet").folder == str(tmp_path / "g")
 
 
+def test_parts_of_a_gallery_become_one_file(tmp_path: Path) -> None:
+    """A column that is a number in one part and text in the other, or is missing in one, comes back as it was."""
+    first = ScoresTable([{"a": 1, "b": 2}], {"clip": [0.5]}, [None], {}, {}, "/g", {"combined": [0.5]})
+    second = ScoresTable(
+        [{"a": "x", "c": 0.1}], {"clip": [None]}, ["gone"], {}, {}, "/g", {"combined": [None], "uncertainty": [0.25]}
+    )
+    save_parts(lambda: iter([first, second]), tmp_path / "s.parquet")
+    found = ScoresTable.load(tmp_path / "s.parquet")
+    assert exact(found.rows) == exact([*first.rows, *second.rows])
+    assert found == ScoresTable.join([first, second]) and found.uncertainty == [None, 0.25]
+
+
+def test_a_table_of_the_first_kind_is_read(tmp_path: Path) -> None:
+    """Before there were columns of its own, and a combination."""
+    path = tmp_path / "s.parquet"
+    ScoresTable([{"a": 1}], {"clip": [0.5]}, [None], {}, {}, "/g").save(path)
+    table = pq.read_table(path)
+    about = json.loads(table.schema.metadata[b"align_gen"])
+    del about["own"], about["combination"]
+    pq.write_table(table.replace_schema_metadata({b"align_gen": json.dumps(about)}), path)
+    found = ScoresTable.load(path)
+    assert found.heads == {"clip": [0.5]} and found.combined is None and found.uncertainty is None
+
+
 def test_names_that_would_clash_are_refused() -> None:
     with pytest.raises(UserError, match="reward 'clip'"):
         ScoresTable([{"clip": 1}], {"clip": [1.0]}, [None], {}, {})
-    with pytest.raises(UserError, match="column 'error'"):
-        ScoresTable([{"error": 1}], {}, [None], {}, {})
+    for name in ("error", "combined", "uncertainty", "sha256"):
+        with pytest.raises(UserError, match=f"column '{name}'"):
+            ScoresTable([{name: 1}], {}, [None], {}, {})
+        with pytest.raises(UserError, match=f"reward '{name}'"):
+            ScoresTable([{}], {name: [1.0]}, [None], {}, {})
     with pytest.raises(ValueError, match="'clip' has 2 entries for 1 rows"):
         ScoresTable([{}], {"clip": [1.0, 2.0]}, [None], {}, {})
 

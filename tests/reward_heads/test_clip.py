@@ -169,7 +169,7 @@ def test_other_sizes_are_squashed_as_open_clip_does(folder: Path, size: tuple[in
     _, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     head = ClipHead(str(folder))
     theirs = preprocess(Image.fromarray((picture[0] * 255).round().byte().permute(1, 2, 0).numpy()))
-    theirs = theirs * head.std.view(3, 1, 1) + head.mean.view(3, 1, 1)
+    theirs = theirs * head.clip.std.view(3, 1, 1) + head.clip.mean.view(3, 1, 1)
     ours = resize(picture, SIZE, "squash")[0]
     assert (ours - theirs).abs().max() <= 1.5 / 255
 
@@ -196,7 +196,7 @@ def test_the_right_size_is_not_touched() -> None:
 def test_gradients_reach_the_pixels(small: Path, size: int) -> None:
     """The directional derivative of the reward equals its finite difference."""
     head = ClipHead(str(small), goal=GOAL, baseline=BASELINE)
-    head.model.double()  # only the finite difference needs it
+    head.clip.model.double()  # only the finite difference needs it
     picture = (media(1, size) * 0.5 + 0.25).requires_grad_()
     head(picture, [""]).sum().backward()
     assert picture.grad is not None and picture.grad.abs().sum() > 0 and head.differentiable
@@ -204,7 +204,7 @@ def test_gradients_reach_the_pixels(small: Path, size: int) -> None:
     with torch.no_grad():
         change = head(picture + 0.1 * step, [""]) - head(picture - 0.1 * step, [""])
     assert change.item() == pytest.approx(0.2 * picture.grad.norm().item(), rel=0.05)
-    assert not any(p.requires_grad for p in head.model.parameters())
+    assert not any(p.requires_grad for p in head.clip.model.parameters())
 
 
 def test_one_picture_is_a_batch(folder: Path) -> None:
@@ -217,13 +217,13 @@ def test_one_picture_is_a_batch(folder: Path) -> None:
 
 def test_each_distinct_prompt_is_encoded_once(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     head, encoded = ClipHead(str(small)), []
-    real = head.model.encode_text
+    real = head.clip.model.encode_text
 
     def count(tokens: Tensor) -> Tensor:
         encoded.append(len(tokens))
         return real(tokens)
 
-    monkeypatch.setattr(head.model, "encode_text", count)
+    monkeypatch.setattr(head.clip.model, "encode_text", count)
     first = head(media(), ["a", "b", "a", "a"])
     assert encoded == [2]
     again = head(media(), ["b", "a", "c", "a"])
@@ -294,10 +294,10 @@ def test_half_precision_is_said_and_close(small: Path) -> None:
         ({"resize": "stretch"}, "clip resize: want squash or shortest"),
         ({"goal": []}, "clip goal: want one or more sentences"),
         ({"goal": [3]}, "clip goal: want one or more sentences"),
-        ({"dtype": "int8"}, "clip dtype: want one of"),
-        ({"path": "ViT-Z-99"}, "clip path 'ViT-Z-99': want a folder, hf-hub"),
-        ({"path": "ViT-B-32"}, "clip path 'ViT-B-32': an architecture needs pretrained"),
-        ({"path": "./nowhere"}, r"clip path ./nowhere: want an open_clip folder"),
+        ({"dtype": "int8"}, "dtype: want one of"),
+        ({"path": "ViT-Z-99"}, "path 'ViT-Z-99': want a folder, hf-hub"),
+        ({"path": "ViT-B-32"}, "path 'ViT-B-32': an architecture needs pretrained"),
+        ({"path": "./nowhere"}, r"path ./nowhere: want an open_clip folder"),
         ({"colour": 1}, "options are"),
     ],
     ids=str,

@@ -59,7 +59,9 @@ def test_every_name_of_the_table_resolves() -> None:
 
 
 def test_a_miss_lists_what_exists() -> None:
-    with pytest.raises(ValueError, match=r"no reward 'clipp'; have \['clip', .*'mean_hue'.*package.module:attribute"):
+    with pytest.raises(
+        ValueError, match=r"no reward 'clipp'; have \['aesthetic', 'clip', .*'mean_hue'.*package.module:attribute"
+    ):
         load("clipp")
 
 

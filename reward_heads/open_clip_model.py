@@ -1,0 +1,121 @@
+"""Frozen open_clip models, and the texts they have encoded; heads of the same weights share one."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import weights
+
+PRECISION = {"float32": "fp32", "bfloat16": "pure_bf16", "float16": "pure_fp16"}
+
+
+class OpenClip:
+    """An open_clip model in eval mode, with its tokenizer. ``size``, ``mean`` and ``std`` are its own preprocessing."""
+
+    def __init__(self, model: Any, tokenizer: Any):
+        self.model, self.tokenizer = model.requires_grad_(False).eval(), tokenizer
+        size = model.visual.image_size
+        self.size: int = size[0] if isinstance(size, tuple | list) else size
+        preprocess = model.visual.preprocess_cfg
+        self.mean, self.std = torch.tensor(preprocess["mean"]), torch.tensor(preprocess["std"])
+        self._texts: dict[str, Tensor] = {}
+        self._encoding = Lock()  # of texts: several threads may score at once
+
+    @classmethod
+    def load(cls, path: str, pretrained: str | None = None, dtype: str = "float32") -> "OpenClip":
+        """The one that is loaded already, or a new one.
+
+        Args:
+            path: an open_clip folder (with open_clip_config.json), "hf-hub:owner/model", or an architecture.
+            pretrained: for an architecture: a tag of open_clip or a checkpoint file.
+
+        Raises:
+            ValueError: nothing of that name, weights of another shape, a pickle with code in it.
+        """
+        return weights.shared(
+            ("open_clip", path, dtype), pretrained or path, lambda: cls._load(path, pretrained, dtype)
+        )
+
+    @classmethod
+    def _load(cls, path: str, pretrained: str | None, dtype: str) -> "OpenClip":
+        import open_clip
+
+        if dtype not in PRECISION:
+            raise ValueError(f"dtype: want one of {sorted(PRECISION)}, got {dtype!r}")
+        name = _name_of(path, pretrained)
+        try:
+            if pretrained is not None and weights.is_path(pretrained):
+                model = open_clip.create_model(name, precision=PRECISION[dtype], load_weights=False)
+                weights.fill(model, weights.read(Path(pretrained).expanduser()), pretrained)
+            else:
+                precision = PRECISION[dtype]
+                model = open_clip.create_model(
+                    name, pretrained=pretrained, precision=precision, require_pretrained=True
+                )
+            return cls(model, open_clip.get_tokenizer(name))
+        except ValueError:
+            raise
+        except RuntimeError as error:
+            raise ValueError(f"path {path}: {' '.join(str(error).split())[:300]}") from error
+        except Exception as error:
+            if weights.is_path(path):  # a damaged file makes its reader say anything
+                raise ValueError(f"path {path}: cannot be read ({' '.join(str(error).split())[:160]})") from error
+            raise ValueError(weights.unreachable(path, "model", error)) from error
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> str:
+        return str(next(self.model.parameters()).dtype).removeprefix("torch.")
+
+    @cached_property
+    def sha256(self) -> str:
+        return weights.sha256(self.model)
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        """Pictures of the model's size in [0, 1], (B, 3, size, size) -> unit vectors (B, D) float32; differentiable."""
+        x = (images - self.mean.to(images).view(3, 1, 1)) / self.std.to(images).view(3, 1, 1)
+        weight = next(self.model.parameters())
+        return F.normalize(self.model.encode_image(x.to(weight.device, weight.dtype)).float(), dim=-1)
+
+    @torch.no_grad()
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Sentences -> unit vectors (B, D) float32; each distinct one is encoded once."""
+        with self._encoding:
+            new = sorted(set(texts) - self._texts.keys())
+            for start in range(0, len(new), 256):
+                part = new[start : start + 256]
+                embeddings = F.normalize(self.model.encode_text(self.tokenizer(part).to(self.device)).float(), dim=-1)
+                self._texts.update(zip(part, embeddings, strict=True))
+        return torch.stack([self._texts[text] for text in texts]).to(self.device)
+
+    def to(self, device: torch.device | str) -> "OpenClip":
+        self.model.to(device)
+        self._texts = {text: vector.to(device) for text, vector in self._texts.items()}
+        return self
+
+
+def _name_of(path: str, pretrained: str | None) -> str:
+    """What open_clip calls it."""
+    import open_clip
+
+    if weights.is_path(path):
+        folder = Path(path).expanduser()
+        if not (folder / "open_clip_config.json").is_file():
+            raise ValueError(f"path {path}: want an open_clip folder (open_clip_config.json is missing)")
+        return f"local-dir:{folder}"
+    if path.startswith(("hf-hub:", "local-dir:")):
+        return path
+    if path not in open_clip.list_models():
+        raise ValueError(f"path {path!r}: want a folder, hf-hub:owner/model, or an architecture of open_clip")
+    if pretrained is None:
+        raise ValueError(f"path {path!r}: an architecture needs pretrained (a tag of open_clip or a file)")
+    return path
