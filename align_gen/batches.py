@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from pydantic import Field
+from torch import Tensor
 
 from .pipelines import Condition
 from .strict import Strict
@@ -22,6 +24,25 @@ class Prompts:
 
     def __len__(self) -> int:
         return len(self.texts)
+
+
+@dataclass(frozen=True)
+class Pairs(Prompts):
+    """One step's preference pairs, a prompt each: pictures (B, 3, H, W) or videos (B, F, 3, H, W), in [0, 1]."""
+
+    chosen: Tensor
+    rejected: Tensor
+
+
+@dataclass(frozen=True)
+class Media(Prompts):
+    """One step's given pictures (B, 3, H, W) or videos (B, F, 3, H, W), in [0, 1]; those of a prompt are adjacent."""
+
+    media: Tensor
+
+
+Batch = Prompts | Pairs | Media
+Kind = Literal["prompts", "pairs", "media"]
 
 
 class Sampling(Strict):

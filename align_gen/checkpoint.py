@@ -93,6 +93,8 @@ def _prune(folder: Path) -> None:
 def _progress(state: TrainState) -> dict[str, Any]:
     """The counters that go with the weights."""
     progress: dict[str, Any] = {"format": FORMAT, "step": state.step, "denoiser_calls": state.denoiser_calls}
+    if state.memory:
+        progress["memory"] = state.memory
     if state.ema is not None:
         progress["ema_step"] = state.ema.optimization_step
     if state.accelerator.scaler is not None:  # fp16's loss scale
@@ -160,6 +162,7 @@ def _put(state: TrainState, progress: dict[str, Any], weights: dict[str, torch.T
     if state.accelerator.scaler is not None and "scaler" in progress:
         state.accelerator.scaler.load_state_dict(progress["scaler"])
     state.step, state.denoiser_calls = progress["step"], progress["denoiser_calls"]
+    state.memory = progress.get("memory", {})
 
 
 def trained(state: TrainState) -> tuple[list[str], list[torch.nn.Parameter]]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from . import bundled, methods, pipelines
+from .denoising import squared_errors
 from .engine import DTYPES, load_model, prepare_model
 from .errors import UserError, user_mistakes
 from .peak_memory import PeakMemory, size_of
@@ -123,7 +124,11 @@ def _learn(model: Model, rows: Condition, recipe: Recipe) -> int:
     drawn = _rollout(model, rows, recipe)
     options: dict[str, Any] = {"eta": recipe.sampling.eta, "guidance_scale": recipe.sampling.guidance_scale}
     with PeakMemory() as memory:
-        step_log_prob(model, drawn, int(drawn.stochastic[0]), rows, **options).sum().backward()
+        if len(drawn.stochastic):
+            step_log_prob(model, drawn, int(drawn.stochastic[0]), rows, **options).sum().backward()
+        else:  # of methods that denoise, which need no noise in sampling
+            t, noise = drawn.times[:1, 0].expand(len(rows)), torch.zeros_like(drawn.final)
+            squared_errors(model, drawn.final, noise, t, rows, recipe.sampling).sum().backward()
     return memory.peak - sum(parameter.grad.nbytes for parameter in model.parameters() if parameter.grad is not None)
 
 

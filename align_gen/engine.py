@@ -15,9 +15,10 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from . import bundled, checkpoint, methods, pipelines
-from .batches import Prompts
+from .batches import Batch
 from .calibration import combination
 from .card import card
+from .data import Data, MediaData, PairData, PromptData
 from .diversity import diversity, embeddings
 from .errors import UserError, user_mistakes, writing
 from .gallery import METADATA, Gallery, share, sync, whole_file
@@ -87,10 +88,10 @@ def finetune(
     run = Path(out or recipe.run.out or "runs/latest")
     text = recipe.to_yaml()
     _require_same(run, text)
-    train, held_out = load_prompts(recipe.prompts.train), load_prompts(recipe.prompts.eval)
-    require_disjoint(train, held_out)
     with user_mistakes():
-        rewards = reward_set(bundled.reward_spec(recipe.rewards))
+        data, held_out = load_data(recipe), load_prompts(recipe.prompts.eval)
+        require_disjoint([{"prompt": prompt} for prompt in data.prompts], held_out)
+        rewards = reward_set(bundled.reward_spec(recipe.rewards)) if recipe.rewards else RewardSet({})
         rewards.combination = combination(recipe.combine, rewards)
         judges = _judges(recipe, rewards)
         judges.require(())
@@ -120,7 +121,7 @@ def finetune(
             accelerator.init_trackers("align_gen", config={"recipe": text})
         state = prepare_state(recipe, loaded, accelerator)
         if recipe.memory.free_text_encoders:
-            encode_and_free(loaded, [row["prompt"] for row in (*train, *held_out)])
+            encode_and_free(loaded, [*data.prompts, *(row["prompt"] for row in held_out)])
         for judge in (rewards, judges):
             if recipe.memory.offload_rewards:
                 judge.offload = frozenset(judge.heads)
@@ -130,14 +131,14 @@ def finetune(
                 rewards.heads, rewards.weights, rewards.offload, rewards.combination, seed=recipe.run.seed
             )
         told = listen if accelerator.is_main_process else silent
-        return learn(state, recipe, run, train, held_out, rewards, judges, told)
+        return learn(state, recipe, run, data, held_out, rewards, judges, told)
 
 
 def learn(
     state: TrainState,
     recipe: Recipe,
     run: Path,
-    train: list[dict[str, Any]],
+    data: Data,
     held_out: list[dict[str, Any]],
     rewards: RewardSet,
     judges: RewardSet,
@@ -179,7 +180,7 @@ def learn(
             if state.step == steps or guard.stop:
                 break
             started = time.monotonic()
-            batch = draw_prompts(state.model, train, recipe, state)
+            batch = draw_batch(data, recipe, state)
             with counted_calls(state):
                 numbers = take_step(state, batch, state.model, rewards, options, recipe.sampling)
             state.step += 1
@@ -278,18 +279,29 @@ def prepare_state(recipe: Recipe, model: "pipelines.Model", accelerator: "Accele
     )
 
 
-def draw_prompts(model: "pipelines.Model", rows: list[dict[str, Any]], recipe: Recipe, state: TrainState) -> Prompts:
-    """This process's share of the step's prompts: epochs are permutations, a function of (seed, step) alone."""
+def load_data(recipe: Recipe) -> Data:
+    """What the recipe's method learns from; what had to be left out is said once."""
+    options = recipe.method_options()
+    kind = methods.load(recipe.method["name"]).kind(options)
+    data: Data
+    if kind == "pairs":
+        data = PairData.load(str(recipe.data.pairs))
+    elif kind == "media":
+        data = MediaData.load(str(recipe.data.media), options.images_per_prompt)
+    else:
+        data = PromptData([row["prompt"] for row in load_prompts(str(recipe.prompts.train))])
+    if data.skipped:
+        log.warning("left out of the data: %s", ", ".join(f"{count} {why}" for why, count in data.skipped.items()))
+    return data
+
+
+def draw_batch(data: Data, recipe: Recipe, state: TrainState) -> Batch:
+    """This process's share of the step's units: epochs are permutations, a function of (seed, step) alone."""
     count = recipe.method["prompts_per_step"]
     first = state.step * count
     places = [first + number for number in share(count, state.accelerator)]
-    order = [_shuffled(len(rows), recipe.run.seed, place // len(rows))[place % len(rows)] for place in places]
-    texts = [rows[index]["prompt"] for index in order]
-    sampling = recipe.sampling
-    condition = model.encode_prompts(
-        texts, height=sampling.height, width=sampling.width, num_frames=sampling.num_frames
-    )
-    return Prompts(texts, condition, places)
+    units = [_shuffled(len(data), recipe.run.seed, place // len(data))[place % len(data)] for place in places]
+    return data.batch(units, places, state.model, recipe.sampling)
 
 
 def _shuffled(count: int, seed: int, epoch: int) -> list[int]:
@@ -303,7 +315,8 @@ def _judges(recipe: Recipe, rewards: RewardSet) -> RewardSet:
     if both := sorted(rewards.heads.keys() & held_out.heads.keys()):
         raise UserError(f"eval_rewards: {both} is optimised too; a held-out reward needs another name")
     heads = {**rewards.heads, **held_out.heads}
-    return RewardSet(heads, offload=rewards.offload | held_out.offload, combination=rewards.rule)
+    rule = rewards.rule if rewards.heads else None
+    return RewardSet(heads, offload=rewards.offload | held_out.offload, combination=rule)
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------

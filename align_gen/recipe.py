@@ -35,8 +35,15 @@ class ModelSection(Strict):
 
 
 class PromptsSection(Strict):
-    train: str
+    train: str | None = None  # null for methods that learn from data
     eval: str
+
+
+class DataSection(Strict):
+    """Of methods that learn from what is there already."""
+
+    pairs: str | None = None  # preferences, as `align-gen pairs` writes them
+    media: str | None = None  # a gallery, or anything that `align-gen score` reads
 
 
 class Evaluate(Strict):
@@ -83,7 +90,8 @@ class Recipe(Strict):
     model: ModelSection
     method: dict[str, Any]
     prompts: PromptsSection
-    rewards: dict[Any, Any] = Field(min_length=1)
+    data: DataSection = DataSection()
+    rewards: dict[Any, Any] = Field({})
     combine: Combine = Combine()
     eval_rewards: dict[Any, Any] = Field({})
     sampling: Sampling = Sampling()
@@ -123,6 +131,7 @@ class Recipe(Strict):
         recipe = checked(cls, data, source)
         options = recipe.method_options(source)
         methods.load(options.name).check(options, recipe.sampling)
+        _require_source(recipe, methods.load(options.name).kind(options), source)
         if recipe.rewards.keys() & recipe.eval_rewards.keys():
             both = sorted(map(str, recipe.rewards.keys() & recipe.eval_rewards.keys()))
             raise UserError(f"{source}: eval_rewards: {both} is optimised too; a held-out reward needs another name")
@@ -153,6 +162,23 @@ class Recipe(Strict):
         """Complete, with every default spelled out; callables by their name."""
         plain = json.loads(json.dumps(_named(self.model_dump()), default=str))
         return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+
+
+def _require_source(recipe: Recipe, kind: str, source: str) -> None:
+    """A method's units must come from somewhere, and what draws them must be told what is good."""
+    given = {"prompts": recipe.prompts.train, "pairs": recipe.data.pairs, "media": recipe.data.media}
+    key = "prompts.train" if kind == "prompts" else f"data.{kind}"
+    if given[kind] is None:
+        raise UserError(f"{source}: {key}: method {recipe.method['name']} learns from it; want a file or a name")
+    for other in ("pairs", "media"):
+        if other != kind and given[other] is not None:
+            raise UserError(f"{source}: data.{other}: method {recipe.method['name']} does not use it; want {key} alone")
+    if kind == "prompts" and not recipe.rewards:
+        raise UserError(f"{source}: rewards: nothing says what is good; want one or more")
+    if not (recipe.rewards or recipe.eval_rewards):
+        raise UserError(f"{source}: eval_rewards: nothing to measure with; want one or more")
+    if kind == "pairs" and recipe.run.placebo:
+        raise UserError(f"{source}: run.placebo: shuffles rewards, and these pairs are chosen already")
 
 
 def checked(model: type[Any], data: Any, source: str, prefix: str = "") -> Any:

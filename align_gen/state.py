@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -32,6 +32,7 @@ class TrainState:
     ema: "EMAModel | None" = None
     micro_batch: int = 16
     denoiser_calls: int = 0  # rows through the trained network, forward; guidance doubles them
+    memory: dict[str, Any] = field(default_factory=dict)  # what a method keeps from step to step; JSON
     sharded: bool = False  # the network is cut over the processes, which must all call it equally often
 
     def backward(self, loss: torch.Tensor) -> None:

@@ -16,7 +16,7 @@ def plain_step(setting: "Setting") -> None:
     """Draw, score, compare, learn."""
     options, sampling = setting.recipe.method_options(), setting.recipe.sampling
     group, batch = options.images_per_prompt, setting.state.micro_batch
-    lines = [setting.prompts[i % len(setting.prompts)]["prompt"] for i in range(options.prompts_per_step)]
+    lines = [setting.data.prompts[i % len(setting.data.prompts)] for i in range(options.prompts_per_step)]
     texts = [text for text in lines for _ in range(group)]
     network = _Network(setting, texts)
     times = setting.model.times(sampling.num_inference_steps, network.latent_shape)

@@ -20,9 +20,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from .. import bundled, methods
-from ..engine import draw_prompts, load_model, prepare_model, prepare_state
+from ..data import Data
+from ..engine import draw_batch, load_data, load_model, prepare_model, prepare_state
 from ..pipelines import Model
-from ..prompts import load_prompts
 from ..recipe import Recipe
 from ..reward_heads import RewardSet, reward_set
 from ..state import TrainState
@@ -48,7 +48,7 @@ class Setting:
     model: Model
     state: TrainState
     rewards: RewardSet
-    prompts: list[dict[str, Any]]
+    data: Data
 
     @classmethod
     def of(cls, recipe: Recipe, accelerator: Accelerator) -> "Setting":
@@ -56,7 +56,7 @@ class Setting:
         prepare_model(recipe, model)
         state = prepare_state(recipe, model, accelerator)
         rewards = reward_set(bundled.reward_spec(recipe.rewards)).to(accelerator.device)
-        return cls(recipe, model, state, rewards, load_prompts(recipe.prompts.train))
+        return cls(recipe, model, state, rewards, load_data(recipe))
 
     @property
     def images(self) -> int:
@@ -65,7 +65,7 @@ class Setting:
 
     def step(self) -> None:
         """The next step of the run."""
-        batch = draw_prompts(self.model, self.prompts, self.recipe, self.state)
+        batch = draw_batch(self.data, self.recipe, self.state)
         take_step = methods.load(self.recipe.method["name"]).step
         options = self.recipe.method_options()
         take_step(self.state, batch, self.model, self.rewards, options, self.recipe.sampling)
@@ -145,7 +145,7 @@ def _network_call(setting: Setting, rows: int) -> Callable[[], Tensor]:
     """The trained network on real inputs of so many rows, as ``predict`` would call it with guidance."""
     model, sampling = setting.model, setting.recipe.sampling
     (network,) = model.trainable.values()
-    texts = [line["prompt"] for line in setting.prompts[: rows // 2]]
+    texts = setting.data.prompts[: rows // 2]
     condition = model.encode_prompts(texts, height=sampling.height, width=sampling.width)
     x = torch.randn(len(condition), *condition.latent_shape).to(model.device)
     t = model.times(sampling.num_inference_steps, condition.latent_shape)[0, 0]
@@ -188,5 +188,5 @@ def _decode(setting: Setting, images: int) -> Callable[[], Any]:
 def _score(setting: Setting, images: int) -> Callable[[], Any]:
     with torch.no_grad():
         media = setting.model.decode(_latents(setting, images)).float()
-    prompts = [line["prompt"] for line in setting.prompts[:images]]
+    prompts = setting.data.prompts[:images]
     return lambda: torch.no_grad()(setting.rewards)(media, prompts)

@@ -51,7 +51,7 @@ def trl_ddpo(setting: Setting) -> tuple[str, int, Callable[[], Any]]:
         with torch.no_grad():
             return rewards(images.float(), texts).combined, {}
 
-    prompts = itertools.cycle(line["prompt"] for line in setting.prompts)
+    prompts = itertools.cycle(setting.data.prompts)
     images = min(setting.images, setting.state.micro_batch)
     config = DDPOConfig(
         mixed_precision="no",

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from ..batches import Prompts, Sampling
+from ..batches import Kind, Prompts, Sampling
 from ..errors import UserError
 from ..losses import advantages, clipped_policy_gradient
 from ..pipelines import Model
@@ -35,6 +35,11 @@ class Options(Strict):
     advantage_limit: float = Field(5.0, gt=0)
     log_prob: Literal["mean", "sum"] = "mean"
     keep_graph: bool = False
+
+
+def kind(options: Options) -> Kind:
+    """What a step's batch is."""
+    return "prompts"
 
 
 def check(options: Options, sampling: Sampling) -> None:

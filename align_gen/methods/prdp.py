@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..batches import Prompts, Sampling
+from ..batches import Kind, Prompts, Sampling
 from ..errors import UserError
 from ..losses import rdp_coefficients, rdp_loss
 from ..pipelines import Condition, Model, Rollout
@@ -37,6 +37,11 @@ class Options(Strict):
     beta: float = Field(1.0, gt=0)
     clip: float = Field(1e-4, gt=0)
     log_prob: Literal["mean", "sum"] = "mean"
+
+
+def kind(options: Options) -> Kind:
+    """What a step's batch is."""
+    return "prompts"
 
 
 def check(options: Options, sampling: Sampling) -> None:

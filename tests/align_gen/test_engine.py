@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from align_gen import Recipe, engine, finetune, pipelines
+from align_gen.data import PromptData
 from align_gen.engine import Run
 from align_gen.errors import UserError
 from align_gen.gallery import Gallery
@@ -579,7 +580,7 @@ def test_two_precisions_in_one_process(recipe: Recipe, finished: Run, tmp_path: 
 # --- parts -----------------------------------------------------------------------------------------------------------
 
 
-def drawn(recipe: Recipe, rows: list[dict[str, Any]], steps: int) -> list[Any]:
+def drawn(recipe: Recipe, prompts: list[str], steps: int) -> list[Any]:
     from accelerate import Accelerator
 
     model = engine.load_model(recipe)
@@ -587,13 +588,13 @@ def drawn(recipe: Recipe, rows: list[dict[str, Any]], steps: int) -> list[Any]:
     state = engine.prepare_state(recipe, model, Accelerator(cpu=True))
     batches = []
     for state.step in range(steps):
-        batches.append(engine.draw_prompts(model, rows, recipe, state))
+        batches.append(engine.draw_batch(PromptData(prompts), recipe, state))
     return batches
 
 
 def test_every_epoch_is_a_permutation(recipe: Recipe) -> None:
     """5 prompts, 2 a step: five steps are two epochs, in which every prompt comes twice, once in each."""
-    texts = [text for batch in drawn(recipe, [{"prompt": p} for p in TRAIN], 5) for text in batch.texts]
+    texts = [text for batch in drawn(recipe, list(TRAIN), 5) for text in batch.texts]
     assert sorted(texts[:5]) == sorted(texts[5:]) == sorted(TRAIN)
 
 
@@ -601,7 +602,7 @@ def test_a_prompt_twice_in_a_step_is_two_draws(recipe: Recipe) -> None:
     """Where an epoch ends inside a step, a prompt can come twice in it; with the same id it would be the same noise and
     half of the work for nothing (45 prompts, 32 a step, as in the paper: in two steps of three).
     """
-    for batch in drawn(recipe, [{"prompt": "a"}], 2):
+    for batch in drawn(recipe, ["a"], 2):
         assert list(batch.texts) == ["a", "a"]
         assert len(set(batch.ids)) == 2
 
