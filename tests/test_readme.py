@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from align_gen import bundled
+from align_gen import Recipe, bundled
+from align_gen.methods import ddpo
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -47,6 +48,17 @@ def test_models_page_is_current(monkeypatch: pytest.MonkeyPatch) -> None:
     """Read off the adapters of every published description."""
     monkeypatch.setattr(sys, "argv", ["write_models.py", "--check"])
     runpy.run_path(str(ROOT / "scripts" / "write_models.py"), run_name="__main__")
+
+
+def test_every_key_that_replaces_an_argument_is_one() -> None:
+    """Of the page for who comes from TRL: each `section.key` of the second column is a key of a DDPO recipe."""
+    recipe = Recipe.load("sd15-ddpo").model_dump() | {"method": ddpo.Options().model_dump()}
+    page = (ROOT / "docs/from_trl.md").read_text(encoding="utf-8")
+    cells = [line.split("|")[2] for line in page.splitlines() if line.startswith("| `")]
+    keys = re.findall(r"`(\w+)\.(\w+)", " ".join(cells))
+    assert len(keys) >= 12
+    for section, key in keys:
+        assert key in recipe[section], f"{section}.{key}"
 
 
 def test_links_of_the_pages_lead_somewhere() -> None:

@@ -20,6 +20,7 @@ BUNDLED = {
     "paper/prdp-small",
     "emoji-flow-prdp",
     "flux-prdp",
+    "sd15-ddpo",
     "sd15-prdp",
     "sd35-prdp",
     "sdxl-prdp",
