@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 
 from .batches import Sampling
 from .data import encode
+from .errors import UserError
 from .pipelines import Condition, Diffusion, Model
 from .pipelines.seeding import generator
 from .state import TrainState
@@ -33,6 +34,8 @@ def draw_times(model: Model, generators: Sequence[Generator], kind: Times = "uni
     uniform = torch.cat([torch.rand(1, generator=each, dtype=torch.float64) for each in generators])
     process = model.process
     if isinstance(process, Diffusion):
+        if kind != "uniform":
+            raise UserError(f"method.times: {kind} is for flow models; want uniform")
         return (uniform * len(process.alphas_cumprod)).floor()
     if kind == "logit_normal":
         return torch.special.ndtri(uniform.clamp(1e-6, 1 - 1e-6)).sigmoid()

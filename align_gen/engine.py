@@ -121,7 +121,7 @@ def finetune(
             accelerator.init_trackers("align_gen", config={"recipe": text})
         state = prepare_state(recipe, loaded, accelerator)
         if recipe.memory.free_text_encoders:
-            encode_and_free(loaded, [*data.prompts, *(row["prompt"] for row in held_out)])
+            encode_and_free(loaded, ["", *data.prompts, *(row["prompt"] for row in held_out)])  # "": a dropped caption
         for judge in (rewards, judges):
             if recipe.memory.offload_rewards:
                 judge.offload = frozenset(judge.heads)

@@ -131,7 +131,7 @@ class Recipe(Strict):
         recipe = checked(cls, data, source)
         options = recipe.method_options(source)
         methods.load(options.name).check(options, recipe.sampling)
-        _require_source(recipe, methods.load(options.name).kind(options), source)
+        _require_source(recipe, options, source)
         if recipe.rewards.keys() & recipe.eval_rewards.keys():
             both = sorted(map(str, recipe.rewards.keys() & recipe.eval_rewards.keys()))
             raise UserError(f"{source}: eval_rewards: {both} is optimised too; a held-out reward needs another name")
@@ -164,8 +164,9 @@ class Recipe(Strict):
         return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 
 
-def _require_source(recipe: Recipe, kind: str, source: str) -> None:
-    """A method's units must come from somewhere, and what draws them must be told what is good."""
+def _require_source(recipe: Recipe, options: Any, source: str) -> None:
+    """A method's units must come from somewhere, and what compares pictures must be told what is good."""
+    kind = methods.load(options.name).kind(options)
     given = {"prompts": recipe.prompts.train, "pairs": recipe.data.pairs, "media": recipe.data.media}
     key = "prompts.train" if kind == "prompts" else f"data.{kind}"
     if given[kind] is None:
@@ -173,7 +174,8 @@ def _require_source(recipe: Recipe, kind: str, source: str) -> None:
     for other in ("pairs", "media"):
         if other != kind and given[other] is not None:
             raise UserError(f"{source}: data.{other}: method {recipe.method['name']} does not use it; want {key} alone")
-    if kind == "prompts" and not recipe.rewards:
+    compares = kind == "prompts" or (kind == "media" and options.images_per_prompt > 1)
+    if compares and not recipe.rewards:
         raise UserError(f"{source}: rewards: nothing says what is good; want one or more")
     if not (recipe.rewards or recipe.eval_rewards):
         raise UserError(f"{source}: eval_rewards: nothing to measure with; want one or more")

@@ -15,7 +15,16 @@ A method is a module with
 from importlib import import_module
 from types import ModuleType
 
-METHODS = {"ddpo": "ddpo", "prdp": "prdp", "sft": "sft"}
+METHODS = {
+    "ddpo": "ddpo",
+    "dpo": "dpo",
+    "grpo": "grpo",
+    "nft": "nft",
+    "prdp": "prdp",
+    "raft": "raft",
+    "rwr": "rwr",
+    "sft": "sft",
+}
 
 
 def load(name: str) -> ModuleType:

@@ -8,10 +8,11 @@ from typing import Literal
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from ..batches import Kind, Prompts, Sampling
 from ..errors import UserError
-from ..losses import advantages, clipped_policy_gradient
+from ..losses import advantages, clipped_policy_gradient, history_advantages, remembered
 from ..pipelines import Model
 from ..reward_heads import RewardSet
 from ..state import TrainState
@@ -22,18 +23,22 @@ from ..trajectories import draw, log_probs_of, siblings, transitions
 class Options(Strict):
     """clip is in the units of ``log_prob``: mean over latent elements, as published code has it, or sum.
 
-    Advantages are normalised among the images of one prompt, and held within ``advantage_limit``. ``keep_graph`` learns
-    from the very calls that drew the pictures, which saves a third of the time; memory then grows with the denoising
-    steps and the images of a step, and it can be done for one gradient step only.
+    Advantages are normalised among the images of one prompt, and held within ``advantage_limit``. With ``history``,
+    among the prompt's latest so many rewards, those of earlier steps too, as published; a prompt with fewer than
+    ``min_count`` of them is held against all images of the step. ``keep_graph`` learns from the very calls that drew
+    the pictures, which saves a third of the time; memory then grows with the denoising steps and the images of a step,
+    and it can be done for one gradient step only.
     """
 
     name: Literal["ddpo"] = "ddpo"
-    images_per_prompt: int = Field(8, ge=2)
+    images_per_prompt: int = Field(8, ge=1)
     prompts_per_step: int = Field(8, ge=1)
     gradient_steps: int = Field(1, ge=1)
     clip: float = Field(1e-4, gt=0)
     advantage_limit: float = Field(5.0, gt=0)
     log_prob: Literal["mean", "sum"] = "mean"
+    history: int | None = Field(None, ge=2)
+    min_count: int = Field(16, ge=2)
     keep_graph: bool = False
 
 
@@ -46,6 +51,10 @@ def check(options: Options, sampling: Sampling) -> None:
     """What no single key shows: UserError when these settings cannot learn."""
     if sampling.eta == 0:
         raise UserError("sampling.eta: 0 leaves no stochastic step, and ddpo needs log-probabilities; want eta > 0")
+    if options.images_per_prompt == 1 and (options.history is None or options.prompts_per_step == 1):
+        raise UserError("method.images_per_prompt: 1 has nothing to be compared with; want more, or method.history")
+    if options.history is not None and options.history < options.min_count:
+        raise UserError(f"method.history: {options.history} never holds method.min_count, {options.min_count}")
     if options.keep_graph and options.gradient_steps > 1:
         raise UserError("method.keep_graph: the pictures are drawn once, so want gradient_steps 1")
 
@@ -78,13 +87,13 @@ def step(
     # 1. Sample with the current policy, keeping every latent.
     samples, media = draw(state, condition, generators, sampling, options.log_prob, graph=options.keep_graph)
 
-    # 2. Score; higher is better. 3. Compare siblings.
+    # 2. Score; higher is better. 3. Compare siblings, or with what this prompt had before.
     with torch.no_grad():
         scores = rewards(media, texts)
-    advantage = advantages(scores.combined.to(samples.log_probs.device), group, options.advantage_limit)
+    combined = state.gather(scores.combined)
+    advantage = compare(state, texts, scores.combined, combined, options).to(samples.log_probs.device)
     everyone = state.gather(advantage)
     metrics = {f"reward/{name}": state.gather(value).mean().item() for name, value in scores.heads.items()}
-    combined = state.gather(scores.combined)
     metrics |= {"reward/combined": combined.mean().item(), "reward/std": combined.std().item()}
     metrics["zero_variance"] = (everyone.view(-1, group) == 0).all(1).double().mean().item()
 
@@ -111,3 +120,13 @@ def step(
         metrics["clip_fraction"] = (change.expm1() > options.clip).sum().item() / terms
         metrics["log_prob_change"] = change.sum().item() / terms
     return metrics
+
+
+def compare(state: TrainState, texts: list[str], reward: Tensor, everyone: Tensor, options: Options) -> Tensor:
+    """Advantages of this process's images, (B,): among siblings, or within what is remembered of their prompts."""
+    if options.history is None:
+        return advantages(reward, options.images_per_prompt, options.advantage_limit)
+    prompts = [text for each in state.gather_objects(texts) for text in each]
+    history = remembered(state.memory.get("rewards", {}), prompts, everyone, options.history)
+    state.memory["rewards"] = history  # the same in every process
+    return history_advantages(history, texts, reward, everyone, options.min_count, options.advantage_limit)
