@@ -30,7 +30,7 @@ from align_gen.scores import SCORES, ScoresTable
 from align_gen.scoring import score_file
 from align_gen.trajectories import draw, replay
 
-GROUP, SMALL = ({"images_per_prompt": images, "prompts_per_step": 8} for images in (16, 8))
+SMALL = {"images_per_prompt": 8, "prompts_per_step": 8}
 NFT = {"name": "nft", **SMALL, "times_per_image": 4, "advantage_limit": 1.0}
 ARMS: dict[str, dict[str, Any]] = {  # sections of the recipe that differ from the demo's; the learning rate is the same
     "prdp": {},
@@ -40,9 +40,9 @@ ARMS: dict[str, dict[str, Any]] = {  # sections of the recipe that differ from t
     "nft": {"method": NFT},
     "rwr": {"method": {"name": "rwr", **SMALL, "weights": "exponential", "beta": 1.0, "gradient_steps": 2}},
     "raft": {"method": {"name": "raft", **SMALL, "gradient_steps": 4}},
-    "dpo, online": {"method": {"name": "dpo", "online": True, **GROUP, "beta": 500.0, "gradient_steps": 4}},
+    "dpo, online": {"method": {"name": "dpo", "online": True, **SMALL, "beta": 200.0, "gradient_steps": 4}},
     "dpo, offline": {
-        "method": {"name": "dpo", "prompts_per_step": 64, "images_per_prompt": 2, "beta": 500.0},
+        "method": {"name": "dpo", "prompts_per_step": 64, "images_per_prompt": 2, "beta": 200.0},
         "data": {"pairs": "pairs.parquet"},
     },
     "sft on the best": {"method": {"name": "sft", "prompts_per_step": 64}, "data": {"media": "best"}},

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the tiny pipelines are the tests'
 
 from align_gen import methods  # noqa: E402
-from align_gen.batches import Prompts, Sampling  # noqa: E402
+from align_gen.batches import Batch, Media, Prompts, Sampling  # noqa: E402
 from align_gen.check import PROMPTS, Subject  # noqa: E402
 from align_gen.engine import counted_calls  # noqa: E402
 from align_gen.pipelines import LoraOptions  # noqa: E402
@@ -34,7 +34,13 @@ from tests.tiny import PIPELINES, subject  # noqa: E402
 TRAINED = {"LoRA": LoraOptions(rank=2), "all weights": None}
 OPTIONS: dict[str, dict[str, Any]] = {
     "ddpo": {"images_per_prompt": 3, "clip": 1e-2},
+    "dpo": {"online": True, "images_per_prompt": 3, "gradient_steps": 2},
+    "grpo": {"images_per_prompt": 3, "clip": 1e-2, "kl": 0.1},
+    "nft": {"images_per_prompt": 3, "times_per_image": 2},
     "prdp": {"images_per_prompt": 3, "gradient_steps": 2, "clip": 1e-2},
+    "raft": {"images_per_prompt": 3},
+    "rwr": {"images_per_prompt": 3, "weights": "exponential", "min_ess": 1.0},
+    "sft": {"images_per_prompt": 1},
 }
 STEPS, SCALE = 3, 3.0
 
@@ -74,7 +80,9 @@ def two_steps(one: Subject, method: str) -> list[float]:
     sampling = Sampling(num_inference_steps=STEPS, guidance_scale=SCALE)
     losses = []
     for state.step in range(2):
-        batch = Prompts(PROMPTS, one.condition(), range(len(PROMPTS)))
+        batch: Batch = Prompts(PROMPTS, one.condition(), range(len(PROMPTS)))
+        if module.kind(options) == "media":
+            batch = Media(PROMPTS, batch.condition, batch.ids, one.pictures()[: len(PROMPTS)])
         with counted_calls(state):
             losses.append(module.step(state, batch, model, reward_set([redness]), options, sampling)["loss"])
     return losses

@@ -112,13 +112,31 @@ REWARDS: dict[str, tuple[str, str, list[str]]] = {
 METHODS: dict[str, tuple[str, str, list[str]]] = {
     "ddpo": (
         "small real weights",
-        "the gradient at θ_old equals autograd, one-sided clip, advantages by hand; stopped by the guard on emoji-sd",
-        ["tests/align_gen/test_losses.py", "tests/align_gen/test_ddpo.py", "tests/align_gen/test_hacking.py"],
+        "the gradient at θ_old equals autograd, one-sided clip, advantages by hand; stopped by the guard on emoji-sd; "
+        "statistics over steps resume to the last bit",
+        [f"tests/align_gen/test_{name}.py" for name in ("losses", "ddpo", "statistics", "hacking")],
     ),
     "prdp": (
         "small real weights",
         "golden values, two-pass gradient equals autograd, closed forms on toy, the demo",
         ["tests/align_gen/test_losses.py", "tests/align_gen/test_prdp.py"],
+    ),
+    "grpo, nft": (
+        "small real weights",
+        "the gradient at θ_old equals autograd, closed forms on toy, runs that resume to the last bit; a few steps on "
+        "emoji-sd",
+        ["tests/align_gen/test_grpo.py", "tests/align_gen/test_nft.py"],
+    ),
+    "rwr, raft, sft": (
+        "small real weights",
+        "gradients equal autograd of the loss written out, closed forms on toy, runs that resume to the last bit; "
+        "a few steps on emoji-sd",
+        [f"tests/align_gen/test_{name}.py" for name in ("rwr", "raft", "sft", "data")],
+    ),
+    "dpo (Diffusion-DPO, Flow-DPO; given pairs and online)": (
+        "small real weights",
+        "ln 2 and antisymmetric gradients at the reference, its own fixed point on toy; runs on emoji-sd",
+        ["tests/align_gen/test_dpo.py", "tests/align_gen/test_data.py"],
     ),
 }
 

@@ -36,7 +36,13 @@ METHODS = {  # a step of 32 images each, of two prompts
     "ddpo, keep_graph": [
         "method={name: ddpo, images_per_prompt: 16, prompts_per_step: 2, clip: 4.0e-3, keep_graph: true}"
     ],
+    "grpo": ["method={name: grpo, images_per_prompt: 16, prompts_per_step: 2, clip: 4.0e-3}"],
+    "nft": ["method={name: nft, images_per_prompt: 16, prompts_per_step: 2, times_per_image: 4}"],
+    "rwr": ["method={name: rwr, images_per_prompt: 16, prompts_per_step: 2, weights: exponential, gradient_steps: 4}"],
+    "raft": ["method={name: raft, images_per_prompt: 2, prompts_per_step: 16, gradient_steps: 4}"],
+    "dpo, online": ["method={name: dpo, online: true, images_per_prompt: 2, prompts_per_step: 16, gradient_steps: 4}"],
 }
+PLAIN = ("prdp", "ddpo")  # that a plain loop is written for
 BATCHES = (16, 32, 64)  # rows or images that bare calls are tried at
 
 
@@ -91,14 +97,16 @@ def bench_steps(
             rival = against(setting) if against is not None and (name, method) == ("emoji-sd", "ddpo") else None
             if rival is not None:
                 works["rival"] = rival[2]
-            works["plain"] = lambda setting=setting: plain_step(setting)  # type: ignore[misc]
+            if setting.recipe.method["name"] in PLAIN:
+                works["plain"] = lambda setting=setting: plain_step(setting)  # type: ignore[misc]
             counted: list[dict[str, int]] = []
             works["step"] = lambda setting=setting, counted=counted: counted.append(count_calls(setting))  # type: ignore[misc]
             seconds = in_turns(works, rounds, accelerator.device)
             floors = [bare.floor(calls, {k: v[i] for k, v in seconds.items()}) for i, calls in enumerate(counted)]
             calls = {key: statistics.median(each[key] for each in counted) for key in counted[0]}
             yield row(method, name, setting.images, seconds["step"], floors, calls)
-            yield row(f"{method}, plain loop", name, setting.images, seconds["plain"], floors)
+            if "plain" in seconds:
+                yield row(f"{method}, plain loop", name, setting.images, seconds["plain"], floors)
             if rival is not None:
                 yield row(rival[0], name, rival[1], seconds["rival"])
 
