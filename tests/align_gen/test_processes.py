@@ -188,6 +188,31 @@ def test_two_processes_with_a_half_of_the_network_each(
         assert torch.allclose(state["exp_avg"], moments[1][key]["exp_avg"], rtol=1e-4, atol=1e-4 * largest.item())
 
 
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"name": "ddpo", "history": 4, "min_count": 2, "clip": 1.0},
+        {"name": "nft", "old": "average"},
+        {"name": "raft", "prompt_share": 0.7, "gradient_steps": 2},
+    ],
+    ids=["ddpo with history", "nft", "raft"],
+)
+def test_other_methods_share_a_step_too(tiny_folder: Path, tmp_path: Path, method: dict[str, Any]) -> None:
+    """What is compared or remembered over all processes: metrics of two steps to 1e-4 of one process's."""
+    flat = TRAIN[_shuffled(len(TRAIN), 3, 0)[0]]
+    (tmp_path / "rewards.py").write_text(REWARDS.format(flat=flat, death="pass"))
+    settings = {"images_per_prompt": 2, "prompts_per_step": 3, **method}
+    run = {"steps": 2, "seed": 3, "save_every": 2}
+    recipe = recipe_of(tmp_path, tiny_folder, "flat_for_one", method=settings, run=run)
+    process = launch(recipe, tmp_path)
+    _, told = process.communicate(timeout=300)
+    assert process.returncode == 0, told
+    finetune(recipe, tmp_path / "one")
+    for ours, theirs in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
+        for key in ours.keys() - {"seconds"}:
+            assert ours[key] == pytest.approx(theirs[key], rel=1e-4, abs=1e-5), key
+
+
 def test_shards_want_several_processes_with_equal_shares(tiny_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "rewards.py").write_text(REWARDS.format(flat="", death="pass"))
     recipe = recipe_of(tmp_path, tiny_folder, "flat_for_one", memory={"shard": True})
