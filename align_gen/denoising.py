@@ -64,8 +64,16 @@ def conditional_guidance(model: Model, sampling: Sampling) -> float:
 
 
 def drop_captions(
-    model: Model, texts: Sequence[str], generators: Sequence[Generator], share: float, sampling: Sampling
+    model: Model, condition: Condition, generators: Sequence[Generator], share: float, sampling: Sampling
 ) -> Condition:
-    """The texts' condition, with that share of them empty at random."""
+    """The rows' condition, with that share of their captions empty at random.
+
+    Raises:
+        UserError: captions are to be dropped of a model that wants pictures beside them.
+    """
     kept = [torch.rand((), generator=each).item() >= share for each in generators]
-    return encode(model, [text if keep else "" for text, keep in zip(texts, kept, strict=True)], sampling)
+    if all(kept):
+        return condition
+    if model.wants:
+        raise UserError(f"method.dropout: captions stand beside {model.wants} in this family; want 0")
+    return encode(model, [text if keep else "" for text, keep in zip(condition.prompts, kept, strict=True)], sampling)

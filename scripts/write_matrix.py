@@ -76,7 +76,8 @@ def two_steps(one: Subject, method: str) -> list[float]:
     module, model = methods.load(method), one.model
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     state = TrainState(model, optimizer, Accelerator(cpu=True), max_grad_norm=1.0, micro_batch=4)
-    options = module.Options(prompts_per_step=len(PROMPTS), **OPTIONS[method])
+    dropout = {"dropout": 0.0} if model.wants and "dropout" in module.Options.model_fields else {}
+    options = module.Options(prompts_per_step=len(PROMPTS), **OPTIONS[method], **dropout)
     sampling = Sampling(num_inference_steps=STEPS, guidance_scale=SCALE)
     losses = []
     for state.step in range(2):

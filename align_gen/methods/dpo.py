@@ -63,7 +63,7 @@ class Compared(NamedTuple):
     With no gap it is no pair: it is here only so that all processes call a network in shards equally often.
     """
 
-    texts: Sequence[str]
+    condition: Condition
     ids: Sequence[int]
     chosen: Tensor
     rejected: Tensor
@@ -125,7 +125,7 @@ def step(
         for rows in slices(len(generators), max(state.micro_batch // 2, 1)):
             own, both = generators[rows], torch.cat([pairs.chosen[rows], pairs.rejected[rows]])
             t, noise = draw_times(model, own, options.times), draw_noise(pairs.chosen[rows], own)
-            condition = drop_captions(model, pairs.texts[rows], own, options.dropout, sampling)
+            condition = drop_captions(model, pairs.condition[rows], own, options.dropout, sampling)
             with model.as_reference():
                 reference = errors(state, both, noise, t, condition, sampling)
             policy = errors(state, both, noise, t, condition, sampling)
@@ -153,7 +153,7 @@ def given(state: TrainState, batch: Prompts) -> Compared:
             torch.cat([model.encode(side[rows].to(model.device)) for rows in parts])
             for side in (batch.chosen, batch.rejected)
         )
-    return Compared(batch.texts, batch.ids, chosen, rejected, torch.ones(len(batch), device=chosen.device))
+    return Compared(batch.condition, batch.ids, chosen, rejected, torch.ones(len(batch), device=chosen.device))
 
 
 def drawn(
@@ -181,8 +181,8 @@ def drawn(
     reward, latents = scores.combined.to(samples.latents.device), samples.final
     gap, best, worst = spread(reward, group), *extremes(reward, group)
     kept = [place for place, value in enumerate(gap.tolist()) if state.needs(value > 0)]
-    texts, ids = [batch.texts[place] for place in kept], [batch.ids[place] for place in kept]
-    return Compared(texts, ids, latents[best[kept]], latents[worst[kept]], gap[kept]), metrics
+    ids = [batch.ids[place] for place in kept]
+    return Compared(batch.condition[kept], ids, latents[best[kept]], latents[worst[kept]], gap[kept]), metrics
 
 
 def spread(reward: Tensor, group: int) -> Tensor:

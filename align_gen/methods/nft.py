@@ -146,6 +146,6 @@ def noised(
     owners = [divmod(row, group) for row in rows.tolist()]  # which prompt, which sibling
     own = noise_generators(state, [batch.ids[prompt] * group + sibling for prompt, sibling in owners], f"/{n}")
     t, noise = draw_times(model, own, options.times), draw_noise(latents[rows], own)
-    condition = drop_captions(model, [batch.texts[prompt] for prompt, _ in owners], own, options.dropout, sampling)
+    condition = drop_captions(model, batch.condition[[prompt for prompt, _ in owners]], own, options.dropout, sampling)
     x_t, target = model.process.add_noise(latents[rows], noise, t), model.process.target(latents[rows], noise, t)
     return (x_t, t, condition), target.float()

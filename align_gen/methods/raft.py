@@ -111,7 +111,7 @@ def step(
         for rows in (told[places] for places in slices(len(told), state.micro_batch)):
             own = noise_generators(state, [ids[row] for row in rows], str(k or ""))
             t, noise = draw_times(model, own, options.times), draw_noise(latents[rows], own)
-            captions = drop_captions(model, [batch.texts[row] for row in rows], own, options.dropout, sampling)
+            captions = drop_captions(model, batch.condition[rows], own, options.dropout, sampling)
             error, distance = errors(model, latents[rows], noise, t, captions, options, sampling)
             loss = weights[rows] * (error + options.prior_weight * distance)
             state.backward(loss.sum() / total)

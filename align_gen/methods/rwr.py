@@ -79,7 +79,8 @@ def step(
 
     # 1. Sample with the current policy, or take what is given.
     if isinstance(batch, Media):
-        texts, ids, media = list(batch.texts), list(batch.ids), batch.media.to(model.device)
+        condition, texts, ids = batch.condition, list(batch.texts), list(batch.ids)
+        media = batch.media.to(model.device)
         with torch.no_grad():
             latents = torch.cat([model.encode(media[rows]) for rows in slices(len(media), state.micro_batch)])
     else:
@@ -112,8 +113,8 @@ def step(
         for rows in (told[places] for places in slices(len(told), state.micro_batch)):
             own = noise_generators(state, [ids[row] for row in rows], str(k or ""))
             t, noise = draw_times(model, own, options.times), draw_noise(latents[rows], own)
-            condition = drop_captions(model, [texts[row] for row in rows], own, options.dropout, sampling)
-            loss = weights[rows] * squared_errors(model, latents[rows], noise, t, condition, sampling)
+            captions = drop_captions(model, condition[rows], own, options.dropout, sampling)
+            loss = weights[rows] * squared_errors(model, latents[rows], noise, t, captions, sampling)
             state.backward(loss.sum() / total)
             losses.append(loss.detach())
         metrics["grad_norm"] = state.update()

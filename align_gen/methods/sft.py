@@ -54,7 +54,7 @@ def step(
             latents = model.encode(batch.media[rows].to(model.device))
         own = generators[rows]
         t, noise = draw_times(model, own, options.times), draw_noise(latents, own)
-        condition = drop_captions(model, batch.texts[rows], own, options.dropout, sampling)
+        condition = drop_captions(model, batch.condition[rows], own, options.dropout, sampling)
         error = squared_errors(model, latents, noise, t, condition, sampling)
         state.backward(error.sum() / total)
         errors.append(error.detach())

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from align_gen import Recipe, finetune
 from align_gen.batches import Media, Sampling
-from align_gen.denoising import draw_noise, draw_times, noise_generators
+from align_gen.denoising import draw_noise, draw_times, drop_captions, noise_generators
+from align_gen.errors import UserError
 from align_gen.gallery import write_gallery
 from align_gen.methods import sft
 from align_gen.pipelines import Condition, Diffusion, Model, rollout
@@ -24,6 +25,7 @@ from align_gen.pipelines.toy import Toy, toy_diffusion
 from align_gen.reward_heads import RewardSet
 from align_gen.state import TrainState
 from tests.align_gen.test_prdp import Recorder, toy
+from tests.tiny import subject
 
 MIXTURE: dict[str, Any] = {"means": ((-1.0, 0.5), (1.0, -0.5)), "stds": (0.5, 0.8)}
 STEPS = 4
@@ -132,8 +134,25 @@ def pictures(count: int) -> Tensor:
     return torch.randn(count, 2, 1, 1, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("times", ["uniform", "logit_normal"])
-@pytest.mark.parametrize("name", ["toy-diffusion", "toy-flow"])
+def test_logit_normal_times_are_a_flows() -> None:
+    with pytest.raises(UserError, match=r"method\.times: logit_normal is for flow models; want uniform"):
+        take(toy("toy-diffusion", **MIXTURE), pictures(2), times="logit_normal")
+
+
+def test_captions_are_kept_as_they_were_given_where_none_is_dropped() -> None:
+    """Of a family that wants pictures beside its captions, none can be: there the condition must be the given one."""
+    model = subject("instruct-pix2pix").model
+    pictures_to_edit = torch.rand(2, 3, 16, 16)
+    condition = model.encode_prompts(["a", "b"], height=16, width=16, image=pictures_to_edit)
+    state = state_of(toy(**MIXTURE))
+    assert drop_captions(model, condition, noise_generators(state, range(2)), 0.0, Sampling()) is condition
+    with pytest.raises(UserError, match=r"method\.dropout: captions stand beside .* want 0"):
+        drop_captions(model, condition, noise_generators(state, range(2)), 1.0, Sampling())
+
+
+@pytest.mark.parametrize(
+    ("name", "times"), [("toy-diffusion", "uniform"), ("toy-flow", "uniform"), ("toy-flow", "logit_normal")]
+)
 def test_the_gradient_is_that_of_the_mean_squared_error(name: str, times: Any) -> None:
     """Of |x1 - eps(x_t)|^2 or |x1 - x0 - v(x_t)|^2, written out, mean over elements and pictures; to 1e-6."""
     x0, model = pictures(12), toy(name, **MIXTURE)
