@@ -59,10 +59,14 @@ def test_a_step_makes_no_call_beyond_the_methods_table(setting: Setting) -> None
     assert 0 < calls["backwards"] <= table["backwards"] and calls["decoded"] == calls["scored"] == 4
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [(name, method) for name in RECIPES for method in METHODS if method.startswith(PLAIN)],
+    ids="-".join,
+    indirect=True,
+)
 def test_a_plain_loop_learns_the_same_way(setting: Setting) -> None:
     """It moves what is trained and nothing else, and makes as many calls or more."""
-    if setting.recipe.method["name"] not in PLAIN:
-        pytest.skip("no plain loop is written for it")
     before = [parameter.detach().clone() for parameter in setting.model.parameters()]
     frozen = [p.detach().clone() for part in setting.model.components().values() for p in part.parameters()]
     counts = {True: 0, False: 0}
