@@ -386,13 +386,13 @@ def _bench_steps(model: str | None, against: str | None, rounds: int) -> Iterato
     if model is not None and model not in RECIPES:
         raise UserError(f"--model {model!r}: have {sorted(RECIPES)}")
     accelerator, models = Accelerator(), [model] if model else list(RECIPES)
-    head = f"{'':18} {'model':12} {'seconds':>9} {'iqr':>7} {'floor':>9} {'ratio':>6} {'images/s':>9}"
+    head = f"{'':36} {'model':12} {'seconds':>9} {'iqr':>7} {'floor':>9} {'ratio':>6} {'images/s':>9}"
     rows = bench_steps(accelerator, models, rounds=rounds, against=trl_ddpo if against else None)
     scoring = (bench_scoring(accelerator.device, rounds=rounds) for _ in range(model is None))
     for row in itertools.chain(rows, scoring):
         floor = f"{row.floor_seconds:9.3f} {row.ratio:6.2f}" if row.floor_seconds and row.ratio else f"{'':16}"
         figures = f"{row.seconds:9.3f} {row.iqr:7.3f} {floor} {row.images_per_second:9.1f}"
-        line = f"{row.name:18} {row.model:12} {figures}"
+        line = f"{row.name:36} {row.model:12} {figures}"
         yield row.json(), f"{head}\n{line}" if head else line
         head = ""
 
