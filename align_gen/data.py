@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .batches import Batch, Media, Pairs, Prompts, Sampling
 from .errors import RunFailure, UserError
-from .gallery import VIDEOS, UnreadablePicture, as_media, read_pixels
+from .gallery import FORMATS, VIDEOS, UnreadablePicture, as_media, read_pixels
 from .pairs import SIDES, read_pairs
 from .sources import Item, open_source
 
@@ -185,7 +185,7 @@ def _fault(content: Path | bytes | None, name: str) -> bool:
             return True
         if Path(name).suffix.lower() in VIDEOS:
             return (content.stat().st_size if isinstance(content, Path) else len(content)) == 0
-        with Image.open(BytesIO(content) if isinstance(content, bytes) else content):
+        with Image.open(BytesIO(content) if isinstance(content, bytes) else content, formats=FORMATS):
             return False
     except Exception:  # broken files make decoders raise anything
         return True

@@ -54,7 +54,12 @@ def squared_errors(
     """Mean over latent elements of |output - target|^2 at x_t, (B,) float32; differentiable. One call, B rows."""
     x_t = model.process.add_noise(latents, noise, t)
     output = model.predict(x_t, t, condition, conditional_guidance(model, sampling)).float()
-    return (output - model.process.target(latents, noise, t).float()).square().flatten(1).mean(1)
+    return mean_square(output, model.process.target(latents, noise, t).float())
+
+
+def mean_square(a: Tensor, b: Tensor) -> Tensor:
+    """Mean over latent elements of (a - b)^2, (B, ...) -> (B,)."""
+    return (a - b).square().flatten(1).mean(1)
 
 
 def conditional_guidance(model: Model, sampling: Sampling) -> float:

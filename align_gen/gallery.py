@@ -110,6 +110,15 @@ def read_pixels(source: Path | bytes, suffix: str) -> Any:
     return _video(source) if suffix in VIDEOS else _picture(source, suffix)
 
 
+def suffix_of(content: bytes) -> str:
+    """The suffix of media without a name, by their first bytes; .png for what is no kind that is read."""
+    if content[4:8] == b"ftyp":
+        return ".mp4"
+    if content[:3] == b"\xff\xd8\xff":
+        return ".jpg"
+    return ".webp" if content[8:12] == b"WEBP" else ".png"
+
+
 def as_media(pixels: Any) -> Tensor:
     """uint8 numpy (…,H,W,3) -> float32 (…,3,H,W) in [0,1]."""
     import torch

@@ -12,7 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from .errors import UserError
-from .gallery import METADATA, PICTURES, VIDEOS, UnreadablePicture, as_media, inside, lines_of, read_pixels, whole_file
+from .gallery import (
+    METADATA,
+    VIDEOS,
+    UnreadablePicture,
+    as_media,
+    inside,
+    lines_of,
+    read_pixels,
+    suffix_of,
+    whole_file,
+)
 from .pipelines.seeding import generator
 
 if TYPE_CHECKING:
@@ -374,7 +384,7 @@ def _from_struct(folder: Path, value: Any, where: str) -> Media:
         return _from_name(folder, name, where)
     if not isinstance(data, bytes):
         raise UserError(f"{where}: bytes are {type(data).__name__}, want bytes")
-    return Media(name if isinstance(name, str) and Path(name).suffix else f"unnamed{_suffix(data)}", data)
+    return Media(name if isinstance(name, str) and Path(name).suffix else f"unnamed{suffix_of(data)}", data)
 
 
 def _from_name(folder: Path, value: Any, where: str) -> Media:
@@ -387,11 +397,3 @@ def _media_name(folder: Path, value: object, where: str) -> str:
     if not isinstance(value, str) or not value:
         raise UserError(f"{where}: file_name is {value!r}, want the name of a picture in the folder")
     return inside(folder, value, where)
-
-
-def _suffix(data: bytes) -> str:
-    """Of media whose name was not kept: by their first bytes, as the reader goes by the suffix."""
-    starts = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"RIFF": ".webp"}
-    found = next((suffix for start, suffix in starts.items() if data.startswith(start)), ".mp4")
-    assert found in (*PICTURES, *VIDEOS)
-    return found

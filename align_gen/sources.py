@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .errors import UserError
-from .gallery import METADATA, PICTURES, VIDEOS, Gallery, UnreadablePicture, parse_row, read_rows
+from .gallery import METADATA, PICTURES, VIDEOS, Gallery, UnreadablePicture, parse_row, read_rows, suffix_of
 from .scores import ERROR, OWN
 
 MEDIA = (*PICTURES, *VIDEOS)
@@ -280,17 +280,8 @@ def _item(row: dict[str, Any], column: str, name: str) -> Item:
     if not isinstance(content, bytes):
         return Item(_prompted(plain) | {"file_name": f"{name}.png"}, UnreadablePicture("the row has no picture"))
     suffix = PurePosixPath(str(told or "")).suffix.lower()
-    suffix = suffix if suffix in MEDIA else _suffix_of(content)
+    suffix = suffix if suffix in MEDIA else suffix_of(content)
     return Item(_prompted(plain) | {"file_name": f"{name}{suffix}"}, content)
-
-
-def _suffix_of(content: bytes) -> str:
-    """By the first bytes of the kinds that are read."""
-    if content[4:8] == b"ftyp":
-        return ".mp4"
-    if content[:3] == b"\xff\xd8\xff":
-        return ".jpg"
-    return ".webp" if content[8:12] == b"WEBP" else ".png"
 
 
 def _prompted(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import weights
+from .text_cache import TextCache
 
 PRECISION = {"float32": "fp32", "bfloat16": "pure_bf16", "float16": "pure_fp16"}
 
@@ -24,8 +24,7 @@ class OpenClip:
         self.size: int = size[0] if isinstance(size, tuple | list) else size
         preprocess = model.visual.preprocess_cfg
         self.mean, self.std = torch.tensor(preprocess["mean"]), torch.tensor(preprocess["std"])
-        self._texts: dict[str, Tensor] = {}
-        self._encoding = Lock()  # of texts: several threads may score at once
+        self._texts = TextCache()
 
     @classmethod
     def load(cls, path: str, pretrained: str | None = None, dtype: str = "float32") -> "OpenClip":
@@ -86,20 +85,17 @@ class OpenClip:
         weight = next(self.model.parameters())
         return F.normalize(self.model.encode_image(x.to(weight.device, weight.dtype)).float(), dim=-1)
 
-    @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Sentences -> unit vectors (B, D) float32; each distinct one is encoded once."""
-        with self._encoding:
-            new = sorted(set(texts) - self._texts.keys())
-            for start in range(0, len(new), 256):
-                part = new[start : start + 256]
-                embeddings = F.normalize(self.model.encode_text(self.tokenizer(part).to(self.device)).float(), dim=-1)
-                self._texts.update(zip(part, embeddings, strict=True))
-        return torch.stack([self._texts[text] for text in texts]).to(self.device)
+
+        def encode(part: list[str]) -> Tensor:
+            return F.normalize(self.model.encode_text(self.tokenizer(part).to(self.device)).float(), dim=-1)
+
+        return self._texts(texts, encode).to(self.device)
 
     def to(self, device: torch.device | str) -> "OpenClip":
         self.model.to(device)
-        self._texts = {text: vector.to(device) for text, vector in self._texts.items()}
+        self._texts.to(device)
         return self
 
 

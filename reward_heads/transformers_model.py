@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import weights
+from .text_cache import TextCache
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's own
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -22,8 +22,7 @@ class DualEncoder:
 
     def __init__(self, model: Any, tokenize: Callable[[list[str]], Mapping[str, Tensor]]):
         self.model, self.tokenize = model, tokenize
-        self._texts: dict[str, Tensor] = {}
-        self._encoding = Lock()  # of texts: several threads may score at once
+        self._texts = TextCache()
 
     @property
     def device(self) -> torch.device:
@@ -41,20 +40,18 @@ class DualEncoder:
         """Normalised pixels (B, 3, size, size) -> unit vectors (B, D), at least float32; differentiable."""
         return _unit(self.model.get_image_features(pixel_values=pixels.to(self.model.logit_scale.dtype)))
 
-    @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Sentences -> unit vectors (B, D), at least float32; each distinct one is encoded once."""
-        with self._encoding:
-            new = sorted(set(texts) - self._texts.keys())
-            for start in range(0, len(new), 256):
-                part = new[start : start + 256]
-                inputs = {name: value.to(self.device) for name, value in self.tokenize(part).items()}
-                self._texts.update(zip(part, _unit(self.model.get_text_features(**inputs)), strict=True))
-        return torch.stack([self._texts[text] for text in texts]).to(self.device)
+
+        def encode(part: list[str]) -> Tensor:
+            inputs = {name: value.to(self.device) for name, value in self.tokenize(part).items()}
+            return _unit(self.model.get_text_features(**inputs))
+
+        return self._texts(texts, encode).to(self.device)
 
     def to(self, device: torch.device | str) -> "DualEncoder":
         self.model.to(device)
-        self._texts = {text: vector.to(device) for text, vector in self._texts.items()}
+        self._texts.to(device)
         return self
 
 

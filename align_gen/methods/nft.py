@@ -13,7 +13,15 @@ from pydantic import Field
 from torch import Tensor
 
 from ..batches import Kind, Prompts, Sampling
-from ..denoising import Times, conditional_guidance, draw_noise, draw_times, drop_captions, noise_generators
+from ..denoising import (
+    Times,
+    conditional_guidance,
+    draw_noise,
+    draw_times,
+    drop_captions,
+    mean_square,
+    noise_generators,
+)
 from ..errors import UserError
 from ..losses import advantages, nft_loss, optimality
 from ..pipelines import Condition, Model
@@ -115,12 +123,12 @@ def step(
             if options.kl > 0:
                 with model.as_reference():
                     reference = model.predict(*given, scale).float()
-                distance = (output - reference).square().flatten(1).mean(1)
+                distance = mean_square(output, reference)
                 loss = loss + options.kl * distance
                 distances.append(distance.detach())
             state.backward(loss.sum() / terms)
             losses.append(loss.detach())
-            moves.append((output.detach() - outputs_old[number]).square().flatten(1).mean(1))
+            moves.append(mean_square(output.detach(), outputs_old[number]))
         metrics["grad_norm"] = state.update()
         metrics["loss"] = state.gather(torch.cat(losses)).sum().item() / terms
         metrics["output_change"] = state.gather(torch.cat(moves)).sum().item() / terms

@@ -19,6 +19,7 @@ from ..denoising import (
     draw_noise,
     draw_times,
     drop_captions,
+    mean_square,
     noise_generators,
     squared_errors,
 )
@@ -157,4 +158,4 @@ def errors(
     with model.as_reference():
         reference = model.predict(x_t, t, condition, scale).float()
     output, target = model.predict(x_t, t, condition, scale).float(), model.process.target(latents, noise, t).float()
-    return (output - target).square().flatten(1).mean(1), (output - reference).square().flatten(1).mean(1)
+    return mean_square(output, target), mean_square(output, reference)

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, SiglipConfig
 
 from align_gen.reward_heads.pick_score import PickScore
+from align_gen.reward_heads.text_cache import TextCache
 from align_gen.reward_heads.transformers_model import DualEncoder, normalise, resize, shortest_side
 from tests.tiny import clip_tokenizer
 
@@ -137,10 +138,10 @@ def test_one_picture_is_a_batch(folder: Path) -> None:
     head = PickScore(str(folder))
     alone = []
     for image, prompt in zip(media(), PROMPTS, strict=True):
-        head.encoder._texts.clear()
+        head.encoder._texts = TextCache()
         alone.append(head(image[None], [prompt]))
     assert alone[0].shape == (1,)
-    head.encoder._texts.clear()
+    head.encoder._texts = TextCache()
     torch.testing.assert_close(torch.cat(alone), head(media(), PROMPTS), rtol=0, atol=1e-5)
 
 
@@ -154,7 +155,7 @@ def test_scores_lie_in_the_range_that_the_scale_gives(folder: Path) -> None:
 
 def test_each_distinct_prompt_is_encoded_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     head, encoded = PickScore(str(folder)), []
-    head.encoder._texts.clear()
+    head.encoder._texts = TextCache()
     real = head.encoder.model.get_text_features
 
     def count(**inputs: Tensor) -> Any:

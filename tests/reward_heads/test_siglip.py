@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from align_gen.reward_heads.siglip import SiglipHead
+from align_gen.reward_heads.text_cache import TextCache
 
 SIZE, TOKENS = 32, 12
 PROMPTS = ["a dog", "A Cat on a Mat, which is cut", "a thing", "a dog"]
@@ -161,7 +162,7 @@ def test_one_picture_is_a_batch(folder: Path) -> None:
 def test_heads_of_one_folder_share_weights_and_texts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     logit, probability = SiglipHead(str(folder)), SiglipHead(str(folder), output="probability")
     assert logit.encoder is probability.encoder and logit.to("cpu") is logit
-    logit.encoder._texts.clear()
+    logit.encoder._texts = TextCache()
     encoded = []
     real = logit.encoder.model.get_text_features
 

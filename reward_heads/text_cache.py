@@ -1,0 +1,36 @@
+"""Texts that a model has encoded, kept for as long as they are likely to come again."""
+
+from collections.abc import Callable, Sequence
+from threading import Lock
+
+import torch
+from torch import Tensor
+
+AT_ONCE = 256  # texts that are encoded in one call
+KEPT = 16_384  # a gallery of as many prompts as pictures must not fill the memory
+
+
+class TextCache:
+    """Vectors of the latest texts, each encoded once; several threads may ask."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Tensor] = {}  # oldest first
+        self._lock = Lock()
+
+    @torch.no_grad()
+    def __call__(self, texts: Sequence[str], encode: Callable[[list[str]], Tensor]) -> Tensor:
+        """(B, D), in the texts' order; ``encode`` gives (b, D) of those that are new."""
+        with self._lock:
+            new = sorted(set(texts) - self._known.keys())
+            for start in range(0, len(new), AT_ONCE):
+                part = new[start : start + AT_ONCE]
+                self._known.update(zip(part, encode(part), strict=True))
+            found = torch.stack([self._known[text] for text in texts])
+            for text in list(self._known)[: max(len(self._known) - KEPT, 0)]:
+                del self._known[text]
+        return found
+
+    def to(self, device: torch.device | str) -> None:
+        """Where the model went."""
+        with self._lock:
+            self._known = {text: vector.to(device) for text, vector in self._known.items()}
