@@ -23,6 +23,7 @@ from .pipelines import Condition, LoraOptions, Model, Rollout, gaussian_log_prob
 from .pipelines.attention import attention_of, held_to
 from .pipelines.pretrained import NEGATIVE, Pretrained
 from .pipelines.sampling import step_log_prob
+from .precision import exact_float32
 from .reward_heads import RewardSet
 
 PROMPTS = ("a red apple", "two dogs on a green field")
@@ -404,6 +405,7 @@ LAWS: dict[str, Callable[[Subject], Iterator[Finding]]] = {
 }
 
 
+@exact_float32()
 def check(subject: Subject, *, untrained: bool = False) -> list[Finding]:
     """Every law, in order. ``untrained``: leave out the one that only a trained network can keep."""
     found: list[Finding] = []

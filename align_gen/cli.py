@@ -344,10 +344,13 @@ def bench(
         typer.Argument(
             help="steps: every method's step, and scoring, beside their floors. "
             "attention: every kernel that runs here, at the sizes of real models. "
-            "rewards: HPS beside hpsv2's own code."
+            "rewards: HPS beside hpsv2's own code. "
+            "sizes: on a GPU, a step of published models at full size, of random weights, and its memory."
         ),
     ] = "steps",
-    model: Annotated[str | None, typer.Option(help="Of steps: emoji-sd or emoji-flow alone.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Of steps: emoji-sd or emoji-flow alone; of sizes: a hub name.")
+    ] = None,
     against: Annotated[str | None, typer.Option(help="trl: also its DDPOTrainer, on emoji-sd.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Times each is run; medians are shown.")] = 7,
     dtype: Annotated[
@@ -357,14 +360,15 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Time what runs on the machine at hand, in turns within one run."""
-    if what not in ("steps", "attention", "rewards"):
-        raise UserError(f"bench {what!r}: have ['attention', 'rewards', 'steps']")
+    if what not in ("steps", "attention", "rewards", "sizes"):
+        raise UserError(f"bench {what!r}: have ['attention', 'rewards', 'sizes', 'steps']")
     if against not in (None, "trl") or (against and what != "steps"):
         raise UserError(f"--against {against!r}: want trl, with steps")
     benches = {
         "steps": lambda: _bench_steps(model, against, rounds),
         "attention": lambda: _bench_attention(dtype, heads, rounds),
         "rewards": lambda: _bench_rewards(rounds),
+        "sizes": lambda: _bench_sizes(model),
     }
     found = benches[what]()
     rows = []
@@ -406,6 +410,27 @@ def _bench_rewards(rounds: int) -> Iterator[tuple[dict[str, Any], str]]:
         yield row.json(), f"{row.name:30} {row.seconds:9.3f} s {row.images_per_second:9.1f} images/s {ratio}"
     for name, times in speedups(rows).items():
         yield {"name": name, "times": times, "bar": BARS[name]}, f"{name:30} {times:9.2f} x, at least {BARS[name]}"
+
+
+def _bench_sizes(model: str | None) -> Iterator[tuple[dict[str, Any], str]]:
+    from accelerate import Accelerator
+
+    from .bench.sizes import SIZES, bench_sizes
+
+    if model is not None and model not in SIZES:
+        raise UserError(f"--model {model!r}: have {sorted(SIZES)}")
+    if device().type != "cuda":
+        raise UserError("bench sizes: no CUDA device here; finetune RECIPE --dry-run estimates memory without one")
+    head = f"{'model':46} {'denoiser':>9} {'seconds':>9} {'pictures/s':>10} {'GiB':>7} {'estimate':>8}"
+    for row in bench_sizes(Accelerator(mixed_precision="bf16"), (model,) if model else tuple(SIZES)):
+        line = f"{row.model:46} {row.parameters / 1e9:7.2f} B"
+        if row.seconds is None or row.peak is None:
+            line += f" {row.why_not} (estimate {row.estimate / 2**30:.1f} GiB)"
+        else:
+            speed = f"{row.seconds:9.2f} {row.images / row.seconds:10.2f}"
+            line += f" {speed} {row.peak / 2**30:7.1f} {row.estimate / 2**30:8.1f}"
+        yield row.json(), f"{head}\n{line}" if head else line
+        head = ""
 
 
 def _bench_attention(dtype: str | None, heads: int | None, rounds: int) -> Iterator[tuple[dict[str, Any], str]]:

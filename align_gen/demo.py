@@ -105,7 +105,7 @@ class Judged:
         vectors = embeddings(gallery, head)
         images = torch.stack([vectors[i] for i in range(len(gallery))])
         things = [row["prompt"] for row in load_prompts("emoji-things")]
-        names = head.embed_texts([f"an emoji of {thing}" for thing in things])
+        names = head.embed_texts([f"an emoji of {thing}" for thing in things]).cpu()
         similarity = images @ names.T
         own = similarity[torch.arange(len(images)), [things.index(row["thing"]) for row in gallery.rows]]
         rank = (similarity > own[:, None]).sum(1)

@@ -29,6 +29,7 @@ from .pipelines import Flow, FlowSDE
 from .pipelines.attention import attention_of, describe, use_attention
 from .pipelines.seeding import generator, seed_of
 from .placebo import Shuffled
+from .precision import exact_float32
 from .prompts import load_prompts, require_disjoint
 from .recipe import Recipe, difference
 from .reward_heads import RewardSet, reward_set
@@ -64,6 +65,7 @@ class Run:
     denoiser_calls: int = 0
 
 
+@exact_float32()
 def finetune(
     recipe: Recipe | str, out: str | Path | None = None, *, listen: Listener = silent, model: Any = None
 ) -> Run:

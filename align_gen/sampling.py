@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import UserError
 from .gallery import Gallery, require_gallery, share, write_gallery
 from .pipelines.seeding import seed_of
+from .precision import exact_float32
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from .pipelines.guidance import Guide
 
 
+@exact_float32()
 def sample(
     model: "Model | Any",
     prompts: Sequence[str | Mapping[str, Any]],

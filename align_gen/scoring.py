@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from align_gen.errors import UserError
 from align_gen.gallery import VIDEOS, Gallery, UnreadablePicture, as_media, read_pixels
+from align_gen.precision import exact_float32
 from align_gen.scores import COMBINED, CONTENT, UNCERTAINTY, ScoresTable, check_names, save_parts, versions
 from align_gen.sources import Item, Source, open_source
 
@@ -82,6 +83,7 @@ class Judged:
 Known = Mapping[tuple[str | None, str], dict[str, float]]  # by Judged.key
 
 
+@exact_float32()
 def score(
     source: str | Path | Gallery,
     rewards: RewardSet | Sequence[Any] | Mapping[str, Any],
@@ -109,6 +111,7 @@ def score(
     return table
 
 
+@exact_float32()
 def score_file(
     source: str | Path | Gallery,
     rewards: RewardSet | Sequence[Any] | Mapping[str, Any],

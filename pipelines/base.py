@@ -39,7 +39,7 @@ class Condition:
         return len(self.prompts)
 
     def __getitem__(self, rows: slice | Sequence[int] | Tensor) -> "Condition":
-        index = torch.arange(len(self))[rows]
+        index = torch.arange(len(self))[rows.cpu() if isinstance(rows, Tensor) else rows]
         tensors = {name: tensor[index.to(tensor.device)] for name, tensor in self.tensors.items()}
         return Condition(tuple(self.prompts[i] for i in index), tensors, self.latent_shape)
 

@@ -2,11 +2,14 @@
 
 import json
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from .base import Model
@@ -70,6 +73,7 @@ def load(source: Any, *, dtype: Any = None, **options: Any) -> Model:
         model = _family(type(source).__name__)(source)
         return model
 
+    import_xformers()
     import diffusers
     import torch
 
@@ -81,6 +85,23 @@ def load(source: Any, *, dtype: Any = None, **options: Any) -> Model:
         pipeline = pipeline_class.from_pretrained(source, torch_dtype=dtype or torch.float32, **{**missing, **options})
     model = family(pipeline)
     return model
+
+
+def import_xformers() -> None:
+    """Import it, where it is installed, before diffusers does.
+
+    A build for another torch keeps the error of its import, the error its frame, and a frame its callers' with all that
+    they hold: the weights of a model that is being loaded would never be freed. In a thread of its own nobody called.
+    """
+    if find_spec("xformers") is not None and "xformers" not in sys.modules:
+        thread = Thread(target=_try_import, args=("xformers.ops",))
+        thread.start()
+        thread.join()
+
+
+def _try_import(module: str) -> None:
+    with suppress(Exception):
+        import_module(module)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
-from .registry import _family, _model_index
+from .registry import _family, _model_index, import_xformers
 
 PUBLISHED = Path(__file__).resolve().parent.parent / "assets" / "published"
 CONFIGS = ("config.json", "scheduler_config.json", "tokenizer_config.json", "preprocessor_config.json")
@@ -24,15 +24,19 @@ KINDS = ("Scheduler", "Tokenizer", "TokenizerFast", "Processor", "ProcessorFast"
 Description = Mapping[str, Any]
 
 
-def skeleton(description: Description, dtype: torch.dtype = torch.float32) -> Any:
+def skeleton(description: Description, dtype: torch.dtype = torch.float32, device: torch.device | str = "meta") -> Any:
     """The described pipeline, its modules on the meta device; scheduler and tokenizers are real.
 
     Tokenizers have the described length and an alphabet for a vocabulary: which ids a text gets changes no shape.
+
+    Args:
+        device: another one has random weights there.
     """
+    import_xformers()
     index = dict(description["model_index"])
     _family(index["_class_name"])  # of no other class is anything built
-    parts = {name: _build(part, dtype) for name, part in description["components"].items()}
-    with torch.device("meta"):  # some pipelines put a network together from two
+    parts = {name: _build(part, dtype, device) for name, part in description["components"].items()}
+    with torch.device(device):  # some pipelines put a network together from two
         return _class("diffusers", index.pop("_class_name"))(**parts, **index)
 
 
@@ -139,7 +143,7 @@ def _class(library: str, name: str) -> Any:
     return found
 
 
-def _build(part: Mapping[str, Any] | None, dtype: torch.dtype) -> Any:
+def _build(part: Mapping[str, Any] | None, dtype: torch.dtype, device: torch.device | str) -> Any:
     if part is None:
         return None
     kind: str = part["class"].split(".")[-1]
@@ -153,7 +157,7 @@ def _build(part: Mapping[str, Any] | None, dtype: torch.dtype) -> Any:
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        with torch.device("meta"):
+        with torch.device(device):
             if part["class"].startswith("diffusers."):
                 module = made.from_config(part["config"])
             else:

@@ -153,6 +153,13 @@ RUNNING: dict[str, tuple[str, str, list[str]]] = {
         "two processes compute what one does to 1e-6; one that dies ends the others",
         ["tests/align_gen/test_processes.py"],
     ),
+    "one GPU": (
+        "small real weights",
+        "emoji-sd on an H200: the laws of `check` in bf16 and fp16 with every kernel of torch's, steps and scores as "
+        "on a CPU, step times, three models at full size; float32's laws and the demo's end were mended after it and "
+        "not run there again",
+        ["tests/align_gen/test_cuda.py"],
+    ),
     "several GPUs (NCCL), several machines": ("not run", "the same code; launched as docs/running.md says", []),
     "`memory.shard` (FSDP2)": (
         "tiny random",
@@ -202,7 +209,7 @@ def page() -> str:
         "",
         *(f"- **{level}**: {meaning}" for level, meaning in LEVELS.items()),
         "",
-        "Nothing here was run on a GPU or on several machines.",
+        "On a GPU only what the last table and [gpu.md](gpu.md) name was run; nothing on several machines.",
         "",
     ]
     sections = [*table("Model families", FAMILIES), *table("Rewards", REWARDS), *table("Methods", METHODS)]

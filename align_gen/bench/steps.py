@@ -21,8 +21,10 @@ from torch import Tensor, nn
 
 from .. import bundled, methods
 from ..data import Data
-from ..engine import draw_batch, load_data, load_model, prepare_model, prepare_state
+from ..engine import DTYPES, draw_batch, load_data, load_model, prepare_model, prepare_state
+from ..memory import encode_and_free
 from ..pipelines import Model
+from ..pipelines.attention import use_attention
 from ..recipe import Recipe
 from ..reward_heads import RewardSet, reward_set
 from ..state import TrainState
@@ -57,12 +59,16 @@ class Setting:
     data: Data
 
     @classmethod
-    def of(cls, recipe: Recipe, accelerator: Accelerator) -> "Setting":
-        model = load_model(recipe)
+    def of(cls, recipe: Recipe, accelerator: Accelerator, model: Any = None) -> "Setting":
+        """As ``finetune`` makes it ready."""
+        data, model = load_data(recipe), load_model(recipe, model)
+        use_attention(model, recipe.model.attention, DTYPES[recipe.model.dtype], accelerator.device)
         prepare_model(recipe, model)
         state = prepare_state(recipe, model, accelerator)
+        if recipe.memory.free_text_encoders:
+            encode_and_free(model, ["", *data.prompts])
         rewards = reward_set(bundled.reward_spec(recipe.rewards)).to(accelerator.device)
-        return cls(recipe, model, state, rewards, load_data(recipe))
+        return cls(recipe, model, state, rewards, data)
 
     @property
     def images(self) -> int:

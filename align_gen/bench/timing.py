@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from ..precision import exact_float32
+
 
 @dataclass(frozen=True)
 class Row:
@@ -35,8 +37,9 @@ def seconds_of(work: Callable[[], Any], device: torch.device) -> float:
     return time.perf_counter() - started
 
 
+@exact_float32()
 def in_turns(works: Mapping[str, Callable[[], Any]], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of every work in every round."""
+    """Seconds of every work in every round, in the precision that everything runs in."""
     found: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(rounds):
         for name, work in works.items():

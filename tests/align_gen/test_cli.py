@@ -332,7 +332,8 @@ def test_from_scores_to_pairs_to_a_reward_that_scores(cli: Cli, tmp_path: Path) 
         (["score", ".", "--reward", "mean_hue", "--calibrate", "nowhere"], "nowhere: no such file"),
         (["train-reward", "nowhere", "--base", "emoji-clip", "--out", "o"], "nowhere: no such file; want pairs"),
         (["train-reward", "nowhere", "--base", "b", "--out", "o", "--label-smoothing", "x"], "--label-smoothing 'x'"),
-        (["bench", "speed"], "bench 'speed': have ['attention', 'rewards', 'steps']"),
+        (["bench", "speed"], "bench 'speed': have ['attention', 'rewards', 'sizes', 'steps']"),
+        (["bench", "sizes", "--model", "emoji-sd"], "--model 'emoji-sd': have ['Qwen/Qwen-Image'"),
     ],
 )
 def test_a_mistake_around_rewards_is_one_line(cli: Cli, arguments: list[str], named: str) -> None:

@@ -165,3 +165,19 @@ def test_a_name_that_is_not_there_lists_what_is() -> None:
         pipelines.rollouts  # noqa: B018
     assert all(getattr(pipelines, name) is not None for name in pipelines.__all__)
     assert set(pipelines.__all__) == set(pipelines._NAMES)
+
+
+def test_a_model_is_let_go_though_xformers_failed_to_import() -> None:
+    """A build for another torch keeps its error, and so every frame that was waiting; in a process of its own."""
+    code = """
+import gc, weakref
+from align_gen import bundled, pipelines
+def use():
+    model = pipelines.load(bundled.model_path("emoji-sd"))
+    return weakref.ref(model.pipeline.unet)
+seen = use()
+gc.collect()
+assert seen() is None, "the network is still there"
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -47,6 +47,15 @@ def test_a_description_has_the_published_number_of_parameters(name: str) -> None
         assert abs(count / published - 1) < 0.02, (component, count)
 
 
+def test_a_skeleton_on_a_device_has_random_weights() -> None:
+    description = read_description(Path(bundled.model_path("emoji-sd")))
+    model: Any = pipelines.load(skeleton(description, torch.bfloat16, "cpu"))
+    condition = model.encode_prompts(["a cat"])
+    t = model.times(4, condition.latent_shape)[0, 0]
+    output = model.predict(torch.randn(1, *condition.latent_shape), t, condition, 3.0)
+    assert output.isfinite().all() and output.std() > 0
+
+
 def test_every_family_is_described() -> None:
     assert {description["model_index"]["_class_name"] for description in DESCRIPTIONS.values()} == set(FAMILIES)
 
