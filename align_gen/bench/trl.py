@@ -17,7 +17,27 @@ from .steps import Setting
 
 
 def trl_ddpo(setting: Setting) -> tuple[str, int, Callable[[], Any]]:
-    """(its name, images of a step, a step). The batch sizes are ours: all images of a step at once.
+    """(its name, images of a step, a step), warmed up.
+
+    Raises:
+        UserError: TRL is not there.
+    """
+    trainer = trl_trainer(setting)
+    counter = itertools.count()
+
+    def step() -> None:
+        number = next(counter)
+        trainer.step(number, number)
+
+    step()
+    return "trl-ddpo", setting.images, step
+
+
+def trl_trainer(setting: Setting, **options: Any) -> Any:
+    """A DDPOTrainer. The batch sizes are ours: all images of a step at once.
+
+    Args:
+        options: of its DDPOConfig, over ours.
 
     Raises:
         UserError: TRL is not there.
@@ -65,17 +85,11 @@ def trl_ddpo(setting: Setting) -> tuple[str, int, Callable[[], Any]]:
         train_batch_size=images,
         train_gradient_accumulation_steps=setting.images // images,
         train_learning_rate=recipe.optim.lr,
+        **options,
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pipeline = SameLora(bundled.model_path(recipe.model.path), use_lora=True)
         trainer = DDPOTrainer(config, reward, lambda: (next(prompts), {}), pipeline)
     pipeline.set_progress_bar_config(disable=True)
-    counter = itertools.count()
-
-    def step() -> None:
-        number = next(counter)
-        trainer.step(number, number)
-
-    step()
-    return "trl-ddpo", setting.images, step
+    return trainer
