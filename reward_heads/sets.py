@@ -11,7 +11,7 @@ from torch import Tensor
 from .base import RewardHead
 from .combine import Combination
 
-FRAMES = 64  # of videos that a head of pictures sees at once
+AT_ONCE = 64  # pictures, or frames of videos, that a head of pictures sees: memory grows with no step's size
 
 
 class MissingContext(ValueError):
@@ -140,12 +140,14 @@ def _judge(head: RewardHead, media: Tensor, prompts: Sequence[str], context: Map
 
     A head of pictures sees every frame of a video, and the video's score is their mean; so is its spread.
     """
-    if head.media == "video" or media.ndim == 4:
+    few = media.ndim == 4 and (len(media) <= AT_ONCE or context)  # whose rows cannot be told from other tensors
+    if head.media == "video" or few:
         return head.judge(media, prompts, **context)
-    frames = media.shape[1]
+    frames = media.shape[1] if media.ndim == 5 else 1
+    pictures = media.flatten(0, 1) if media.ndim == 5 else media
     told = [prompt for prompt in prompts for _ in range(frames)]
-    pictures = zip(media.flatten(0, 1).split(FRAMES), batched(told, FRAMES), strict=True)
-    parts = [head.judge(part, texts, **context) for part, texts in pictures]
+    seen = zip(pictures.split(AT_ONCE), batched(told, AT_ONCE), strict=True)
+    parts = [head.judge(part, texts, **context) for part, texts in seen]
     columns = (torch.cat([each.to(media.device) for each in column]) for column in zip(*parts, strict=True))
     return tuple(column.unflatten(0, (-1, frames)).mean(1) for column in columns)
 

@@ -57,6 +57,23 @@ def test_a_head_of_pictures_sees_every_frame_of_a_video() -> None:
     torch.testing.assert_close(scores.heads["moves"], torch.tensor([0.2, 0.2]))
 
 
+def test_many_pictures_are_judged_some_at_a_time() -> None:
+    """150 pictures of one grey each, 64, 64 and 22; with a context, which only the head can cut, all at once."""
+    grey, sizes = torch.arange(150.0) / 150, []
+
+    def counted(media: Tensor, prompts: Sequence[str], **context: Any) -> Tensor:
+        sizes.append((len(media), len(prompts)))
+        return brightness(media, prompts)
+
+    rewards = RewardSet({"bright": CallableHead(counted)})
+    scores = rewards(grey.view(-1, 1, 1, 1).expand(-1, 3, 2, 2), [""] * 150)
+    torch.testing.assert_close(scores.combined, grey)
+    assert sizes == [(64, 64), (64, 64), (22, 22)]
+    rewards.heads["bright"].needs = ("t",)
+    rewards(grey.view(-1, 1, 1, 1).expand(-1, 3, 2, 2), [""] * 150, t=torch.zeros(150))
+    assert sizes[3:] == [(150, 150)]
+
+
 def test_weights_default_to_one() -> None:
     assert reward_set([brightness, length]).weights == {"brightness": 1.0, "length": 1.0}
     assert reward_set({brightness: 0.25}).weights == {"brightness": 0.25}
