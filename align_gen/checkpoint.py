@@ -1,8 +1,9 @@
 """Checkpoints that a kill at any moment cannot tear, and that show whether they were damaged since.
 
-``checkpoints/step-000010`` is whole in itself: ``weights.safetensors`` (what is trained, and its average),
-``optimizer.pt``, ``progress.json`` (counters) and ``SHA256SUMS`` of these, which ``sha256sum -c`` reads too. It is
-written aside, synced and renamed. ``state.json`` in the run directory says which is the newest, for whoever looks.
+``checkpoints/step-000010`` is whole in itself: ``weights.safetensors`` (what is trained, its average, and a reference
+that was refreshed), ``optimizer.pt``, ``progress.json`` (counters) and ``SHA256SUMS`` of these, which ``sha256sum -c``
+reads too. It is written aside, synced and renamed. ``state.json`` in the run directory says which is the newest, for
+whoever looks.
 """
 
 import hashlib
@@ -18,6 +19,7 @@ from safetensors.torch import load, save_file
 
 from .errors import RunFailure, UserError
 from .gallery import sync, whole_file
+from .pipelines.base import REFRESHED
 from .sharding import as_cut, full
 from .state import TrainState
 
@@ -47,6 +49,7 @@ def _gathered(state: TrainState) -> tuple[dict[str, torch.Tensor], dict[str, Any
     weights = {f"policy.{key}": full(value.detach()) for key, value in zip(names, parameters, strict=True)}
     if state.ema is not None:
         weights |= {f"ema.{key}": full(value) for key, value in zip(names, state.ema.shadow_params, strict=True)}
+    weights |= {f"reference.{key}": full(value.detach()) for key, value in _refreshed(state).items()}
     optimizer = state.optimizer.state_dict()
     moments = {
         number: {key: full(value) if isinstance(value, torch.Tensor) else value for key, value in each.items()}
@@ -151,6 +154,11 @@ def _put(state: TrainState, progress: dict[str, Any], weights: dict[str, torch.T
     with torch.no_grad():
         for key, parameter in zip(names, parameters, strict=True):
             parameter.copy_(as_cut(weights[f"policy.{key}"], parameter))
+    if any(key.startswith("reference.") for key in weights):
+        state.model.refresh_reference()
+        with torch.no_grad():
+            for key, parameter in _refreshed(state).items():
+                parameter.copy_(weights[f"reference.{key}"])
     for number, moments in optimizer["state"].items():
         like = parameters[number]
         moments |= {key: as_cut(value, like) for key, value in moments.items() if value.shape == like.shape}
@@ -174,6 +182,18 @@ def trained(state: TrainState) -> tuple[list[str], list[torch.nn.Parameter]]:
         if parameter.requires_grad
     ]
     return [name for name, _ in found], [parameter for _, parameter in found]
+
+
+def _refreshed(state: TrainState) -> dict[str, torch.nn.Parameter]:
+    """The reference's own tensors, where it is no longer what training began with."""
+    if state.model.reference != REFRESHED:
+        return {}
+    return {
+        f"{component}.{name.removeprefix('module.')}": parameter
+        for component, module in state.model.trainable.items()
+        for name, parameter in module.named_parameters()
+        if f".{REFRESHED}." in name
+    }
 
 
 def _early(folder: Path) -> bool:

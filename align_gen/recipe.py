@@ -130,7 +130,12 @@ class Recipe(Strict):
         """From plain data, checked; mistakes are a UserError."""
         recipe = checked(cls, data, source)
         options = recipe.method_options(source)
-        methods.load(options.name).check(options, recipe.sampling)
+        method = methods.load(options.name)
+        method.check(options, recipe.sampling)
+        for key, wanted in (method.needs(options) if hasattr(method, "needs") else {}).items():
+            section, name = key.split(".")
+            if getattr(getattr(recipe, section), name) is None:
+                raise UserError(f"{source}: {key}: {wanted} wants it; it is null")
         _require_source(recipe, options, source)
         if recipe.rewards.keys() & recipe.eval_rewards.keys():
             both = sorted(map(str, recipe.rewards.keys() & recipe.eval_rewards.keys()))

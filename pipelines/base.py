@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from .process import Process
 
 Guidance = float | Mapping[str, float]
-Reference = Literal["off", "start", "copy"]
-POLICY, START = "policy", "start"  # names of the trained LoRA and of the frozen one it started from
+Reference = Literal["off", "start", "copy", "refreshed"]
+POLICY, START, REFRESHED = "policy", "start", "refreshed"  # LoRAs: the trained one, what it started from, a later look
 
 
 @dataclass(frozen=True)
@@ -209,11 +209,32 @@ class Model(ABC):
         for module in self.trainable.values():
             module.requires_grad_(True)
 
+    def refresh_reference(self) -> None:
+        """From now on the reference is what the policy is now: a frozen copy of its LoRA.
+
+        Raises:
+            ValueError: every weight is trained, or none; then there is no LoRA to copy.
+        """
+        networks = [unwrap(module) for module in self.trainable.values()]
+        if not all(POLICY in getattr(module, "peft_config", {}) for module in networks):
+            raise ValueError("a refreshed reference is a copy of the LoRA, and none is trained; want model.lora")
+        for module in networks:
+            if REFRESHED not in module.peft_config:
+                module.add_adapter(copy.deepcopy(module.peft_config[POLICY]), adapter_name=REFRESHED)
+            ours = dict(module.named_parameters())
+            for name, parameter in ours.items():
+                if f".{REFRESHED}." in name:  # in the policy's precision, not in its network's
+                    parameter.data = ours[name.replace(f".{REFRESHED}.", f".{POLICY}.")].detach().clone()
+            self._activate(module, POLICY)
+        self.reference = "refreshed"
+
     def untrain(self) -> None:
         """Back to the weights before ``train_lora`` or ``train_full``; an adapter loaded earlier stays."""
         for name, module in self.trainable.items():
             inner = unwrap(module)
             adapters = getattr(inner, "peft_config", {})
+            if REFRESHED in adapters:
+                inner.delete_adapters([REFRESHED])
             if START in adapters:
                 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
@@ -254,15 +275,15 @@ class Model(ABC):
                 if self.reference == "off" and POLICY in getattr(module, "peft_config", {}):
                     module.disable_adapters()
                     stack.callback(module.enable_adapters)
-                elif self.reference == "start":
-                    self._activate(module, START)
+                elif self.reference in ("start", "refreshed"):
+                    self._activate(module, self.reference)
                     stack.callback(self._activate, module, POLICY)
             yield
 
     def _require_no_foreign_lora(self) -> None:
         """Ours would be switched on in their place, in the policy and in the reference."""
         for name, module in self.trainable.items():
-            if foreign := sorted(getattr(unwrap(module), "peft_config", {}).keys() - {POLICY, START}):
+            if foreign := sorted(getattr(unwrap(module), "peft_config", {}).keys() - {POLICY, START, REFRESHED}):
                 raise ValueError(f"{name}: has the LoRA {foreign} loaded; fuse it into the weights or unload it first")
 
     def _freeze(self) -> None:
@@ -271,10 +292,10 @@ class Model(ABC):
 
     @staticmethod
     def _activate(module: nn.Module, adapter: str) -> None:
-        """Run one LoRA of a component; only the policy is trained, never the frozen start."""
+        """Run one LoRA of a component; only the policy is trained, never a frozen one."""
         module.set_adapter(adapter)  # type: ignore[operator]
         for name, parameter in module.named_parameters():
-            if f".{POLICY}." in name or f".{START}." in name:
+            if any(f".{each}." in name for each in (POLICY, START, REFRESHED)):
                 parameter.requires_grad_(f".{POLICY}." in name)
 
     # -- taking the result away

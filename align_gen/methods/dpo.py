@@ -36,6 +36,9 @@ class Options(Strict):
     labels that are wrong, ``margin`` how far the better one should lead. ``gain`` (online): beta grows by up to that
     share with the reward gap, at ``gain_rate``.
 
+    ``refresh``: every so many steps the reference becomes what the policy is then; of a LoRA alone. It sets the margins
+    back to zero, and lets the policy go further from where it began.
+
     No captions are dropped by default: a preference was given for a caption, and guidance takes the unconditional
     branch off, so that what both branches learn alike is not amplified.
     """
@@ -53,6 +56,7 @@ class Options(Strict):
     anchor: float = Field(0.0, ge=0)
     gain: float = Field(0.0, ge=0)
     gain_rate: float = Field(0.5, gt=0)
+    refresh: int | None = Field(None, ge=1)
     times: Times = "uniform"
     dropout: float = Field(0.0, ge=0, le=1)
 
@@ -73,6 +77,11 @@ class Compared(NamedTuple):
 def kind(options: Options) -> Kind:
     """What a step's batch is."""
     return "prompts" if options.online else "pairs"
+
+
+def needs(options: Options) -> dict[str, str]:
+    """Keys of the recipe that must be there, and for what."""
+    return {"model.lora": "method.refresh"} if options.refresh is not None else {}
 
 
 def check(options: Options, sampling: Sampling) -> None:
@@ -104,6 +113,9 @@ def step(
     state: TrainState, batch: Prompts, model: Model, rewards: RewardSet, options: Options, sampling: Sampling
 ) -> dict[str, float]:
     """Take pairs, or sample -> score -> compare; noise both of each alike, and learn. P pairs, of d latent elements."""
+    if options.refresh is not None and state.step % options.refresh == 0 < state.step:
+        model.refresh_reference()
+
     # 1. Sample, 2. score and 3. compare, unless the pairs are given.
     if options.online:
         pairs, metrics = drawn(state, batch, rewards, options, sampling)

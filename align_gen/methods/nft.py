@@ -22,7 +22,6 @@ from ..denoising import (
     mean_square,
     noise_generators,
 )
-from ..errors import UserError
 from ..losses import advantages, nft_loss, optimality
 from ..pipelines import Condition, Model
 from ..reward_heads import RewardSet
@@ -58,6 +57,11 @@ def kind(options: Options) -> Kind:
     return "prompts"
 
 
+def needs(options: Options) -> dict[str, str]:
+    """Keys of the recipe that must be there, and for what."""
+    return {"optim.ema": "method.old: average"} if options.old == "average" else {}
+
+
 def check(options: Options, sampling: Sampling) -> None:
     """What no single key shows: UserError when these settings cannot learn."""
 
@@ -82,8 +86,6 @@ def step(
 
     G images of a prompt stay together: B = prompts * G, siblings adjacent; each is noised N times.
     """
-    if options.old == "average" and state.ema is None:
-        raise UserError("method.old: average is that of optim.ema, which is null; want a number there, or old: round")
     group = options.images_per_prompt
     condition, texts, generators = siblings(state, batch, group)
     old_policy = state.averaged if options.old == "average" else nullcontext

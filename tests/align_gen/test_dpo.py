@@ -600,6 +600,34 @@ def test_a_run_learns_from_pairs_and_goes_on_where_it_stopped(tiny_folder: Path,
     assert losses[0] == pytest.approx(math.log(2), abs=1e-6) and losses[1] != pytest.approx(math.log(2), abs=1e-6)
 
 
+def test_only_a_lora_is_refreshed(tiny_folder: Path, tmp_path: Path) -> None:
+    data = {"pairs": str(tmp_path / "pictures")}
+    with pytest.raises(UserError, match=r"model\.lora: method\.refresh wants it; it is null"):
+        recipe_of(tiny_folder, tmp_path, {"refresh": 2}, data=data, model={"path": str(tiny_folder), "lora": None})
+
+
+def test_a_refreshed_reference_survives_a_stop(tiny_folder: Path, tmp_path: Path) -> None:
+    """Every second step begins at log 2, as the reference is the policy then; cut in its fourth step, which needs the
+    reference of the third, a run ends the same to the last bit.
+    """
+
+    def cut(phase: str, done: int, total: int, numbers: Any) -> None:
+        if (phase, done) == ("train", 4):
+            raise InterruptedError
+
+    method, run = {"beta": 100.0, "refresh": 2}, {"steps": 4, "save_every": 1}
+    recipe = recipe_of(tiny_folder, tmp_path, method, data={"pairs": str(tmp_path / "pictures")}, run=run)
+    whole = finetune(recipe, tmp_path / "whole")
+    losses = [line["loss"] for line in whole.metrics if "loss" in line]
+    assert [loss == pytest.approx(math.log(2), abs=1e-6) for loss in losses] == [True, False, True, False]
+
+    with pytest.raises(InterruptedError):
+        finetune(recipe, tmp_path / "cut", listen=cut)
+    again = finetune(recipe, tmp_path / "cut")
+    a, b = ((each.folder / "checkpoints/step-000004/weights.safetensors").read_bytes() for each in (whole, again))
+    assert a == b
+
+
 def test_an_online_run_draws_its_pairs(tiny_folder: Path, tmp_path: Path) -> None:
     """Without noise in its steps (eta 0), two updates a round."""
     method = {"online": True, "images_per_prompt": 3, "gradient_steps": 2, "beta": 100.0}

@@ -255,6 +255,32 @@ def test_the_reference_is_where_training_began(tiny_model: Maker, tmp_path: Path
         assert all(".policy." in name for name in names)
 
 
+@pytest.mark.parametrize("kind", ["off", "start"])
+def test_a_refreshed_reference_is_the_policy_of_that_moment(tiny_model: Maker, tmp_path: Path, kind: str) -> None:
+    """Twice; the policy trains on as before, in its own precision, and untraining goes back to the very beginning."""
+    model, begun = REFERENCES[kind](tiny_model, tmp_path)
+    names = trained_names(model)
+    for seed in (1, 2):
+        perturb(model, seed=seed)
+        policy = predicted(model)
+        model.refresh_reference()
+        assert torch.equal(predicted(model), policy) and trained_names(model) == names
+        perturb(model, seed=seed + 10)
+        with model.as_reference():
+            assert torch.allclose(predicted(model), policy, atol=1e-6)
+        assert not torch.allclose(predicted(model), policy, atol=1e-3)
+    model.untrain()
+    assert torch.allclose(predicted(model), begun, atol=1e-6) and model.reference == "off"
+
+
+def test_a_reference_without_a_lora_is_not_refreshed(tiny_model: Maker) -> None:
+    model = tiny_model()
+    for train in (lambda: None, model.train_full):
+        train()
+        with pytest.raises(ValueError, match=r"a refreshed reference is a copy of the LoRA.*want model\.lora"):
+            model.refresh_reference()
+
+
 @pytest.mark.parametrize("kind", sorted(REFERENCES))
 def test_reference_densities(tiny_model: Maker, tmp_path: Path, kind: str) -> None:
     """A trajectory drawn before training keeps, under the reference, the density it was drawn with."""
