@@ -15,7 +15,7 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint matrix clean
+.PHONY: help install demo test lint gpu matrix clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ lint: install  ## ruff and mypy
 
 test: install lint  ## lint, then all tests; no network
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --durations=15 $(ARGS)
+
+gpu: install  ## on a machine with one: what a GPU computes beside what a CPU does
+	ALIGN_GEN_TEST_GPU=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q tests/align_gen/test_cuda.py $(ARGS)
 
 matrix: install  ## every method on every family, run small: docs/matrix.md
 	HF_HUB_OFFLINE=1 $(BIN)/python scripts/write_matrix.py

@@ -1,12 +1,12 @@
-"""Every method on the emoji models at equal denoiser calls, on held-out prompts; writes docs/results/methods.md.
+"""Every method on the emoji models at equal denoiser calls, on held-out prompts: the runs of docs/results/methods.md.
 
     python scripts/reproduce_methods.py [--arms prdp ddpo …] [--seeds 0 1 2] [--calls 82000] [--runs runs/methods]
 
 Arms learn from the demo's prompts, reward, LoRA and sampler, each as long as its steps cost so many rows forward. A run
 that is there is not made again, and one that was interrupted goes on. Offline arms learn from pictures of the untouched
 model, drawn and scored once, whose calls count. The distance from the reference is measured alike for all: the mean log
-ratio of trajectories that the trained model draws on held-out prompts, in nats. `scripts/methods_page.py` writes the
-page from what is there.
+ratio of trajectories that the trained model draws on held-out prompts, in nats. scripts/methods_page.py makes the
+page's tables of what is there.
 """
 
 import argparse

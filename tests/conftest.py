@@ -1,10 +1,14 @@
 """Fixtures shared by every package's tests. What builds the tiny pipelines is ``tests/tiny.py``."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+if "ALIGN_GEN_TEST_GPU" not in os.environ:  # tests compare with a CPU's arithmetic, bit by bit; test_cuda.py has a GPU's
+    os.environ.update(CUDA_VISIBLE_DEVICES="", ACCELERATE_USE_CPU="true")
 
 
 @pytest.fixture(scope="session")
