@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-if "ALIGN_GEN_TEST_GPU" not in os.environ:  # tests compare with a CPU's arithmetic, bit by bit; test_cuda.py has a GPU's
+if (
+    "ALIGN_GEN_TEST_GPU" not in os.environ
+):  # tests compare with a CPU's arithmetic, bit by bit; test_cuda.py has a GPU's
     os.environ.update(CUDA_VISIBLE_DEVICES="", ACCELERATE_USE_CPU="true")
 
 
