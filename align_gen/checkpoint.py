@@ -158,7 +158,7 @@ def _put(state: TrainState, progress: dict[str, Any], weights: dict[str, torch.T
         state.model.refresh_reference()
         with torch.no_grad():
             for key, parameter in _refreshed(state).items():
-                parameter.copy_(weights[f"reference.{key}"])
+                parameter.copy_(as_cut(weights[f"reference.{key}"], parameter))
     for number, moments in optimizer["state"].items():
         like = parameters[number]
         moments |= {key: as_cut(value, like) for key, value in moments.items() if value.shape == like.shape}

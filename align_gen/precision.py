@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 @contextmanager
@@ -11,8 +12,14 @@ def exact_float32() -> Iterator[None]:
     By default cuDNN rounds what they multiply to TF32, ten bits of mantissa. Trajectories that are replayed in another
     batch then differ by 1e-3 in their log-probabilities, a quarter of what PRDP lets a policy move.
     """
-    from torch.backends import cudnn
+    import torch
 
-    kept = {"enabled": cudnn.enabled, "benchmark": cudnn.benchmark, "deterministic": cudnn.deterministic}
-    with cudnn.flags(**kept, allow_tf32=False):
+    cudnn: Any = torch.backends.cudnn
+    newer = hasattr(cudnn, "conv")  # torch 2.9; once it is used, the older switch raises when it is read
+    switch, name, exact = (cudnn.conv, "fp32_precision", "ieee") if newer else (cudnn, "allow_tf32", False)
+    before = getattr(switch, name)
+    setattr(switch, name, exact)
+    try:
         yield
+    finally:
+        setattr(switch, name, before)

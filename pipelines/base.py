@@ -1,6 +1,7 @@
 """The Model contract: one adapter a family, wrapping a real diffusers pipeline, unmodified."""
 
 import copy
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,7 +16,11 @@ from .process import Process
 
 Guidance = float | Mapping[str, float]
 Reference = Literal["off", "start", "copy", "refreshed"]
-POLICY, START, REFRESHED = "policy", "start", "refreshed"  # LoRAs: the trained one, what it started from, a later look
+POLICY, START, REFRESHED = (
+    "policy",
+    "start",
+    "refreshed",
+)  # LoRAs: the trained one, and it as it began and as it was later
 
 
 @dataclass(frozen=True)
@@ -172,7 +177,7 @@ class Model(ABC):
         A LoRA already loaded under the name "policy" is what training goes on from; it is also kept, frozen, as the
         reference.
         """
-        from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+        from peft import LoraConfig
 
         self._require_no_foreign_lora()
         self._freeze()
@@ -190,10 +195,9 @@ class Model(ABC):
                 if options.alpha not in (None, alpha):
                     raise ValueError(f"lora alpha: the loaded adapter has {alpha}, want the same, got {options.alpha}")
                 self.reference = "start"
-                if START in module.peft_config:  # of an earlier training of this very object
-                    module.delete_adapters([START])
-                module.add_adapter(copy.deepcopy(module.peft_config[POLICY]), adapter_name=START)
-                set_peft_model_state_dict(module, get_peft_model_state_dict(module, adapter_name=POLICY), START)
+                if old := [name for name in (START, REFRESHED) if name in module.peft_config]:  # of an earlier training
+                    module.delete_adapters(old)
+                _copy_lora(module, START)
             else:
                 _add_lora(module, config)
             self._activate(module, POLICY)
@@ -219,12 +223,7 @@ class Model(ABC):
         if not all(POLICY in getattr(module, "peft_config", {}) for module in networks):
             raise ValueError("a refreshed reference is a copy of the LoRA, and none is trained; want model.lora")
         for module in networks:
-            if REFRESHED not in module.peft_config:
-                module.add_adapter(copy.deepcopy(module.peft_config[POLICY]), adapter_name=REFRESHED)
-            ours = dict(module.named_parameters())
-            for name, parameter in ours.items():
-                if f".{REFRESHED}." in name:  # in the policy's precision, not in its network's
-                    parameter.data = ours[name.replace(f".{REFRESHED}.", f".{POLICY}.")].detach().clone()
+            _copy_lora(module, REFRESHED)
             self._activate(module, POLICY)
         self.reference = "refreshed"
 
@@ -307,6 +306,18 @@ class Model(ABC):
     @abstractmethod
     def reload(self, folder: Path) -> None:
         """Load an export into this model. A reload that changes nothing is a ValueError."""
+
+
+def _copy_lora(module: Any, name: str) -> None:
+    """Have the LoRA of that name be what the policy's is now, in its precision."""
+    if name not in module.peft_config:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config` attribute", UserWarning)
+            module.add_adapter(copy.deepcopy(module.peft_config[POLICY]), adapter_name=name)
+    parameters = dict(module.named_parameters())
+    for key, parameter in parameters.items():
+        if f".{name}." in key:
+            parameter.data = parameters[key.replace(f".{name}.", f".{POLICY}.")].detach().clone()
 
 
 def _add_lora(module: Any, config: Any) -> None:

@@ -93,7 +93,7 @@ def import_xformers() -> None:
     A build for another torch keeps the error of its import, the error its frame, and a frame its callers' with all that
     they hold: the weights of a model that is being loaded would never be freed. In a thread of its own nobody called.
     """
-    if find_spec("xformers") is not None and "xformers" not in sys.modules:
+    if "xformers.ops" not in sys.modules and find_spec("xformers") is not None:
         thread = Thread(target=_try_import, args=("xformers.ops",))
         thread.start()
         thread.join()

@@ -25,12 +25,12 @@ Description = Mapping[str, Any]
 
 
 def skeleton(description: Description, dtype: torch.dtype = torch.float32, device: torch.device | str = "meta") -> Any:
-    """The described pipeline, its modules on the meta device; scheduler and tokenizers are real.
+    """The described pipeline, its modules on ``device``; scheduler and tokenizers are real.
 
     Tokenizers have the described length and an alphabet for a vocabulary: which ids a text gets changes no shape.
 
     Args:
-        device: another one has random weights there.
+        device: on any but meta they have random weights.
     """
     import_xformers()
     index = dict(description["model_index"])

@@ -11,7 +11,7 @@ from torch import Tensor
 from .base import RewardHead
 from .combine import Combination
 
-AT_ONCE = 64  # pictures, or frames of videos, that a head of pictures sees: memory grows with no step's size
+AT_ONCE = 64  # pictures, or frames of videos, that a head of pictures sees, however many a step has
 
 
 class MissingContext(ValueError):
@@ -140,8 +140,8 @@ def _judge(head: RewardHead, media: Tensor, prompts: Sequence[str], context: Map
 
     A head of pictures sees every frame of a video, and the video's score is their mean; so is its spread.
     """
-    few = media.ndim == 4 and (len(media) <= AT_ONCE or context)  # whose rows cannot be told from other tensors
-    if head.media == "video" or few:
+    whole = len(media) <= AT_ONCE or bool(context)  # not cut: which of a context's tensors have rows is not known
+    if head.media == "video" or (media.ndim == 4 and whole):
         return head.judge(media, prompts, **context)
     frames = media.shape[1] if media.ndim == 5 else 1
     pictures = media.flatten(0, 1) if media.ndim == 5 else media

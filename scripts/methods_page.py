@@ -81,7 +81,7 @@ def blocks(found: list[tuple[Path, Summary]]) -> dict[str, str]:
     """The tables of the page by name."""
     main = [(path, summary) for path, summary in found if summary["arm"] in (*MAIN, *RIVALS)]
     checks = [
-        unlearned_line(f"{summary['arm']}, {summary['seed']}", unlearned(path / "before", after_of(path, summary)))
+        unlearned_line(f"{summary['arm']}, {summary['seed']}", unlearned(*galleries_of(path, summary)))
         for path, summary in main
     ]
     head = "| run | colours | change | hue, before → after |\n|---|---|---|---|"
@@ -96,15 +96,17 @@ def blocks(found: list[tuple[Path, Summary]]) -> dict[str, str]:
 def filled(text: str, tables: dict[str, str]) -> str:
     """The page with the tables between their marks."""
     for name, rows in tables.items():
-        begin, end = f"<!-- {name} -->\n", f"\n<!-- end of {name} -->"
+        begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
         head, rest = text.split(begin)
-        text = head + begin + rows + end + rest.split(end, 1)[1]
+        text = f"{head}{begin}\n{rows}\n{end}{rest.split(end)[1]}"
     return text
 
 
-def after_of(folder: Path, summary: Summary) -> Path:
-    """Where a run's last gallery lies."""
-    return Path(summary.get("after") or folder / "samples" / "final")
+def galleries_of(folder: Path, summary: Summary) -> tuple[Path, Path]:
+    """Where a run's first and last gallery lie; a rival says it."""
+    names = {"before": folder / "before", "after": folder / "samples" / "final"}
+    before, after = (Path(summary.get(name) or own) for name, own in names.items())
+    return before, after
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from align_gen import bundled, pipelines, sample, score
 from align_gen.bench.steps import Setting
 from align_gen.demo import summarise
 from align_gen.engine import Listener, Run
-from align_gen.gallery import Gallery
+from align_gen.gallery import Gallery, whole_file
 from align_gen.pipelines.guidance import BestOf
 from align_gen.recipe import Recipe
 from align_gen.reward_heads import reward_set
@@ -65,5 +65,6 @@ def figures_of(run: Run, name: str, file: Path, **more: Any) -> dict[str, Any]:
     """A rival's summary, kept in a file."""
     summary = summarise(run) | {"arm": name, "spent": 0, "seconds": 0.0, "distance": None, **more}
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(summary, indent=1))
+    with whole_file(file) as stream:
+        stream.write(json.dumps(summary, indent=1).encode())
     return summary

@@ -6,7 +6,7 @@ Arms learn from the demo's prompts, reward, LoRA and sampler, each as long as it
 that is there is not made again, and one that was interrupted goes on. Offline arms learn from pictures of the untouched
 model, drawn and scored once, whose calls count. The distance from the reference is measured alike for all: the mean log
 ratio of trajectories that the trained model draws on held-out prompts, in nats. scripts/methods_page.py makes the
-page's tables of what is there.
+page's tables of what is there. Videos have an eighth of the calls.
 """
 
 import argparse
@@ -41,7 +41,8 @@ NFT = {"name": "nft", **SMALL, "times_per_image": 4, "advantage_limit": 1.0}
 OFFLINE = {"name": "dpo", "prompts_per_step": 64, "images_per_prompt": 2, "beta": 1000.0}
 MANY_PRDP = {"images_per_prompt": 2, "keep": None, "prompts_per_step": 32}
 MANY_DDPO = {**DDPO, "images_per_prompt": 1, "prompts_per_step": 64, "history": 32}
-VIDEO: dict[str, Section] = {  # a video costs as much as twenty pictures
+VIDEO_SHARE = 8  # a row of eight frames costs about twenty times a picture's: this share of the calls
+VIDEO: dict[str, Section] = {
     "model": {"path": "emoji-video"},
     "optim": {"lr": 6e-4, "micro_batch": 8},
     "evaluate": {"seeds": [0, 1], "num_inference_steps": 10, "batch_size": 8},
@@ -111,8 +112,7 @@ def recipe_of(arm: str, seed: int, calls: int, folder: Path) -> tuple[Recipe, in
     sections["run"] = {"seed": seed, "save_every": 20, "out": None, **sections.get("run", {})}
     recipe = base.replace(**sections)
     each = methods.load(recipe.method["name"]).calls(recipe.method_options(), recipe.sampling, 2)["forwards"]
-    if model == "emoji-video":  # of which a row costs twenty times as much
-        calls //= 8
+    calls //= VIDEO_SHARE if model == "emoji-video" else 1
     return recipe.replace(run={"steps": max(1, round((calls - spent) / each))}), spent
 
 
@@ -180,7 +180,7 @@ def rival(name: str, calls: int, folder: Path, progress: Progress) -> None:
         figures_of(run, name, own / "summary.json", distance=distance(recipe, model))
     else:
         run = untrained(name, recipe, like, calls)
-        figures_of(run, name, own / "summary.json", after=run.after.folder)
+        figures_of(run, name, own / "summary.json", before=str(like / "before"), after=run.after.folder)
 
 
 def main() -> None:

@@ -46,7 +46,7 @@ def hue(media: Tensor, prompts: Sequence[str]) -> Tensor:
 
 def unlearned(before: Path, after: Path) -> tuple[Change, Change]:
     """Changes between two galleries: of the number of colours, and of the share that has the hue its prompt names."""
-    galleries = [Gallery.load(folder) for folder in (before, after)]
+    galleries = [bare(Gallery.load(folder)) for folder in (before, after)]
     named = [
         Gallery(gallery.folder, [row for row in gallery.rows if asked_hue(row["prompt"]) is not None])
         for gallery in galleries
@@ -54,6 +54,11 @@ def unlearned(before: Path, after: Path) -> tuple[Change, Change]:
     many = compare(*(score(gallery, reward_set([colours])) for gallery in galleries))
     kept = compare(*(score(gallery, reward_set([hue])) for gallery in named))
     return many.columns["colours"], kept.columns["hue"]
+
+
+def bare(gallery: Gallery) -> Gallery:
+    """By the prompts that were meant, where others were asked."""
+    return Gallery(gallery.folder, [{**row, "prompt": row.get("bare", row["prompt"])} for row in gallery.rows])
 
 
 def line(name: str, changes: tuple[Change, Change]) -> str:

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-if (
-    "ALIGN_GEN_TEST_GPU" not in os.environ
-):  # tests compare with a CPU's arithmetic, bit by bit; test_cuda.py has a GPU's
+# Tests compare with a CPU's arithmetic, bit by bit; those of a GPU are in test_cuda.py.
+if "ALIGN_GEN_TEST_GPU" not in os.environ:
     os.environ.update(CUDA_VISIBLE_DEVICES="", ACCELERATE_USE_CPU="true")
 
 

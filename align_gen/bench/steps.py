@@ -60,7 +60,7 @@ class Setting:
 
     @classmethod
     def of(cls, recipe: Recipe, accelerator: Accelerator, model: Any = None) -> "Setting":
-        """As ``finetune`` makes it ready."""
+        """Made ready as in ``finetune``; rewards are summed and stay on the device."""
         data, model = load_data(recipe), load_model(recipe, model)
         use_attention(model, recipe.model.attention, DTYPES[recipe.model.dtype], accelerator.device)
         prepare_model(recipe, model)

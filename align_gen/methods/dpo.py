@@ -113,7 +113,7 @@ def step(
     state: TrainState, batch: Prompts, model: Model, rewards: RewardSet, options: Options, sampling: Sampling
 ) -> dict[str, float]:
     """Take pairs, or sample -> score -> compare; noise both of each alike, and learn. P pairs, of d latent elements."""
-    if options.refresh is not None and state.step % options.refresh == 0 < state.step:
+    if options.refresh is not None and state.step > 0 and state.step % options.refresh == 0:
         model.refresh_reference()
 
     # 1. Sample, 2. score and 3. compare, unless the pairs are given.

@@ -86,6 +86,7 @@ def step(
 
     G images of a prompt stay together: B = prompts * G, siblings adjacent; each is noised N times.
     """
+    assert options.old != "average" or state.ema is not None
     group = options.images_per_prompt
     condition, texts, generators = siblings(state, batch, group)
     old_policy = state.averaged if options.old == "average" else nullcontext
