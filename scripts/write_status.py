@@ -156,8 +156,8 @@ RUNNING: dict[str, tuple[str, str, list[str]]] = {
     "one GPU": (
         "small real weights",
         "emoji-sd on an H200: the laws of `check` in bf16 and fp16 with every kernel of torch's, pictures, scores, "
-        "NFT's and DPO's steps as on a CPU, step times, three models at full size; float32's laws, resuming and the demo's "
-        "end were mended and not run there again",
+        "NFT's and DPO's steps as on a CPU, step times, three models at full size; float32's laws, resuming and "
+        "the demo's end were mended and not run there again",
         ["tests/align_gen/test_cuda.py"],
     ),
     "several GPUs (NCCL), several machines": ("not run", "the same code; launched as docs/running.md says", []),
