@@ -5,15 +5,18 @@ python scripts/methods_page.py [--runs runs/methods] [--out docs/results/methods
 
 import argparse
 import json
+import random
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 from matplotlib import pyplot
+from PIL import Image, ImageDraw, ImageFont
 from reproduce_methods import ARMS, RIVALS
 from unlearned import line as unlearned_line
 from unlearned import unlearned
 
+from align_gen.gallery import Gallery
 from align_gen.journal import read_lines
 
 MANY = [arm for arm in ARMS if "prompts" in arm]
@@ -22,6 +25,7 @@ MAIN = [arm for arm in ARMS if arm not in (*MANY, *PAIRED)]
 HEAD = """| method | seed | calls | reward | heldout | alignment | diversity | distance | seconds |
 |---|---|---|---|---|---|---|---|---|"""
 Summary = dict[str, Any]
+COLUMNS, CELL, LABEL = 12, 66, 130  # pictures a row of the sheet; pixels
 
 
 def change(summary: Summary, name: str) -> tuple[float, float, float]:
@@ -77,6 +81,22 @@ def curves(found: list[tuple[Path, Summary]], file: Path) -> None:
     pyplot.close(figure)
 
 
+def sheet(found: list[tuple[Path, Summary]], file: Path) -> None:
+    """The same held-out pictures, drawn at random, from the untouched model and from each arm's first run."""
+    first = {summary["arm"]: galleries_of(path, summary) for path, summary in reversed(found)}
+    folders = [("untouched", next(iter(first.values()))[0])] + [(arm, first[arm][1]) for arm in reversed(first)]
+    galleries = [(name, Gallery.load(folder)) for name, folder in folders]
+    chosen = random.Random(0).sample(range(len(galleries[0][1])), COLUMNS)
+    page = Image.new("RGB", (LABEL + COLUMNS * CELL, len(galleries) * CELL), "white")
+    draw = ImageDraw.Draw(page)
+    for row, (name, gallery) in enumerate(galleries):
+        draw.text((4, row * CELL + CELL // 2 - 6), name, fill="black", font=ImageFont.load_default(13))
+        for column, place in enumerate(chosen):
+            picture = Image.open(gallery.folder / gallery.rows[place]["file_name"]).convert("RGB")
+            page.paste(picture, (LABEL + column * CELL, row * CELL))
+    page.save(file, optimize=True)
+
+
 def blocks(found: list[tuple[Path, Summary]]) -> dict[str, str]:
     """The tables of the page by name."""
     main = [(path, summary) for path, summary in found if summary["arm"] in (*MAIN, *RIVALS)]
@@ -118,8 +138,9 @@ def main() -> None:
     order = [*ARMS, *RIVALS]
     found = [(file.parent, json.loads(file.read_text())) for file in args.runs.glob("*/summary.json")]
     found.sort(key=lambda each: (order.index(each[1]["arm"]), each[1]["seed"]))
-    near = [summary for _, summary in found if summary["arm"] in (*MAIN, *RIVALS) and summary["distance"] is not None]
-    pareto(near, args.out.with_name("pareto.png"))
+    near = [each for each in found if each[1]["arm"] in (*MAIN, *RIVALS)]
+    pareto([summary for _, summary in near if summary["distance"] is not None], args.out.with_name("pareto.png"))
+    sheet(near, args.out.with_name("methods.png"))
     curves([each for each in found if each[1]["arm"] in MANY], args.out.with_name("many.png"))
     args.out.write_text(filled(args.out.read_text(), blocks(found)))
 

@@ -35,6 +35,11 @@ from align_gen.trajectories import draw, replay
 Section = dict[str, Any]
 SMALL: Section = {"images_per_prompt": 8, "prompts_per_step": 8}
 SLOW = 2e-4  # regression on one's own pictures fell apart at the demo's 1.2e-3
+OWN: dict[str, Section] = {  # it learns the conditional branch, whose own pictures are unguided; guided ones add up
+    "sampling": {"num_inference_steps": 20, "guidance_scale": 1.0, "eta": 0.0},
+    "evaluate": {"guidance_scale": 3.0},
+    "optim": {"lr": SLOW},
+}
 FAST = 3.6e-3  # three times the demo's
 DDPO: Section = {"name": "ddpo", **SMALL, "clip": 4e-3}
 NFT = {"name": "nft", **SMALL, "times_per_image": 4, "advantage_limit": 1.0}
@@ -54,10 +59,10 @@ ARMS: dict[str, dict[str, Section]] = {  # sections of the recipe that differ fr
     "grpo": {"method": {**DDPO, "name": "grpo", "window": 2}},
     "nft": {"method": NFT},
     "rwr": {
-        "method": {"name": "rwr", **SMALL, "weights": "exponential", "beta": 1.0, "gradient_steps": 2},
-        "optim": {"lr": SLOW},
+        **OWN,
+        "method": {"name": "rwr", **SMALL, "weights": "exponential", "beta": 1.0, "gradient_steps": 4},
     },
-    "raft": {"method": {"name": "raft", **SMALL, "gradient_steps": 4}, "optim": {"lr": SLOW}},
+    "raft": {**OWN, "method": {"name": "raft", **SMALL, "gradient_steps": 8}},
     "dpo, online": {
         "method": {"name": "dpo", "online": True, **SMALL, "beta": 1000.0, "gradient_steps": 4},
         "optim": {"lr": 6e-4},
@@ -111,7 +116,8 @@ def recipe_of(arm: str, seed: int, calls: int, folder: Path) -> tuple[Recipe, in
         spent = count * len(told["seeds"]) * told["num_inference_steps"] * 2
     sections["run"] = {"seed": seed, "save_every": 20, "out": None, **sections.get("run", {})}
     recipe = base.replace(**sections)
-    each = methods.load(recipe.method["name"]).calls(recipe.method_options(), recipe.sampling, 2)["forwards"]
+    passes = 1 if recipe.sampling.guidance_scale == 1 else 2
+    each = methods.load(recipe.method["name"]).calls(recipe.method_options(), recipe.sampling, passes)["forwards"]
     calls //= VIDEO_SHARE if model == "emoji-video" else 1
     return recipe.replace(run={"steps": max(1, round((calls - spent) / each))}), spent
 
@@ -141,6 +147,7 @@ def prepare_data(model: str, folder: Path, progress: Progress) -> None:
 
 def distance(recipe: Recipe, trained: pipelines.Model) -> float:
     """KL(policy || reference) over whole trajectories, nats, estimated from the policy's own samples."""
+    sampling = Recipe.load(BASES[recipe.model.path]).sampling  # alike for all
     base, fresh = load_model(recipe), load_model(recipe)
     prepare_model(recipe, fresh)
     state = prepare_state(recipe, fresh, Accelerator(cpu=True))
@@ -148,9 +155,9 @@ def distance(recipe: Recipe, trained: pipelines.Model) -> float:
     own = [generator(0, "distance", 0, place) for place in range(len(prompts))]
     with torch.no_grad():
         state.model = trained
-        samples, _ = draw(state, encode(trained, prompts, recipe.sampling), own, recipe.sampling, "sum")
+        samples, _ = draw(state, encode(trained, prompts, sampling), own, sampling, "sum")
         state.model = base
-        reference = replay(state, samples, encode(base, prompts, recipe.sampling), recipe.sampling, "sum")
+        reference = replay(state, samples, encode(base, prompts, sampling), sampling, "sum")
     return (samples.log_probs - reference).sum(1).mean().item()
 
 
