@@ -1,5 +1,6 @@
 """Video by Stable Diffusion's relatives, whose VAE works picture by picture: AnimateDiff and ModelScope."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,8 +8,11 @@ import diffusers
 from diffusers.loaders import PeftAdapterMixin
 from torch import Tensor
 
+from .base import LoraOptions, unwrap
 from .pretrained import OwnLora
 from .stable_diffusion import StableDiffusion
+
+MOTION_PROJECTION = re.compile(r".*motion_module.*\.proj_(in|out)")
 
 
 class PerFrame(StableDiffusion):
@@ -42,6 +46,21 @@ class AnimateDiff(PerFrame):
     def __init__(self, pipeline: Any):
         super().__init__(pipeline)
         self.default_frames = min(self.default_frames, pipeline.motion_adapter.config.motion_max_seq_length)
+
+    def train_lora(self, options: LoraOptions) -> None:
+        """As of any family.
+
+        Raises:
+            ValueError: the targets hit a projection around a motion module.
+        """
+        super().train_lora(options)
+        layers = unwrap(self.trainable["unet"]).named_modules()
+        if any(MOTION_PROJECTION.fullmatch(name) and hasattr(layer, "lora_A") for name, layer in layers):
+            self.untrain()
+            raise ValueError(
+                "target_modules: proj_in and proj_out of motion modules take no LoRA (diffusers calls them by the name of "
+                "their argument, peft has another); leave them out, or want null, the family's own"
+            )
 
     def latent_shape(self, height: int, width: int, num_frames: int = 1) -> tuple[int, ...]:
         longest = self.pipeline.motion_adapter.config.motion_max_seq_length

@@ -48,7 +48,7 @@ MANY_PRDP = {"images_per_prompt": 2, "keep": None, "prompts_per_step": 32}
 MANY_DDPO = {**DDPO, "images_per_prompt": 1, "prompts_per_step": 64, "history": 32}
 VIDEO_SHARE = 8  # a row of eight frames costs about twenty times a picture's: this share of the calls
 VIDEO: dict[str, Section] = {
-    "model": {"path": "emoji-video"},
+    "model": {"path": "emoji-video", "lora": {"rank": 16}},
     "optim": {"lr": 6e-4, "micro_batch": 8},
     "evaluate": {"seeds": [0, 1], "num_inference_steps": 10, "batch_size": 8},
 }
