@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from align_gen import pipelines
+from align_gen import bundled, pipelines
+from align_gen.pipelines import LoraOptions
 from tests.tiny import PIPELINES
 
 REFUSED = [  # height, width, frames
@@ -41,3 +42,13 @@ def test_wan_ti2v_ends_in_its_image() -> None:
     condition = model.encode_prompts(["a"], height=32, width=48, num_frames=5, image=image)
     final = pipelines.rollout(model, condition, num_inference_steps=3, eta=1.0, guidance_scale=3.0).final
     assert torch.allclose(final[:, :, :1], condition.tensors["image_latents"], atol=1e-5)
+
+
+def test_animatediff_takes_no_lora_around_its_motion_modules() -> None:
+    """diffusers calls them by the name of their argument; the model is left as it was, and other targets go."""
+    model = pipelines.load(bundled.model_path("emoji-video"))
+    with pytest.raises(ValueError, match="target_modules: proj_in and proj_out of motion modules take no LoRA"):
+        model.train_lora(LoraOptions(2, target_modules=("to_q", "proj_in")))
+    assert not model.parameters()
+    model.train_lora(LoraOptions(2, target_modules=("to_q", "conv1")))
+    assert model.parameters()
