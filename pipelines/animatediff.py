@@ -58,8 +58,8 @@ class AnimateDiff(PerFrame):
         if any(MOTION_PROJECTION.fullmatch(name) and hasattr(layer, "lora_A") for name, layer in layers):
             self.untrain()
             raise ValueError(
-                "target_modules: proj_in and proj_out of motion modules take no LoRA (diffusers names their argument, and "
-                "peft's has another name); leave them out, or want null, the family's own"
+                "target_modules: proj_in and proj_out of motion modules take no LoRA (diffusers passes their input by "
+                "name, and peft's has another); leave them out, or want null, the family's own"
             )
 
     def latent_shape(self, height: int, width: int, num_frames: int = 1) -> tuple[int, ...]:
