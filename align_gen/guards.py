@@ -100,6 +100,6 @@ def surprises(recipe: Recipe, model: Model) -> Iterable[str]:
     method, options = methods.load(recipe.method["name"]), recipe.method_options()
     if getattr(method, "IMITATES", False) and method.kind(options) == "prompts" and sampling.guidance_scale > 1:
         yield (
-            f"sampling.guidance_scale: {options.name} imitates pictures that guidance drew, and guidance adds up; want 1 "
-            "here, and yours in evaluate.guidance_scale"
+            f"sampling.guidance_scale: {options.name} imitates pictures that guidance drew, and guidance adds up; "
+            "want 1 here, and yours in evaluate.guidance_scale"
         )
