@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from . import methods
 from .pipelines import Model
 from .recipe import Recipe
 from .reward_heads.base import label
@@ -97,9 +96,3 @@ def surprises(recipe: Recipe, model: Model) -> Iterable[str]:
     if sampling.num_inference_steps != steps:
         trained = sampling.num_inference_steps
         yield f"sampling: trains on {trained} denoising steps, and galleries are drawn with {steps}"
-    method, options = methods.load(recipe.method["name"]), recipe.method_options()
-    if getattr(method, "IMITATES", False) and method.kind(options) == "prompts" and sampling.guidance_scale > 1:
-        yield (
-            f"sampling.guidance_scale: {options.name} imitates pictures that guidance drew, and guidance adds up; "
-            "want 1 here, and yours in evaluate.guidance_scale"
-        )

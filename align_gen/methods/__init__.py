@@ -7,7 +7,6 @@ A method is a module with
 - ``kind(options)``: what a step's batch is: "prompts" to draw for, "pairs" (a unit is a pair) or "media" (a unit is
   ``images_per_prompt`` pictures of one prompt) that are given; ``prompts_per_step`` units make a step;
 - ``check(options, sampling)``: UserError for what no single key shows;
-- ``IMITATES``, true where it denoises pictures of its own as they are: guidance that drew them is learned too;
 - ``needs(options)``, where some option wants more: keys of the recipe that must not be null, and what wants each;
 - ``calls(options, sampling, passes)``: of one step, ``forwards`` and ``backwards``, in rows of the denoiser, of which a
   sample takes ``passes``; and ``images``, how many are learned from;

@@ -31,8 +31,6 @@ from ..state import TrainState
 from ..strict import Strict
 from ..trajectories import draw, siblings, slices
 
-IMITATES = True  # its own pictures
-
 
 class Options(Strict):
     """``images_per_prompt`` are drawn, one is kept: the best, or one by chance, softmax(r / ``temperature``).

@@ -22,8 +22,6 @@ from ..trajectories import draw, siblings, slices
 
 WEIGHTS = {"softmax": softmax_weights, "exponential": exponential_weights}
 
-IMITATES = True  # its own pictures
-
 
 class Options(Strict):
     """Weights are a softmax of r / beta among a prompt's images, times their number, or exp(z / beta), z the z-score.

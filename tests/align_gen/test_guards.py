@@ -91,18 +91,6 @@ def test_settings_that_differ_from_inference_are_said() -> None:
     assert "trains at 32x32, and the model's own size is 64x64" in one
 
 
-@pytest.mark.parametrize(
-    ("method", "guidance", "said"), [("raft", 3.0, 1), ("rwr", 3.0, 1), ("raft", 1.0, 0), ("nft", 3.0, 0)]
-)
-def test_imitation_of_guided_pictures_is_said(method: str, guidance: float, said: int) -> None:
-    """raft and rwr denoise pictures of their own as they are; nft compares them, and what guidance did cancels."""
-    sections = ["sampling.num_inference_steps=20", f"sampling.guidance_scale={guidance}"]
-    options = "images_per_prompt: 4, prompts_per_step: 2"
-    recipe = Recipe.load("emoji-sd-prdp", [f"method={{name: {method}, {options}}}", *sections])
-    found = list(surprises(recipe, pipelines.load(str(Path(__file__).parents[2] / "assets/models/emoji-sd"))))
-    assert len(found) == said and all("guidance adds up" in each for each in found)
-
-
 class Eye:
     """Embeds a picture as its mean colour, a unit vector."""
 
