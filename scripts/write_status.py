@@ -118,24 +118,26 @@ METHODS: dict[str, tuple[str, str, list[str]]] = {
     ),
     "prdp": (
         "small real weights",
-        "golden values, two-pass gradient equals autograd, closed forms on toy, the demo",
+        "golden values, two-pass gradient equals autograd, closed forms on toy, the demo, three seeds beside the other "
+        "methods ([results](results/methods.md))",
         ["tests/align_gen/test_losses.py", "tests/align_gen/test_prdp.py"],
     ),
     "grpo, nft": (
         "small real weights",
-        "the gradient at θ_old equals autograd, closed forms on toy, runs that resume to the last bit; a few steps on "
-        "emoji-sd",
+        "the gradient at θ_old equals autograd, closed forms on toy, runs that resume to the last bit; a run of each on "
+        "emoji-sd ([results](results/methods.md))",
         ["tests/align_gen/test_grpo.py", "tests/align_gen/test_nft.py"],
     ),
     "rwr, raft, sft": (
         "small real weights",
-        "gradients equal autograd of the loss written out, closed forms on toy, runs that resume to the last bit; "
-        "a few steps on emoji-sd",
+        "gradients equal autograd of the loss written out, closed forms on toy, runs that resume to the last bit; on "
+        "emoji-sd rwr and raft fell apart, sft learned little ([results](results/methods.md))",
         [f"tests/align_gen/test_{name}.py" for name in ("rwr", "raft", "sft", "data")],
     ),
     "dpo (Diffusion-DPO, Flow-DPO; given pairs and online)": (
         "small real weights",
-        "ln 2 and antisymmetric gradients at the reference, its own fixed point on toy; runs on emoji-sd",
+        "ln 2 and antisymmetric gradients at the reference, its own fixed point on toy; runs on emoji-sd, emoji-flow and "
+        "emoji-video ([results](results/methods.md))",
         ["tests/align_gen/test_dpo.py", "tests/align_gen/test_data.py"],
     ),
 }
