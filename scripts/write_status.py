@@ -124,8 +124,8 @@ METHODS: dict[str, tuple[str, str, list[str]]] = {
     ),
     "grpo, nft": (
         "small real weights",
-        "the gradient at θ_old equals autograd, closed forms on toy, runs that resume to the last bit; a run of each on "
-        "emoji-sd ([results](results/methods.md))",
+        "the gradient at θ_old equals autograd, closed forms on toy, runs that resume to the last bit; a run of each "
+        "on emoji-sd ([results](results/methods.md))",
         ["tests/align_gen/test_grpo.py", "tests/align_gen/test_nft.py"],
     ),
     "rwr, raft, sft": (
@@ -136,8 +136,8 @@ METHODS: dict[str, tuple[str, str, list[str]]] = {
     ),
     "dpo (Diffusion-DPO, Flow-DPO; given pairs and online)": (
         "small real weights",
-        "ln 2 and antisymmetric gradients at the reference, its own fixed point on toy; runs on emoji-sd, emoji-flow and "
-        "emoji-video ([results](results/methods.md))",
+        "ln 2 and antisymmetric gradients at the reference, its own fixed point on toy; runs on emoji-sd, emoji-flow "
+        "and emoji-video ([results](results/methods.md))",
         ["tests/align_gen/test_dpo.py", "tests/align_gen/test_data.py"],
     ),
 }
