@@ -94,7 +94,7 @@ def sheet(found: list[tuple[Path, Summary]], file: Path) -> None:
         for column, place in enumerate(chosen):
             picture = Image.open(gallery.folder / gallery.rows[place]["file_name"]).convert("RGB")
             page.paste(picture, (LABEL + column * CELL, row * CELL))
-    page.save(file, optimize=True)
+    page.save(file, quality=90)
 
 
 def blocks(found: list[tuple[Path, Summary]]) -> dict[str, str]:
@@ -140,7 +140,7 @@ def main() -> None:
     found.sort(key=lambda each: (order.index(each[1]["arm"]), each[1]["seed"]))
     near = [each for each in found if each[1]["arm"] in (*MAIN, *RIVALS)]
     pareto([summary for _, summary in near if summary["distance"] is not None], args.out.with_name("pareto.png"))
-    sheet(near, args.out.with_name("methods.png"))
+    sheet(near, args.out.with_name("methods.jpg"))
     curves([each for each in found if each[1]["arm"] in MANY], args.out.with_name("many.png"))
     args.out.write_text(filled(args.out.read_text(), blocks(found)))
 
