@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
-from .pipelines import Condition
+from .pipelines import Condition, Model
 from .strict import Strict
 
 
@@ -55,3 +55,8 @@ class Sampling(Strict):
     height: int | None = Field(None, ge=8)
     width: int | None = Field(None, ge=8)
     num_frames: int | None = Field(None, ge=1)
+
+
+def encode(model: Model, texts: Sequence[str], sampling: Sampling) -> Condition:
+    """The texts' condition at the run's size."""
+    return model.encode_prompts(texts, height=sampling.height, width=sampling.width, num_frames=sampling.num_frames)

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from safetensors.torch import load, save_file
 
+from .distributed import shard_like, unshard
 from .errors import RunFailure, UserError
 from .gallery import sync, whole_file
 from .pipelines.base import REFRESHED
-from .sharding import as_cut, full
 from .state import TrainState
 
 log = logging.getLogger("align_gen")
@@ -46,13 +46,13 @@ def save(state: TrainState, run: Path, more: dict[str, Any]) -> None:
 def _gathered(state: TrainState) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Weights, their average and the optimizer's state, whole; of a network in shards every process must ask."""
     names, parameters = trained(state)
-    weights = {f"policy.{key}": full(value.detach()) for key, value in zip(names, parameters, strict=True)}
+    weights = {f"policy.{key}": unshard(value.detach()) for key, value in zip(names, parameters, strict=True)}
     if state.ema is not None:
-        weights |= {f"ema.{key}": full(value) for key, value in zip(names, state.ema.shadow_params, strict=True)}
-    weights |= {f"reference.{key}": full(value.detach()) for key, value in _refreshed(state).items()}
+        weights |= {f"ema.{key}": unshard(value) for key, value in zip(names, state.ema.shadow_params, strict=True)}
+    weights |= {f"reference.{key}": unshard(value.detach()) for key, value in _refreshed(state).items()}
     optimizer = state.optimizer.state_dict()
     moments = {
-        number: {key: full(value) if isinstance(value, torch.Tensor) else value for key, value in each.items()}
+        number: {key: unshard(value) if isinstance(value, torch.Tensor) else value for key, value in each.items()}
         for number, each in optimizer["state"].items()
     }
     return weights, {**optimizer, "state": moments}
@@ -153,19 +153,19 @@ def _put(state: TrainState, progress: dict[str, Any], weights: dict[str, torch.T
     names, parameters = trained(state)
     with torch.no_grad():
         for key, parameter in zip(names, parameters, strict=True):
-            parameter.copy_(as_cut(weights[f"policy.{key}"], parameter))
+            parameter.copy_(shard_like(weights[f"policy.{key}"], parameter))
     if any(key.startswith("reference.") for key in weights):
         state.model.refresh_reference()
         with torch.no_grad():
             for key, parameter in _refreshed(state).items():
-                parameter.copy_(as_cut(weights[f"reference.{key}"], parameter))
+                parameter.copy_(shard_like(weights[f"reference.{key}"], parameter))
     for number, moments in optimizer["state"].items():
         like = parameters[number]
-        moments |= {key: as_cut(value, like) for key, value in moments.items() if value.shape == like.shape}
+        moments |= {key: shard_like(value, like) for key, value in moments.items() if value.shape == like.shape}
     state.optimizer.load_state_dict(optimizer)
     if state.ema is not None:
         for key, shadow in zip(names, state.ema.shadow_params, strict=True):
-            shadow.copy_(as_cut(weights[f"ema.{key}"], shadow))
+            shadow.copy_(shard_like(weights[f"ema.{key}"], shadow))
         state.ema.optimization_step = progress["ema_step"]
     if state.accelerator.scaler is not None and "scaler" in progress:
         state.accelerator.scaler.load_state_dict(progress["scaler"])

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .batches import Batch, Media, Pairs, Prompts, Sampling
+from .batches import Batch, Media, Pairs, Prompts, Sampling, encode
 from .errors import RunFailure, UserError
 from .gallery import FORMATS, VIDEOS, UnreadablePicture, as_media, read_pixels
 from .pairs import SIDES, read_pairs
@@ -142,11 +142,6 @@ class MediaData:
         group = len(items) // max(len(units), 1)
         places = [place * group + number for place in ids for number in range(group)]
         return Media(texts, encode(model, texts, sampling), places, media)
-
-
-def encode(model: "Model", texts: Sequence[str], sampling: Sampling) -> Any:
-    """Their condition at the run's size."""
-    return model.encode_prompts(texts, height=sampling.height, width=sampling.width, num_frames=sampling.num_frames)
 
 
 def fitted(media: Tensor, model: "Model", sampling: Sampling) -> Tensor:

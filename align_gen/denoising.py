@@ -10,8 +10,7 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
-from .batches import Sampling
-from .data import encode
+from .batches import Sampling, encode
 from .errors import UserError
 from .pipelines import Condition, Diffusion, Model
 from .pipelines.seeding import generator

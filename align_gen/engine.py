@@ -19,9 +19,10 @@ from .batches import Batch
 from .calibration import combination
 from .card import card
 from .data import Data, MediaData, PairData, PromptData
+from .distributed import rank_slice
 from .diversity import diversity, embeddings
 from .errors import UserError, user_mistakes, writing
-from .gallery import METADATA, Gallery, share, sync, whole_file
+from .gallery import METADATA, Gallery, sync, whole_file
 from .guards import Guard, mean, surprises
 from .journal import Journal
 from .memory import as_it_was, encode_and_free, save_memory
@@ -301,7 +302,7 @@ def draw_batch(data: Data, recipe: Recipe, state: TrainState) -> Batch:
     """This process's share of the step's units: epochs are permutations, a function of (seed, step) alone."""
     count = recipe.method["prompts_per_step"]
     first = state.step * count
-    places = [first + number for number in share(count, state.accelerator)]
+    places = [first + number for number in rank_slice(count, state.accelerator)]
     units = [_shuffled(len(data), recipe.run.seed, place // len(data))[place % len(data)] for place in places]
     return data.batch(units, places, state.model, recipe.sampling)
 
@@ -364,7 +365,7 @@ def evaluate(
             )
     if not state.anywhere((folder / SCORES).is_file()):
         gallery = Gallery.load(folder)
-        own = share(len(gallery), crew)
+        own = rank_slice(len(gallery), crew)
         part = Gallery(gallery.folder, gallery.rows[own.start : own.stop])
         table = ScoresTable.join(state.gather_objects(score(part, judges, batch_size=settings.batch_size)))
         if crew.is_main_process:

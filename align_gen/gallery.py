@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from align_gen.distributed import rank_slice
 from align_gen.errors import UserError, writing
 
 if TYPE_CHECKING:
@@ -179,12 +180,6 @@ def require_gallery(folder: str | Path) -> None:
         raise UserError(f"{target}: holds {foreign[0]!r}, which no gallery of ours does; want a new folder")
 
 
-def share(total: int, crew: Accelerator | None) -> range:
-    """This process's part of range(total): consecutive, as equal as can be."""
-    place, count = (0, 1) if crew is None else (crew.process_index, crew.num_processes)
-    return range(place * total // count, (place + 1) * total // count)
-
-
 def write_gallery(
     folder: str | Path,
     media: Tensor | Iterable[Tensor],
@@ -197,7 +192,7 @@ def write_gallery(
 
     `rows` are their metadata; each row gets its "file_name". The folder appears complete or not at all; an old gallery
     is replaced, its scores.parquet too, and survives until the new one is whole. Of a `crew` of processes each brings
-    the media of its `share` of all rows. Raises UserError when the folder holds anything else or cannot be written,
+    the media of its `rank_slice` of all rows. Raises UserError when the folder holds anything else or cannot be written,
     ValueError when shapes disagree or a pixel is not finite or leaves [0,1].
     """
     target, first = Path(folder).resolve(), crew is None or crew.is_main_process
@@ -209,7 +204,7 @@ def write_gallery(
             _prepare(target, part)
         stack.enter_context(writing(target))
         wait()
-        mine = share(len(rows), crew)
+        mine = rank_slice(len(rows), crew)
         names: list[str] = []
         batches: Iterable[Any] = [media] if hasattr(media, "shape") else media
         for pixels in (pixels for batch in batches for pixels in _to_bytes(batch)):

@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .distributed import rank_slice
 from .errors import UserError
-from .gallery import Gallery, require_gallery, share, write_gallery
+from .gallery import Gallery, require_gallery, write_gallery
 from .pipelines.seeding import seed_of
 from .precision import exact_float32
 
@@ -78,7 +79,7 @@ def sample(
     draw = guide.sample if guide is not None else pipelines.sample
 
     def batches() -> "Iterator[Tensor]":
-        mine = share(len(rows), crew)
+        mine = rank_slice(len(rows), crew)
         for start in range(mine.start, mine.stop, batch_size):
             part = rows[start : min(start + batch_size, mine.stop)]
             yield draw(

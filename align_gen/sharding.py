@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
+from .distributed import unshard
 from .errors import UserError
 
 if TYPE_CHECKING:
@@ -47,25 +47,13 @@ def held(model: "Model") -> str:
     return f"{here / 1e6:.1f} of {sum(part.nbytes for part in parts) / 1e6:.1f} MB"
 
 
-def full(value: Tensor) -> Tensor:
-    """A cut tensor put together again; every process must ask. Any other as it is."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
-
-
-def as_cut(value: Tensor, like: Tensor) -> Tensor:
-    """This process's part of a whole tensor, cut as ``like`` is; the whole where that is not cut."""
-    if not isinstance(like, DTensor):
-        return value
-    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
-
-
 @contextmanager
 def put_together(model: "Model") -> Iterator[None]:
     """Inside, what full training trains are plain modules on the CPU, to be exported; every process must enter."""
     kept = dict(model.trainable)
     for name, module in kept.items():
         if any(isinstance(part, DTensor) and part.requires_grad for part in module.parameters()):
-            weights = {key: full(value).cpu() for key, value in module.state_dict().items()}
+            weights = {key: unshard(value).cpu() for key, value in module.state_dict().items()}
             plain: Any = next(kind for kind in type(module).__mro__ if kind.__module__.startswith("diffusers."))
             model.trainable[name] = plain.from_config(module.config)
             model.trainable[name].load_state_dict(weights)

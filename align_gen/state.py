@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch.distributed.tensor import DTensor
 
-from .sharding import full
+from .distributed import unshard
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -79,7 +79,7 @@ class TrainState:
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             self.ema.step(parameters)
-        return float(full(norm)) if norm is not None else 0.0
+        return float(unshard(norm)) if norm is not None else 0.0
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

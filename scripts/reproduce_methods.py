@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from methods_rivals import figures_of, trl, untrained
 
 from align_gen import bundled, methods, pipelines, sample
-from align_gen.data import encode
+from align_gen.batches import encode
 from align_gen.demo import summarise
 from align_gen.engine import finetune, load_model, prepare_model, prepare_state
 from align_gen.gallery import whole_file

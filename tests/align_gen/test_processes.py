@@ -18,9 +18,10 @@ import torch
 from safetensors.torch import load_file
 
 from align_gen import Recipe, finetune
+from align_gen.distributed import rank_slice
 from align_gen.engine import _shuffled
 from align_gen.errors import UserError
-from align_gen.gallery import Gallery, share
+from align_gen.gallery import Gallery
 from align_gen.scores import ScoresTable
 from align_gen.sharding import require_equal_calls
 
@@ -131,7 +132,9 @@ def test_two_processes_compute_what_one_does(tiny_folder: Path, tmp_path: Path) 
     moments = [torch.load(run / name / "optimizer.pt", weights_only=True)["state"] for run in (one, two)]
     largest = max(state["exp_avg"].abs().max() for state in moments[0].values())
     for key, state in moments[0].items():
-        assert torch.allclose(state["exp_avg"], moments[1][key]["exp_avg"], rtol=ROUNDING, atol=ROUNDING * largest.item())
+        assert torch.allclose(
+            state["exp_avg"], moments[1][key]["exp_avg"], rtol=ROUNDING, atol=ROUNDING * largest.item()
+        )
     for folder in ("before", "samples/final"):
         pictures, others = Gallery.load(one / folder), Gallery.load(two / folder)
         assert pictures.rows == others.rows
@@ -269,7 +272,7 @@ def test_shares_cover_everything_once_and_evenly() -> None:
 
     for total in (0, 1, 5, 64):
         for count in (1, 2, 3, 8):
-            shares = [share(total, Crew(place, count)) for place in range(count)]
+            shares = [rank_slice(total, Crew(place, count)) for place in range(count)]
             assert [number for each in shares for number in each] == list(range(total))
             assert max(map(len, shares)) - min(map(len, shares)) <= 1
-    assert share(5, None) == range(5)
+    assert rank_slice(5, None) == range(5)
