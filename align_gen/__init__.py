@@ -7,22 +7,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .comparison import compare
-    from .engine import finetune
+    from .galleries.comparison import compare
+    from .galleries.sampling import sample
+    from .galleries.scoring import score
     from .pipelines import guidance
-    from .recipe import Recipe
-    from .sampling import sample
-    from .scoring import score
+    from .training.engine import finetune
+    from .training.recipe import Recipe
 
 __version__ = "0.1.0"
 
 _NAMES = {  # name -> module:attribute, or a module
-    "Recipe": "recipe:Recipe",
-    "compare": "comparison:compare",
-    "finetune": "engine:finetune",
+    "Recipe": "training.recipe:Recipe",
+    "compare": "galleries.comparison:compare",
+    "finetune": "training.engine:finetune",
     "guidance": "pipelines.guidance",
-    "sample": "sampling:sample",
-    "score": "scoring:score",
+    "sample": "galleries.sampling:sample",
+    "score": "galleries.scoring:score",
 }
 
 __all__ = ["Recipe", "__version__", "compare", "finetune", "guidance", "sample", "score"]

@@ -13,8 +13,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from . import reward_commands
-from .arguments import Json, device, parse_reward
+from .commands import reward_commands
+from .commands.arguments import Json, device, parse_reward
 from .errors import UserError
 
 app = typer.Typer(
@@ -64,7 +64,7 @@ def _goes_on() -> str:
 @contextmanager
 def stoppable() -> Iterator[None]:
     """Inside, a run that was asked to stop, and had saved itself, says so and ends with the signal's exit code."""
-    from .stopping import Stopped
+    from .training.signals import Stopped
 
     try:
         yield
@@ -140,20 +140,20 @@ def finetune(
     as_json: Json = False,
 ) -> None:
     """Fine-tune a checkpoint towards rewards, measuring before, during and after."""
-    from .recipe import Recipe
+    from .training.recipe import Recipe
 
     resolved = Recipe.load(recipe, [*(set_ or []), *([f"model.attention={attention}"] if attention else [])])
     if dry_run:
-        from .dry_run import describe
+        from .training.dry_run import describe
 
         print(describe(resolved))
         return
     from accelerate import PartialState
 
-    from .comparison import compare as compare_tables
-    from .engine import finetune as run_finetune
+    from .galleries.comparison import compare as compare_tables
     from .progress import Progress
-    from .reports import report_run
+    from .report.runs import report_run
+    from .training.engine import finetune as run_finetune
 
     with stoppable(), Progress() as progress:
         run = run_finetune(resolved, out, listen=progress)
@@ -188,14 +188,14 @@ def sample(
 ) -> None:
     """Sample pictures into a gallery."""
     from . import bundled, pipelines
-    from .engine import DTYPES
     from .errors import user_mistakes
+    from .galleries.prompts import load_prompts
+    from .galleries.sampling import sample as run_sample
     from .pipelines.attention import use_attention
-    from .pipelines.guidance import BestOf
+    from .pipelines.guidance.best_of import BestOf
     from .progress import Progress
-    from .prompts import load_prompts
     from .reward_heads import reward_set
-    from .sampling import sample as run_sample
+    from .training.engine import DTYPES
 
     if (prompts is None) == (prompt is None):
         raise UserError("sample: want either --prompts FILE or --prompt TEXT")
@@ -257,8 +257,8 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Compare two galleries pair by pair: change, 95 % interval by prompt, win rate, worst regressions."""
-    from .comparison import compare as run_compare
-    from .comparison import parse_condition
+    from .galleries.comparison import compare as run_compare
+    from .galleries.comparison import parse_condition
 
     conditions = [(text, parse_condition(text)) for text in fail_if or []]
     result = run_compare(a, b, by=by)
@@ -276,7 +276,7 @@ def report(
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
 ) -> None:
     """One HTML page to look at: pairs, scores, curves."""
-    from .reports import report_galleries, report_run
+    from .report.runs import report_galleries, report_run
 
     run = len(source) == 1 and (source[0] / "recipe.yaml").is_file()
     page = report_run(source[0], out) if run else report_galleries(source, out)
@@ -299,12 +299,12 @@ def check(
     from dataclasses import asdict
 
     from . import bundled, pipelines
-    from .check import Subject
-    from .check import check as run_check
-    from .engine import DTYPES
+    from .check.laws import Subject
+    from .check.laws import check as run_check
     from .errors import user_mistakes
     from .pipelines.attention import use_attention
     from .reward_heads import reward_set
+    from .training.engine import DTYPES
 
     if dtype not in DTYPES:
         raise UserError(f"--dtype {dtype!r}: want one of {sorted(DTYPES)}")
@@ -435,7 +435,7 @@ def _bench_sizes(model: str | None) -> Iterator[tuple[dict[str, Any], str]]:
 
 def _bench_attention(dtype: str | None, heads: int | None, rounds: int) -> Iterator[tuple[dict[str, Any], str]]:
     from .bench.attention import bench_attention
-    from .engine import DTYPES
+    from .training.engine import DTYPES
 
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f"--dtype {dtype!r}: want one of {sorted(DTYPES)}")

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 
 from . import bundled
-from .comparison import Change, compare
-from .diversity import diversity, embeddings
-from .engine import Listener, Run, finetune, silent
-from .gallery import Gallery, whole_file
-from .journal import read_lines
-from .prompts import load_prompts
-from .recipe import Recipe
-from .reports import report_run
-from .scores import ScoresTable
+from .galleries.comparison import Change, compare
+from .galleries.diversity import diversity, embeddings
+from .galleries.gallery import Gallery, whole_file
+from .galleries.prompts import load_prompts
+from .galleries.table import ScoresTable
+from .report.runs import report_run
+from .training.engine import Listener, Run, finetune, silent
+from .training.journal import read_lines
+from .training.recipe import Recipe
 
 RECIPES = {"emoji-sd": "emoji-sd-prdp", "emoji-flow": "emoji-flow-prdp"}
 COLUMNS = {"reward": "clip", "heldout": "heldout", "alignment": "alignment"}
@@ -98,7 +98,7 @@ class Judged:
     @classmethod
     def of(cls, table: ScoresTable, judge: str) -> "Judged":
         """recall@5: the share of pictures whose thing is among the five nearest of all things' names."""
-        from .reward_heads.clip import ClipHead
+        from .reward_heads.heads.clip import ClipHead
 
         assert table.folder is not None
         gallery, head = Gallery.load(table.folder), ClipHead(judge)

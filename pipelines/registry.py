@@ -15,28 +15,28 @@ from typing import Any
 from .base import Model
 
 FAMILIES = {  # _class_name in model_index.json -> adapter
-    "StableDiffusionPipeline": "stable_diffusion:StableDiffusion",
-    "StableDiffusionInstructPix2PixPipeline": "instruct_pix2pix:InstructPix2Pix",
-    "StableDiffusionControlNetPipeline": "controlnet:ControlNet",
-    "StableDiffusionXLControlNetPipeline": "controlnet:ControlNetXL",
-    "AnimateDiffPipeline": "animatediff:AnimateDiff",
-    "TextToVideoSDPipeline": "animatediff:ModelScope",
-    "StableDiffusionXLPipeline": "stable_diffusion_xl:StableDiffusionXL",
-    "StableDiffusion3Pipeline": "stable_diffusion_3:StableDiffusion3",
-    "FluxPipeline": "flux:Flux",
-    "FluxKontextPipeline": "flux_kontext:FluxKontext",
-    "QwenImagePipeline": "qwen_image:QwenImage",
-    "ZImagePipeline": "z_image:ZImage",
-    "WanPipeline": "wan:Wan",
-    "PixArtSigmaPipeline": "pixart_sigma:PixArtSigma",
-    "SanaPipeline": "sana:Sana",
-    "Lumina2Pipeline": "lumina_2:Lumina2",
-    "WanImageToVideoPipeline": "wan_image:WanImage",
-    "CogVideoXPipeline": "cogvideox:CogVideoX",
-    "LTXPipeline": "ltx:LTXVideo",
-    "HunyuanVideoPipeline": "hunyuan_video:HunyuanVideo",
+    "StableDiffusionPipeline": "families.stable_diffusion:StableDiffusion",
+    "StableDiffusionInstructPix2PixPipeline": "families.instruct_pix2pix:InstructPix2Pix",
+    "StableDiffusionControlNetPipeline": "families.controlnet:ControlNet",
+    "StableDiffusionXLControlNetPipeline": "families.controlnet:ControlNetXL",
+    "AnimateDiffPipeline": "families.animatediff:AnimateDiff",
+    "TextToVideoSDPipeline": "families.animatediff:ModelScope",
+    "StableDiffusionXLPipeline": "families.stable_diffusion_xl:StableDiffusionXL",
+    "StableDiffusion3Pipeline": "families.stable_diffusion_3:StableDiffusion3",
+    "FluxPipeline": "families.flux:Flux",
+    "FluxKontextPipeline": "families.flux_kontext:FluxKontext",
+    "QwenImagePipeline": "families.qwen_image:QwenImage",
+    "ZImagePipeline": "families.z_image:ZImage",
+    "WanPipeline": "families.wan:Wan",
+    "PixArtSigmaPipeline": "families.pixart_sigma:PixArtSigma",
+    "SanaPipeline": "families.sana:Sana",
+    "Lumina2Pipeline": "families.lumina_2:Lumina2",
+    "WanImageToVideoPipeline": "families.wan_image:WanImage",
+    "CogVideoXPipeline": "families.cogvideox:CogVideoX",
+    "LTXPipeline": "families.ltx:LTXVideo",
+    "HunyuanVideoPipeline": "families.hunyuan_video:HunyuanVideo",
 }
-TOYS = {"toy-diffusion": "toy:toy_diffusion", "toy-flow": "toy:toy_flow"}
+TOYS = {"toy-diffusion": "families.toy:toy_diffusion", "toy-flow": "families.toy:toy_flow"}
 
 
 def _resolve(target: str) -> Any:

@@ -13,22 +13,22 @@ from .base import CallableHead, RewardHead, label
 from .sets import RewardSet
 
 HEADS = {  # name -> module of this package:class
-    "aesthetic": "aesthetic:Aesthetic",
-    "clip": "clip:ClipHead",
-    "colour": "colour:Colourfulness",
-    "ensemble": "views:Ensemble",
-    "hps": "hps:HpsHead",
-    "image_reward": "image_reward:ImageReward",
-    "jpeg_size": "jpeg_size:JpegSize",
-    "mean_hue": "mean_hue:MeanHue",
-    "ocr": "ocr:TextAccuracy",
-    "pick_score": "pick_score:PickScore",
-    "sharpness": "sharpness:Sharpness",
-    "siglip": "siglip:SiglipHead",
-    "segments": "video:Segments",
-    "trained": "trained:TrainedHead",
-    "video_reward": "video:VideoReward",
-    "views": "views:Views",
+    "aesthetic": "heads.aesthetic:Aesthetic",
+    "clip": "heads.clip:ClipHead",
+    "colour": "heads.colour:Colourfulness",
+    "ensemble": "wrappers.views:Ensemble",
+    "hps": "heads.hps:HpsHead",
+    "image_reward": "heads.image_reward:ImageReward",
+    "jpeg_size": "heads.jpeg_size:JpegSize",
+    "mean_hue": "heads.mean_hue:MeanHue",
+    "ocr": "heads.ocr:TextAccuracy",
+    "pick_score": "heads.pick_score:PickScore",
+    "sharpness": "heads.sharpness:Sharpness",
+    "siglip": "heads.siglip:SiglipHead",
+    "segments": "heads.video_reward:Segments",
+    "trained": "heads.trained:TrainedHead",
+    "video_reward": "heads.video_reward:VideoReward",
+    "views": "wrappers.views:Views",
 }
 
 

@@ -16,8 +16,8 @@ from reproduce_methods import ARMS, RIVALS
 from unlearned import line as unlearned_line
 from unlearned import unlearned
 
-from align_gen.gallery import Gallery
-from align_gen.journal import read_lines
+from align_gen.galleries.gallery import Gallery
+from align_gen.training.journal import read_lines
 
 MANY = [arm for arm in ARMS if "prompts" in arm]
 PAIRED = ["flow-dpo", "dpo on videos"]

@@ -9,14 +9,14 @@ from accelerate import Accelerator
 from results import WORDS, rival
 
 from align_gen import bundled, pipelines, sample, score
-from align_gen.bench.steps import Setting
+from align_gen.bench.setting import Setting
 from align_gen.demo import summarise
-from align_gen.engine import Listener, Run
-from align_gen.gallery import Gallery, whole_file
-from align_gen.pipelines.guidance import BestOf
-from align_gen.recipe import Recipe
+from align_gen.galleries.gallery import Gallery, whole_file
+from align_gen.galleries.table import SCORES, ScoresTable
+from align_gen.pipelines.guidance.best_of import BestOf
 from align_gen.reward_heads import reward_set
-from align_gen.scores import SCORES, ScoresTable
+from align_gen.training.engine import Listener, Run
+from align_gen.training.recipe import Recipe
 
 
 def untrained(name: str, recipe: Recipe, like: Path, calls: int) -> Run:

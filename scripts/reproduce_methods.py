@@ -19,18 +19,18 @@ from accelerate import Accelerator
 from methods_rivals import figures_of, trl, untrained
 
 from align_gen import bundled, methods, pipelines, sample
-from align_gen.batches import encode
 from align_gen.demo import summarise
-from align_gen.engine import finetune, load_model, prepare_model, prepare_state
-from align_gen.gallery import whole_file
-from align_gen.pairs import pairs, write_pairs
+from align_gen.galleries.gallery import whole_file
+from align_gen.galleries.pairs import pairs, write_pairs
+from align_gen.galleries.prompts import load_prompts
+from align_gen.galleries.scoring import score_file
+from align_gen.galleries.table import SCORES, ScoresTable
+from align_gen.methods.batches import encode
+from align_gen.methods.trajectories import draw, replay
 from align_gen.pipelines.seeding import generator
 from align_gen.progress import Progress
-from align_gen.prompts import load_prompts
-from align_gen.recipe import Recipe
-from align_gen.scores import SCORES, ScoresTable
-from align_gen.scoring import score_file
-from align_gen.trajectories import draw, replay
+from align_gen.training.engine import finetune, load_model, prepare_model, prepare_state
+from align_gen.training.recipe import Recipe
 
 Section = dict[str, Any]
 SMALL: Section = {"images_per_prompt": 8, "prompts_per_step": 8}

@@ -19,13 +19,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 from align_gen import bundled, compare, methods, pipelines, sample, score
 from align_gen.demo import Judged
-from align_gen.gallery import Gallery
-from align_gen.guards import mean
-from align_gen.pipelines.guidance import BestOf
-from align_gen.prompts import load_prompts
-from align_gen.recipe import Recipe
+from align_gen.galleries.gallery import Gallery
+from align_gen.galleries.prompts import load_prompts
+from align_gen.galleries.table import ScoresTable
+from align_gen.pipelines.guidance.best_of import BestOf
 from align_gen.reward_heads import reward_set
-from align_gen.scores import ScoresTable
+from align_gen.training.early_stopping import mean
+from align_gen.training.recipe import Recipe
 
 HEAD = """| seed | reward | heldout | alignment | diversity | recall@5 | clip fraction | steps | seconds |
 |---|---|---|---|---|---|---|---|---|"""

@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from align_gen.gallery import METADATA
-from align_gen.scores import ScoresTable
+from align_gen.galleries.gallery import METADATA
+from align_gen.galleries.table import ScoresTable
 
 KINDS = 64  # different pictures; what is known is not scored again, so each gets a prompt of its own
 SHARD = 10_000

@@ -23,10 +23,10 @@ from PIL import Image
 from torch import Tensor
 
 from align_gen import bundled
+from align_gen.galleries.prompts import load_prompts
 from align_gen.progress import Progress
-from align_gen.prompts import load_prompts
-from align_gen.reward_heads.clip import ClipHead
-from align_gen.reward_training import MEASURED, measure, train_reward
+from align_gen.reward_heads.heads.clip import ClipHead
+from align_gen.reward_training.train import MEASURED, measure, train_reward
 
 Row = dict[str, Any]
 STYLES = ("3d", "flat", "noto")

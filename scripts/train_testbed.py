@@ -904,7 +904,7 @@ def write_prompts(name: str, data: Path, work: Path, out: Path, steps: int | Non
 
 def write_pictures(name: str, data: Path, work: Path, out: Path, steps: int | None) -> None:
     """A few real pictures to look at a model with: eight things, 3D and flat in turn (Fluent Emoji, MIT)."""
-    from align_gen.gallery import write_gallery
+    from align_gen.galleries.gallery import write_gallery
 
     pictures = Pictures.load(data, ("3d", "flat"))
     things = ("red apple", "pizza", "dog face", "sunflower", "octopus", "hamburger", "red heart", "whale")

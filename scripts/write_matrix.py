@@ -23,12 +23,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the tiny pipelines are the tests'
 
 from align_gen import methods  # noqa: E402
-from align_gen.batches import Batch, Media, Prompts, Sampling  # noqa: E402
-from align_gen.check import PROMPTS, Subject  # noqa: E402
-from align_gen.engine import counted_calls  # noqa: E402
+from align_gen.check.laws import PROMPTS, Subject  # noqa: E402
+from align_gen.methods.batches import Batch, Media, Prompts, Sampling  # noqa: E402
+from align_gen.methods.state import TrainState  # noqa: E402
 from align_gen.pipelines import LoraOptions  # noqa: E402
 from align_gen.reward_heads import reward_set  # noqa: E402
-from align_gen.state import TrainState  # noqa: E402
+from align_gen.training.engine import counted_calls  # noqa: E402
 from tests.tiny import PIPELINES, subject  # noqa: E402
 
 TRAINED = {"LoRA": LoraOptions(rank=2), "all weights": None}

@@ -20,9 +20,9 @@ from pathlib import Path
 import torch
 
 from align_gen import Recipe, pipelines
-from align_gen.dry_run import estimate, outline
-from align_gen.engine import load_model, prepare_model, prepare_state
-from align_gen.memory import encode_and_free
+from align_gen.training.dry_run import estimate, outline
+from align_gen.training.engine import load_model, prepare_model, prepare_state
+from align_gen.training.memory import encode_and_free
 
 ROOT = Path(__file__).resolve().parent.parent
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "16384", "MALLOC_MMAP_MAX_": "1000000", "MALLOC_TRIM_THRESHOLD_": "0"}
@@ -48,7 +48,7 @@ def a_step(recipe: Recipe) -> None:
     from accelerate import Accelerator
 
     from align_gen import methods
-    from align_gen.batches import Prompts
+    from align_gen.methods.batches import Prompts
     from align_gen.reward_heads import reward_set
 
     model = load_model(recipe)

@@ -21,7 +21,7 @@ LEVELS = {
     "not run": "written, and never run on what it is for",
 }
 
-LAWS = ["tests/pipelines/test_families.py", "tests/align_gen/test_check.py", "tests/pipelines/test_skeleton.py"]
+LAWS = ["tests/pipelines/test_families.py", "tests/align_gen/check/test_laws.py", "tests/pipelines/test_skeleton.py"]
 
 # what -> (level, what was checked, the tests).
 FAMILIES: dict[str, tuple[str, str, list[str]]] = {
@@ -32,9 +32,9 @@ FAMILIES: dict[str, tuple[str, str, list[str]]] = {
         [
             "tests/pipelines/test_emoji_sd.py",
             *LAWS,
-            "tests/pipelines/test_stable_diffusion.py",
+            "tests/pipelines/families/test_stable_diffusion.py",
             "tests/pipelines/test_sampling.py",
-            "tests/align_gen/test_engine.py",
+            "tests/align_gen/training/test_engine.py",
         ],
     ),
     "Stable Diffusion 3, 3.5 (with and without T5)": (
@@ -54,7 +54,7 @@ FAMILIES: dict[str, tuple[str, str, list[str]]] = {
         "small real weights",
         "the bundled emoji-video, trained on real animations: `align-gen check`; a run from end to end on a tiny "
         "random one, judged by the mean over frames; real-size shapes",
-        ["tests/pipelines/test_emoji_video.py", *LAWS, "tests/align_gen/test_engine.py"],
+        ["tests/pipelines/test_emoji_video.py", *LAWS, "tests/align_gen/training/test_engine.py"],
     ),
     "Wan 2.1 and 2.2 (text and image to video), HunyuanVideo, CogVideoX (1.0, 1.5), LTX-Video, ModelScope": (
         "real-size shapes",
@@ -64,49 +64,57 @@ FAMILIES: dict[str, tuple[str, str, list[str]]] = {
     "Gaussian mixtures, as diffusion and as flow": (
         "real weights",
         "exact x0, velocity, likelihood; PRDP reaches its closed form",
-        ["tests/pipelines/test_toy.py", "tests/align_gen/test_prdp.py"],
+        ["tests/pipelines/families/test_toy.py", "tests/align_gen/methods/test_prdp.py"],
     ),
     "published checkpoints of any of these": ("not run", "the same code; no published weights were loaded", []),
 }
-HEADS = "tests/reward_heads/test_"
+HEADS = "tests/reward_heads/heads"
 REWARDS: dict[str, tuple[str, str, list[str]]] = {
     "clip (open_clip folders)": (
         "small real weights",
         "equals open_clip's own preprocessing, goal-baseline golden values, differentiable",
-        [f"{HEADS}clip.py"],
+        [f"{HEADS}/test_clip.py"],
     ),
     "hps (v2.0, v2.1)": (
         "real-size shapes",
         "pixels and scores equal hpsv2 1.2.0's to 1e-5 on tiny random weights; names and shapes of the ViT-H-14; "
         "published weights not run",
-        [f"{HEADS}hps.py", "tests/align_gen/test_suites.py"],
+        [f"{HEADS}/test_hps.py", "tests/align_gen/galleries/test_hpdv2.py"],
     ),
     "pick_score, siglip, aesthetic, image_reward": (
         "tiny random",
         "equal the reference formula on the real architecture, built small; published weights not run",
-        [f"{HEADS}{name}.py" for name in ("pick_score", "siglip", "aesthetic", "image_reward")],
+        [f"{HEADS}/test_{name}.py" for name in ("pick_score", "siglip", "aesthetic", "image_reward")],
     ),
     "clip (ViT-H-14 and other published weights)": ("not run", "the same code; no published weights were loaded", []),
-    "ocr": ("real weights", "reads rendered text with the models in rapidocr's wheel", [f"{HEADS}ocr.py"]),
+    "ocr": ("real weights", "reads rendered text with the models in rapidocr's wheel", [f"{HEADS}/test_ocr.py"]),
     "jpeg_size, mean_hue, sharpness, colour": (
         "real weights",
         "no weights; arithmetic and laws",
-        [f"{HEADS}{name}.py" for name in ("pixels", "sharpness", "colour")],
+        [f"{HEADS}/test_{name}.py" for name in ("pixels", "sharpness", "colour")],
     ),
     "views, ensemble; rules, calibration, gates": (
         "real weights",
         "no weights of their own; golden values and laws; a run that optimises a combination",
-        [f"{HEADS}views.py", f"{HEADS}combine.py", "tests/align_gen/test_calibration.py"],
+        [
+            "tests/reward_heads/wrappers/test_views.py",
+            "tests/reward_heads/test_combine.py",
+            "tests/align_gen/training/test_calibration.py",
+        ],
     ),
     "emoji-hps, by `train-reward`": (
         "small real weights",
         "held-out accuracy in its card; pairs, losses and both modes on tiny ones",
-        [f"tests/align_gen/test_{name}.py" for name in ("reward_training", "pairs", "preference")],
+        [
+            "tests/align_gen/reward_training/test_train.py",
+            "tests/align_gen/galleries/test_pairs.py",
+            "tests/align_gen/losses/test_preference.py",
+        ],
     ),
     "trained, segments, video_reward": (
         "tiny random",
         "golden values of SegVR and TAR; what each dimension may see; no published video reward was loaded",
-        [f"{HEADS}trained.py", f"{HEADS}video.py"],
+        [f"{HEADS}/test_trained.py", f"{HEADS}/test_video_reward.py"],
     ),
 }
 METHODS: dict[str, tuple[str, str, list[str]]] = {
@@ -114,31 +122,41 @@ METHODS: dict[str, tuple[str, str, list[str]]] = {
         "small real weights",
         "the gradient at θ_old equals autograd, one-sided clip, advantages by hand; stopped by the guard on emoji-sd; "
         "statistics over steps resume to the last bit",
-        [f"tests/align_gen/test_{name}.py" for name in ("losses", "ddpo", "statistics", "hacking")],
+        [
+            "tests/align_gen/losses/test_losses.py",
+            "tests/align_gen/methods/test_ddpo.py",
+            "tests/align_gen/losses/test_reward_history.py",
+            "tests/align_gen/training/test_hacking.py",
+        ],
     ),
     "prdp": (
         "small real weights",
         "golden values, two-pass gradient equals autograd, closed forms on toy, the demo, three seeds beside the other "
         "methods ([results](results/methods.md))",
-        ["tests/align_gen/test_losses.py", "tests/align_gen/test_prdp.py"],
+        ["tests/align_gen/losses/test_losses.py", "tests/align_gen/methods/test_prdp.py"],
     ),
     "grpo, nft": (
         "small real weights",
         "the gradient at θ_old equals autograd, closed forms on toy, runs that resume to the last bit; a run of each "
         "on emoji-sd ([results](results/methods.md))",
-        ["tests/align_gen/test_grpo.py", "tests/align_gen/test_nft.py"],
+        ["tests/align_gen/methods/test_grpo.py", "tests/align_gen/methods/test_nft.py"],
     ),
     "rwr, raft, sft": (
         "small real weights",
         "gradients equal autograd of the loss written out, closed forms on toy, runs that resume to the last bit; on "
         "emoji-sd rwr and raft fell apart, sft learned little ([results](results/methods.md))",
-        [f"tests/align_gen/test_{name}.py" for name in ("rwr", "raft", "sft", "data")],
+        [
+            "tests/align_gen/methods/test_rwr.py",
+            "tests/align_gen/methods/test_raft.py",
+            "tests/align_gen/methods/test_sft.py",
+            "tests/align_gen/training/test_data.py",
+        ],
     ),
     "dpo (Diffusion-DPO, Flow-DPO; given pairs and online)": (
         "small real weights",
         "ln 2 and antisymmetric gradients at the reference, its own fixed point on toy; runs on emoji-sd, emoji-flow "
         "and emoji-video ([results](results/methods.md))",
-        ["tests/align_gen/test_dpo.py", "tests/align_gen/test_data.py"],
+        ["tests/align_gen/methods/test_dpo.py", "tests/align_gen/training/test_data.py"],
     ),
 }
 
@@ -148,12 +166,17 @@ RUNNING: dict[str, tuple[str, str, list[str]]] = {
         "small real weights",
         "real processes and signals, on tiny models in the tests and on emoji-sd by `scripts/kill_trials.py`: the same "
         "to the last bit",
-        [f"tests/align_gen/test_{name}.py" for name in ("checkpoint", "stopping", "full_disk", "engine")],
+        [
+            "tests/align_gen/training/test_checkpoint.py",
+            "tests/align_gen/training/test_signals.py",
+            "tests/align_gen/training/test_full_disk.py",
+            "tests/align_gen/training/test_engine.py",
+        ],
     ),
     "several processes (gloo on one CPU machine)": (
         "tiny random",
         "two processes compute what one does to 1e-6; one that dies ends the others",
-        ["tests/align_gen/test_processes.py"],
+        ["tests/align_gen/training/test_processes.py"],
     ),
     "one GPU": (
         "small real weights",
@@ -166,7 +189,7 @@ RUNNING: dict[str, tuple[str, str, list[str]]] = {
     "`memory.shard` (FSDP2)": (
         "tiny random",
         "two gloo processes: metrics, weights, export as one process's, of a LoRA and of all weights; not run on GPUs",
-        ["tests/align_gen/test_processes.py"],
+        ["tests/align_gen/training/test_processes.py"],
     ),
     "DeepSpeed": ("not run", "refused in one line; `memory.shard` cuts as its ZeRO-3 does", []),
 }

@@ -25,7 +25,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tiny_model() -> Callable[..., Any]:
     """Makes an adapter of a fresh tiny pipeline: ``tiny_model(scheduler=…, seed=…, **unet options)``."""
-    from align_gen.pipelines.stable_diffusion import StableDiffusion
+    from align_gen.pipelines.families.stable_diffusion import StableDiffusion
     from tests.tiny import stable_diffusion
 
     return lambda **options: StableDiffusion(stable_diffusion(**options))

@@ -12,11 +12,22 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("pipelines", "reward_heads", "align_gen")
-# From the bottom to the top; what is not named is a leaf: losses, state, gallery, scores, compare, report …
-LAYERS = [
-    {"methods"}, {"recipe"}, {"card", "guards"}, {"engine", "reports"}, {"bench", "demo", "dry_run"}, {"arguments"},
-    {"reward_commands"}, {"cli"}, {"__init__", "__main__"},
-]  # fmt: skip
+# The wings of align_gen from the bottom to the top; those of one floor do not import each other, but for the hall's files.
+# "pipelines" and "reward_heads" are the two packages beside it.
+HALL = {
+    "errors", "strict", "distributed", "precision", "progress", "bundled", "peak_memory",
+}  # fmt: skip
+FLOORS = [
+    HALL | {"losses", "pipelines", "reward_heads"},
+    {"galleries", "methods"},
+    {"training", "reward_training", "check"},
+    {"report"},
+    {"bench"},
+    {"demo"},
+    {"commands"},
+    {"cli"},
+    {"__init__", "__main__"},
+]
 HEAVY = {"torch", "torchvision", "diffusers", "transformers", "open_clip", "accelerate", "peft", "pyarrow", "xformers"}
 MB = 1_000_000
 
@@ -65,26 +76,61 @@ def absolute_imports(path: Path) -> Iterator[str]:
             yield node.module
 
 
-def unit(parts: tuple[str, ...]) -> str:
-    """The module or package directly below align_gen; a name that is none of them belongs to its __init__."""
-    name = parts[1].removesuffix(".py") if len(parts) > 1 else "__init__"
-    here = ROOT / "align_gen" / name
-    return name if here.is_dir() or here.with_suffix(".py").is_file() else "__init__"
+def module_of(path: Path) -> tuple[str, ...]:
+    """The dotted parts of a file's module, as align_gen has it: its links lead to the two packages beside it."""
+    parts = path.with_suffix("").parts
+    parts = parts if parts[0] == "align_gen" else ("align_gen", *parts)
+    return parts[:-1] if parts[-1] == "__init__" else parts
 
 
-def arrows() -> dict[str, set[str]]:
-    """Which units of align_gen each unit imports; the façade __init__, lazy by its table, left out."""
-    found: dict[str, set[str]] = {}
-    for path in sources("align_gen"):
-        if path != Path("align_gen/__init__.py"):
-            ours = [parts for parts in imports(path) if parts[0] == "align_gen" and parts[1:] != ("__version__",)]
-            targets = {unit(parts) for parts in ours}
-            found.setdefault(unit(path.parts), set()).update(targets - {unit(path.parts)})
+@cache
+def modules() -> dict[tuple[str, ...], Path]:
+    """Every module of the three packages, and its file."""
+    return {module_of(path): path for package in PACKAGES for path in sources(package)}
+
+
+@cache
+def face(package: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """Where the names of a package's ``__init__`` come from."""
+    path = modules()[package]
+    names = imports(path) if path.name == "__init__.py" else iter(())
+    return {parts[-1]: as_ours(parts) for parts in names if parts[0] in PACKAGES}
+
+
+def as_ours(parts: tuple[str, ...]) -> tuple[str, ...]:
+    return parts if parts[0] == "align_gen" else ("align_gen", *parts)
+
+
+def as_module(parts: tuple[str, ...]) -> tuple[str, ...] | None:
+    """The module that an imported name is, or stands in; None for other libraries' and a package's version."""
+    if parts[0] not in PACKAGES:
+        return None
+    ours = as_ours(parts)
+    module = next(ours[:end] for end in range(len(ours), 0, -1) if ours[:end] in modules())
+    rest = ours[len(module) :]
+    if rest and rest[0] in face(module):
+        return as_module(face(module)[rest[0]])
+    return None if module == ("align_gen",) else module
+
+
+def arrows() -> dict[tuple[str, ...], set[tuple[str, ...]]]:
+    """Which of our modules each module imports; faces (an ``__init__`` whose names resolve on first use) left out."""
+    found = {}
+    for module, path in modules().items():
+        if path.name != "__init__.py":
+            targets = {as_module(parts) for parts in imports(path)}
+            found[module] = {target for target in targets if target is not None and target != module}
     return found
 
 
-def layer(name: str) -> int:
-    return next((height for height, names in enumerate(LAYERS, start=1) if name in names), 0)
+def wing(module: tuple[str, ...]) -> str:
+    """The folder or file directly below align_gen; its own ``__init__`` for the package itself."""
+    return module[1] if len(module) > 1 else "__init__"
+
+
+def floor(name: str) -> int:
+    [height] = [height for height, names in enumerate(FLOORS) if name in names]
+    return height
 
 
 @pytest.mark.parametrize(
@@ -107,14 +153,14 @@ def test_the_scan_sees_the_three_packages() -> None:
     assert seen >= {
         "pipelines/__init__.py",
         "pipelines/base.py",
-        "pipelines/stable_diffusion.py",
+        "pipelines/families/stable_diffusion.py",
         "reward_heads/__init__.py",
-        "reward_heads/clip.py",
+        "reward_heads/heads/clip.py",
         "align_gen/cli.py",
-        "align_gen/engine.py",
+        "align_gen/training/engine.py",
         "align_gen/losses/rdp.py",
         "align_gen/methods/prdp.py",
-        "align_gen/report/__init__.py",
+        "align_gen/report/page.py",
     }
 
 
@@ -130,18 +176,35 @@ def test_sampling_and_judging_stand_alone(package: str) -> None:
     assert not [str(path) for path in found if any(name.split(".")[0] == package for name in absolute_imports(path))]
 
 
+def test_every_file_stands_in_a_wing() -> None:
+    """And every wing has a file: the order below has no name that nothing bears."""
+    named = [name for names in FLOORS for name in names]
+    assert len(named) == len(set(named))
+    assert {wing(module) for module in modules()} == set(named)
+
+
 def test_arrows_never_point_upward() -> None:
+    """To a lower floor, inside a wing, or from one file of the hall to another."""
     found = arrows()
-    assert {"cli", "engine", "methods"} <= found.keys()
-    assert "losses" in found["methods"]
-    assert "engine" in found["cli"]
-    upward = [f"{name} -> {target}" for name in found for target in found[name] if layer(target) > layer(name)]
+    assert ("align_gen", "losses", "rdp") in found["align_gen", "methods", "prdp"]
+    assert ("align_gen", "training", "engine") in found["align_gen", "demo"]
+    upward = [
+        f"{'.'.join(module)} -> {'.'.join(target)}"
+        for module, targets in found.items()
+        for target in targets
+        if wing(module) != wing(target)
+        and not {wing(module), wing(target)} <= HALL
+        and floor(wing(target)) >= floor(wing(module))
+    ]
     assert not upward
 
 
-def test_no_module_imports_itself_through_others() -> None:
+def test_no_file_imports_itself_through_others() -> None:
+    """Wherever the import stands, at the top of a file or in a function."""
     order = list(TopologicalSorter(arrows()).static_order())
-    assert order.index("losses") < order.index("methods") < order.index("engine") < order.index("cli")
+    engine = order.index(("align_gen", "training", "engine"))
+    assert order.index(("align_gen", "losses", "rdp")) < order.index(("align_gen", "methods", "prdp"))
+    assert engine < order.index(("align_gen", "demo"))
 
 
 def test_scripts_are_used_by_nothing() -> None:

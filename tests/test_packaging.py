@@ -18,7 +18,7 @@ LANDMARKS = {  # one of every kind, so that an empty listing cannot pass
     "align_gen/cli.py",
     "align_gen/py.typed",
     "align_gen/pipelines/base.py",
-    "align_gen/reward_heads/clip.py",
+    "align_gen/reward_heads/heads/clip.py",
     "align_gen/recipes/emoji-sd-prdp.yaml",
     "align_gen/report/templates/report.html.j2",
     "align_gen/assets/prompts/emoji-train.jsonl",

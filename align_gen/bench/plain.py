@@ -9,7 +9,7 @@ from ..losses import advantages, clipped_policy_gradient, rdp_coefficients
 from ..pipelines import gaussian_log_prob
 
 if TYPE_CHECKING:
-    from .steps import Setting
+    from .setting import Setting
 
 
 def plain_step(setting: "Setting") -> None:

@@ -16,10 +16,10 @@ import torch
 from PIL import Image
 
 from ..errors import UserError
-from ..gallery import Gallery, read_picture
+from ..galleries.gallery import Gallery, read_picture
+from ..galleries.scoring import score
 from ..reward_heads import RewardSet
-from ..reward_heads.hps import HpsHead
-from ..scoring import score
+from ..reward_heads.heads.hps import HpsHead
 from .timing import Row, in_turns, row
 
 ARCHITECTURE, SIDE, BATCHES = "ViT-B-32", 512, (8, 16, 32, 64)

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from .. import bundled
-from ..gallery import Gallery, read_picture, write_gallery
+from ..galleries.gallery import Gallery, read_picture, write_gallery
+from ..galleries.scoring import score
 from ..reward_heads import reward_set
-from ..scoring import score
 from .timing import Row, in_turns, row
 
 PICTURES, BATCHES = 512, (16, 32, 64, 128)

@@ -13,10 +13,10 @@ import torch
 from accelerate import Accelerator
 
 from .. import pipelines
-from ..dry_run import estimate, outline
 from ..pipelines.skeleton import describe_source, skeleton
-from ..recipe import Recipe
-from .steps import Setting
+from ..training.dry_run import estimate, outline
+from ..training.recipe import Recipe
+from .setting import Setting
 from .timing import seconds_of
 
 SIZES: dict[str, tuple[str, ...]] = {  # hub name -> what differs from its defaults

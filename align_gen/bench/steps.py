@@ -19,15 +19,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from .. import bundled, methods
-from ..data import Data
-from ..engine import DTYPES, draw_batch, load_data, load_model, prepare_model, prepare_state
-from ..memory import encode_and_free
-from ..pipelines import Model
-from ..pipelines.attention import use_attention
-from ..recipe import Recipe
-from ..reward_heads import RewardSet, reward_set
-from ..state import TrainState
+from ..training.recipe import Recipe
+from .setting import Setting
 from .timing import Row, in_turns, row
 
 RECIPES = {"emoji-sd": "emoji-sd-prdp", "emoji-flow": "emoji-flow-prdp"}
@@ -46,42 +39,6 @@ METHODS = {  # a step of 32 images each, of two prompts
 }
 PLAIN = ("prdp", "ddpo")  # that a plain loop is written for
 BATCHES = (16, 32, 64)  # rows or images that bare calls are tried at
-
-
-@dataclass
-class Setting:
-    """A recipe made ready: everything that a step takes."""
-
-    recipe: Recipe
-    model: Model
-    state: TrainState
-    rewards: RewardSet
-    data: Data
-
-    @classmethod
-    def of(cls, recipe: Recipe, accelerator: Accelerator, model: Any = None) -> "Setting":
-        """Made ready as in ``finetune``; rewards are summed and stay on the device."""
-        data, model = load_data(recipe), load_model(recipe, model)
-        use_attention(model, recipe.model.attention, DTYPES[recipe.model.dtype], accelerator.device)
-        prepare_model(recipe, model)
-        state = prepare_state(recipe, model, accelerator)
-        if recipe.memory.free_text_encoders:
-            encode_and_free(model, ["", *data.prompts])
-        rewards = reward_set(bundled.reward_spec(recipe.rewards)).to(accelerator.device)
-        return cls(recipe, model, state, rewards, data)
-
-    @property
-    def images(self) -> int:
-        options = self.recipe.method_options()
-        return int(options.images_per_prompt * options.prompts_per_step)
-
-    def step(self) -> None:
-        """The next step of the run."""
-        batch = draw_batch(self.data, self.recipe, self.state)
-        take_step = methods.load(self.recipe.method["name"]).step
-        options = self.recipe.method_options()
-        take_step(self.state, batch, self.model, self.rewards, options, self.recipe.sampling)
-        self.state.step += 1
 
 
 def bench_steps(

@@ -12,8 +12,8 @@ import torch
 
 from .. import bundled
 from ..errors import UserError
-from ..recipe import Lora
-from .steps import Setting
+from ..training.recipe import Lora
+from .setting import Setting
 
 
 def trl_ddpo(setting: Setting) -> tuple[str, int, Callable[[], Any]]:

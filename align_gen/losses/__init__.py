@@ -5,8 +5,8 @@ from .nft import nft_loss, optimality
 from .policy_gradient import advantages, clipped_policy_gradient, gaussian_kl
 from .preference import bradley_terry, bradley_terry_ties, centring, preference_strength
 from .rdp import rdp_coefficients, rdp_loss
+from .reward_history import history_advantages, remembered
 from .reward_weights import choice_probabilities, effective_sample_size, exponential_weights, softmax_weights
-from .statistics import history_advantages, remembered
 
 __all__ = [
     "advantages",

@@ -10,14 +10,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..batches import Kind, Prompts, Sampling
 from ..errors import UserError
 from ..losses import advantages, clipped_policy_gradient, history_advantages, remembered
 from ..pipelines import Model
 from ..reward_heads import RewardSet
-from ..state import TrainState
 from ..strict import Strict
-from ..trajectories import draw, log_probs_of, siblings, transitions
+from .batches import Kind, Prompts, Sampling
+from .state import TrainState
+from .trajectories import draw, log_probs_of, siblings, transitions
 
 
 class Options(Strict):

@@ -11,16 +11,16 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..batches import Kind, Pairs, Prompts, Sampling
-from ..denoising import Times, draw_noise, draw_times, drop_captions, noise_generators, squared_errors
 from ..errors import UserError
 from ..losses import bradley_terry, dpo_margin, gap_beta
 from ..pipelines import Condition, Model
 from ..pipelines.process import Process
 from ..reward_heads import RewardSet
-from ..state import TrainState
 from ..strict import Strict
-from ..trajectories import draw, siblings, slices
+from .batches import Kind, Pairs, Prompts, Sampling
+from .denoising import Times, draw_noise, draw_times, drop_captions, noise_generators, squared_errors
+from .state import TrainState
+from .trajectories import draw, siblings, slices
 
 
 class Options(Strict):

@@ -10,15 +10,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..batches import Kind, Prompts, Sampling
 from ..errors import UserError
 from ..losses import advantages, clipped_policy_gradient, gaussian_kl
 from ..pipelines import Condition, Model, Rollout, gaussian_log_prob
 from ..pipelines.seeding import generator
 from ..reward_heads import RewardSet
-from ..state import TrainState
 from ..strict import Strict
-from ..trajectories import draw, siblings, transitions
+from .batches import Kind, Prompts, Sampling
+from .state import TrainState
+from .trajectories import draw, siblings, transitions
 
 
 class Options(Strict):

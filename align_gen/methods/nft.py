@@ -12,22 +12,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..batches import Kind, Prompts, Sampling
-from ..denoising import (
-    Times,
-    conditional_guidance,
-    draw_noise,
-    draw_times,
-    drop_captions,
-    mean_square,
-    noise_generators,
-)
 from ..losses import advantages, nft_loss, optimality
 from ..pipelines import Condition, Model
 from ..reward_heads import RewardSet
-from ..state import TrainState
 from ..strict import Strict
-from ..trajectories import draw, siblings, slices
+from .batches import Kind, Prompts, Sampling
+from .denoising import Times, conditional_guidance, draw_noise, draw_times, drop_captions, mean_square, noise_generators
+from .state import TrainState
+from .trajectories import draw, siblings, slices
 
 
 class Options(Strict):

@@ -11,14 +11,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..batches import Kind, Prompts, Sampling
 from ..errors import UserError
 from ..losses import rdp_coefficients, rdp_loss
 from ..pipelines import Condition, Model, Rollout
 from ..reward_heads import RewardSet
-from ..state import TrainState
 from ..strict import Strict
-from ..trajectories import draw, log_probs_of, replay, siblings, slices, transitions
+from .batches import Kind, Prompts, Sampling
+from .state import TrainState
+from .trajectories import draw, log_probs_of, replay, siblings, slices, transitions
 
 
 class Options(Strict):

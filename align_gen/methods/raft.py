@@ -12,8 +12,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..batches import Kind, Prompts, Sampling
-from ..denoising import (
+from ..losses import choice_probabilities
+from ..pipelines import Condition, Model
+from ..pipelines.seeding import generator
+from ..reward_heads import RewardSet
+from ..strict import Strict
+from .batches import Kind, Prompts, Sampling
+from .denoising import (
     Times,
     conditional_guidance,
     draw_noise,
@@ -23,13 +28,8 @@ from ..denoising import (
     noise_generators,
     squared_errors,
 )
-from ..losses import choice_probabilities
-from ..pipelines import Condition, Model
-from ..pipelines.seeding import generator
-from ..reward_heads import RewardSet
-from ..state import TrainState
-from ..strict import Strict
-from ..trajectories import draw, siblings, slices
+from .state import TrainState
+from .trajectories import draw, siblings, slices
 
 
 class Options(Strict):

@@ -10,15 +10,15 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from ..batches import Kind, Media, Prompts, Sampling
-from ..denoising import Times, draw_noise, draw_times, drop_captions, noise_generators, squared_errors
 from ..errors import UserError
 from ..losses import effective_sample_size, exponential_weights, softmax_weights
 from ..pipelines import Model
 from ..reward_heads import RewardSet
-from ..state import TrainState
 from ..strict import Strict
-from ..trajectories import draw, siblings, slices
+from .batches import Kind, Media, Prompts, Sampling
+from .denoising import Times, draw_noise, draw_times, drop_captions, noise_generators, squared_errors
+from .state import TrainState
+from .trajectories import draw, siblings, slices
 
 WEIGHTS = {"softmax": softmax_weights, "exponential": exponential_weights}
 

@@ -8,13 +8,13 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from ..batches import Kind, Media, Sampling
-from ..denoising import Times, draw_noise, draw_times, drop_captions, noise_generators, squared_errors
 from ..pipelines import Model
 from ..reward_heads import RewardSet
-from ..state import TrainState
 from ..strict import Strict
-from ..trajectories import slices
+from .batches import Kind, Media, Sampling
+from .denoising import Times, draw_noise, draw_times, drop_captions, noise_generators, squared_errors
+from .state import TrainState
+from .trajectories import slices
 
 
 class Options(Strict):

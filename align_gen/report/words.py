@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from align_gen.comparison import Change, Comparison, verdict
+from align_gen.galleries.comparison import Change, Comparison, verdict
 
 ROLES = ("optimised", "held out", "")  # of columns, in the order they are shown
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from align_gen import bundled
-from align_gen.arguments import parse_reward
 from align_gen.cli import main
-from align_gen.gallery import Gallery, write_gallery
-from align_gen.recipe import Recipe
+from align_gen.commands.arguments import parse_reward
+from align_gen.galleries.gallery import Gallery, write_gallery
+from align_gen.training.recipe import Recipe
 
 COMMANDS = (
     "demo", "finetune", "sample", "score", "pairs", "train-reward", "check", "bench", "compare", "report", "list",
@@ -169,7 +169,7 @@ def test_an_interruption_says_how_to_go_on(cli: Cli, monkeypatch: pytest.MonkeyP
     def interrupted(*args: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("align_gen.engine.finetune", interrupted)
+    monkeypatch.setattr("align_gen.training.engine.finetune", interrupted)
     done = cli("finetune", recipe)
     assert done.code == 130 and "the same command goes on" in done.err
 
@@ -247,7 +247,7 @@ def test_words_that_are_not_understood_are_one_line(cli: Cli, words: list[str]) 
 
 def test_the_reports_command_makes_the_picture_again(cli: Cli, recipe: Path, tmp_path: Path) -> None:
     """Of a run's last gallery with its export, of its first without; and of a gallery that was sampled."""
-    from align_gen.reports import command_for
+    from align_gen.report.runs import command_for
 
     run = tmp_path / "run"
     assert cli("finetune", recipe, "--out", run).code == 0
@@ -350,7 +350,7 @@ def test_a_corrupt_picture_is_a_null_row(cli: Cli, tmp_path: Path) -> None:
     assert any("00003.png" in line for line in done.err.splitlines())
     strict = cli("score", folder, "--reward", "mean_hue", "--strict", "--out", tmp_path / "t.parquet")
     assert strict.code == 1 and "00003.png" in strict.err and "7 of 8" in strict.out
-    from align_gen.scores import ScoresTable
+    from align_gen.galleries.table import ScoresTable
 
     column = ScoresTable.load(tmp_path / "s.parquet")
     assert [value is None for value in column.heads["mean_hue"]] == [i == 3 for i in range(8)]

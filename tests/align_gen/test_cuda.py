@@ -9,15 +9,15 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from align_gen import bundled, pipelines, sample, score
+from align_gen.bench.setting import Setting
 from align_gen.bench.sizes import bench_sizes
-from align_gen.bench.steps import Setting
-from align_gen.check import Subject, check
-from align_gen.engine import finetune
-from align_gen.gallery import Gallery
+from align_gen.check.laws import Subject, check
+from align_gen.galleries.gallery import Gallery
 from align_gen.pipelines.attention import attention_of, use_attention, why_not
 from align_gen.precision import exact_float32
-from align_gen.recipe import Recipe
 from align_gen.reward_heads import reward_set
+from align_gen.training.engine import finetune
+from align_gen.training.recipe import Recipe
 from tests.tiny import failed
 
 # make gpu sets the variable, and fails where there is none

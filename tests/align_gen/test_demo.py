@@ -9,7 +9,7 @@ import pytest
 
 from align_gen.demo import COLUMNS, Judged, demo
 from align_gen.errors import UserError
-from align_gen.recipe import Recipe
+from align_gen.training.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 FIGURES = {"before", "after", "std", "ci_low", "ci_high", "p"}
@@ -85,7 +85,7 @@ def test_demo_recipe_lets_the_clip_act() -> None:
 
 def test_judged_knows_a_perfect_gallery(short: Path) -> None:
     """Recall is a share and diversity a mean of 1 - cosine: in [0, 1] and [0, 2]."""
-    from align_gen.scores import ScoresTable
+    from align_gen.galleries.table import ScoresTable
 
     judged = Judged.of(
         ScoresTable.load(short / "before" / "scores.parquet"), str(ROOT / "assets/models/emoji-heldout-clip")

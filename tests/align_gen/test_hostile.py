@@ -24,10 +24,10 @@ from PIL import Image, PngImagePlugin
 
 from align_gen.cli import main
 from align_gen.errors import UserError
-from align_gen.gallery import Gallery
-from align_gen.prompts import load_prompts
-from align_gen.recipe import Recipe
-from align_gen.scores import ScoresTable
+from align_gen.galleries.gallery import Gallery
+from align_gen.galleries.prompts import load_prompts
+from align_gen.galleries.table import ScoresTable
+from align_gen.training.recipe import Recipe
 
 MARK = "sprung"  # a file that code from a file would leave in the folder of the test
 

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from align_gen import finetune, pipelines, sample, score
 from align_gen.bench.timing import in_turns
-from align_gen.check import check
-from align_gen.gallery import Gallery
+from align_gen.check.laws import check
+from align_gen.galleries.gallery import Gallery
 from align_gen.precision import exact_float32
-from align_gen.recipe import Recipe
 from align_gen.reward_heads import reward_set
+from align_gen.training.recipe import Recipe
 from tests.tiny import subject
 
 cudnn: Any = torch.backends.cudnn
@@ -78,7 +78,7 @@ def test_everything_that_runs_a_network_turns_it(
     model = pipelines.load(str(tiny_folder))
     expect(lambda: sample(model, ["a", "b"], out=tmp_path / "gallery", progress=look, **size))
     expect(lambda: score(Gallery.load(tmp_path / "gallery"), reward_set([reward])))
-    monkeypatch.setattr("align_gen.check.LAWS", {"looks": law})
+    monkeypatch.setattr("align_gen.check.laws.LAWS", {"looks": law})
     expect(lambda: check(subject("sd"), untrained=True))
     expect(lambda: in_turns({"work": look}, 1, torch.device("cpu")))
     (tmp_path / "train.txt").write_text("a\n")

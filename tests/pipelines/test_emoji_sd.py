@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from align_gen import bundled, pipelines
 from align_gen.pipelines import LoraOptions, rollout, sample
 from align_gen.pipelines.sampling import step_log_prob
-from align_gen.recipe import Recipe
+from align_gen.training.recipe import Recipe
 
 PROMPTS = ["a happy whale", "one lemon"]
 

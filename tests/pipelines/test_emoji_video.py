@@ -6,8 +6,8 @@ import torch
 from torch import Generator
 
 from align_gen import Recipe, bundled, pipelines
-from align_gen.dry_run import estimate, outline
 from align_gen.pipelines import sample
+from align_gen.training.dry_run import estimate, outline
 
 FOLDER = Path(bundled.model_path("emoji-video"))
 

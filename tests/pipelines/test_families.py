@@ -2,7 +2,7 @@
 
 import pytest
 
-from align_gen.check import check
+from align_gen.check.laws import check
 from tests.tiny import PIPELINES, failed, subject
 
 

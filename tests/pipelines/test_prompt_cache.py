@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from align_gen.pipelines.families.sana import Sana
+from align_gen.pipelines.families.stable_diffusion import StableDiffusion
 from align_gen.pipelines.prompt_cache import PromptCache, default_folder
-from align_gen.pipelines.sana import Sana
-from align_gen.pipelines.stable_diffusion import StableDiffusion
 from tests.tiny import stable_diffusion
 from tests.tiny.sana import sana
 

@@ -13,9 +13,9 @@ import torch
 
 from align_gen import pipelines
 from align_gen.pipelines import Model, registry
+from align_gen.pipelines.families.stable_diffusion import StableDiffusion
+from align_gen.pipelines.families.toy import Toy
 from align_gen.pipelines.registry import FAMILIES, TOYS
-from align_gen.pipelines.stable_diffusion import StableDiffusion
-from align_gen.pipelines.toy import Toy
 from tests.tiny import stable_diffusion
 
 

@@ -9,9 +9,9 @@ from diffusers import StableDiffusionPipeline
 from torch import Generator, Tensor
 
 from align_gen.pipelines import Condition, Model, Rollout, rollout, sample
+from align_gen.pipelines.families.stable_diffusion import StableDiffusion
 from align_gen.pipelines.sampling import step_log_prob
 from align_gen.pipelines.seeding import generator, seed_of
-from align_gen.pipelines.stable_diffusion import StableDiffusion
 from tests.tiny import ddim, stable_diffusion
 
 PROMPTS = ["a red cat", "two dogs"]

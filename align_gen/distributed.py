@@ -1,0 +1,31 @@
+"""What one process has of a whole that several share: of a list, and of a tensor in shards."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch import Tensor
+
+
+def rank_slice(total: int, accelerator: "Accelerator | None") -> range:
+    """This process's part of range(total): consecutive, and as equal as can be. All of it without an accelerator."""
+    if accelerator is None:
+        return range(total)
+    rank, ranks = accelerator.process_index, accelerator.num_processes
+    return range(rank * total // ranks, (rank + 1) * total // ranks)
+
+
+def unshard(value: "Tensor") -> "Tensor":
+    """The whole of a tensor that is cut over the processes; every process must call this. Any other as it is."""
+    from torch.distributed.tensor import DTensor
+
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def shard_like(value: "Tensor", like: "Tensor") -> "Tensor":
+    """This process's part of a whole tensor, cut as ``like`` is; the whole where ``like`` is not cut."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if not isinstance(like, DTensor):
+        return value
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)

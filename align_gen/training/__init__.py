@@ -1,0 +1,1 @@
+"""A recipe made ready, run, measured and kept."""

@@ -1,0 +1,58 @@
+"""How the rewards of a recipe combine: the section ``combine``, and the scale of each head on a reference gallery."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import Field
+
+from ..errors import UserError
+from ..galleries.scoring import plain
+from ..galleries.table import ScoresTable
+from ..reward_heads import RewardSet
+from ..reward_heads.combine import Combination, Rule, Scale
+from ..strict import Strict
+
+
+class Combine(Strict):
+    """From several rewards to the one that is optimised; see ``reward_heads.combine.Combination``."""
+
+    rule: Rule = "sum"
+    k: float = Field(1.0, ge=0)  # deviations taken off by mean_minus_std
+    temperature: float = Field(1.0, gt=0)  # of soft_min
+    normalise: Literal["none", "group"] = "none"  # group: every head counts alike among the images of a prompt
+    gates: Mapping[str, float] = Field({})  # reward -> least score; the others count only where all are met
+    floor: float = 0.0  # what the others count where they do not
+    calibrate: str | None = None  # a scored reference gallery, or its scores file
+
+
+def combination(section: Combine, rewards: RewardSet) -> Combination:
+    """The rule for these rewards.
+
+    Raises:
+        UserError: it does not fit them, or the reference was scored by others.
+    """
+    scales = None if section.calibrate is None else scales_of(section.calibrate, rewards)
+    options = section.model_dump(exclude={"calibrate"})
+    try:
+        return Combination(rewards.weights, **options, scales=scales)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def scales_of(reference: str, rewards: RewardSet) -> dict[str, Scale]:
+    """Each reward's scale on a scored gallery, whose scores must be of the same weights, preprocessing and options."""
+    table = ScoresTable.of(reference)
+    prompts = [str(row.get("prompt", "")) for row in table.rows]
+    scales = {}
+    for name, head in rewards.heads.items():
+        if name not in table.heads:
+            raise UserError(f"{reference}: has no scores of {name!r}; it has {sorted(table.heads)}")
+        mine, theirs = plain(head.provenance()), table.provenance[name]
+        if different := sorted(key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key)):
+            raise UserError(f"{reference}: {name!r} was scored with another {different[0]}; score it again")
+        known = [(value, prompt) for value, prompt in zip(table.heads[name], prompts, strict=True) if value is not None]
+        try:
+            scales[name] = Scale.of([value for value, _ in known], [prompt for _, prompt in known])
+        except ValueError as error:
+            raise UserError(f"{reference}: {name!r}: {error}") from error
+    return scales

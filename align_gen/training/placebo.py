@@ -1,0 +1,32 @@
+"""A reward that carries no information about its picture: the control of an experiment."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..pipelines.seeding import generator
+from ..reward_heads import RewardSet, Scores
+
+
+@dataclass
+class Shuffled(RewardSet):
+    """Real rewards, dealt out at random among the samples of each prompt.
+
+    Their distribution within every prompt is untouched, so the optimisation is as strong as with the real ones. The
+    shuffle is a function of the scores themselves, so that a resumed run deals them out alike.
+    """
+
+    seed: int = 0
+
+    def __call__(self, media: Tensor, prompts: Sequence[str], **context: Any) -> Scores:
+        scores = super().__call__(media, prompts, **context)
+        key = sha256(scores.combined.cpu().numpy().tobytes()).hexdigest()
+        order = torch.arange(len(prompts))
+        for prompt in dict.fromkeys(prompts):
+            rows = torch.tensor([i for i, other in enumerate(prompts) if other == prompt])
+            order[rows] = rows[torch.randperm(len(rows), generator=generator(self.seed, "placebo", 0, key + prompt))]
+        return Scores(scores.combined[order.to(scores.combined.device)], scores.heads, scores.uncertainty)

@@ -1,0 +1,1 @@
+"""One model family a file: an adapter of its diffusers pipeline."""

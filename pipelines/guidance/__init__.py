@@ -1,0 +1,17 @@
+"""Steering sampling by a reward. Names resolve on first use."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .best_of import BestOf, Guide
+
+_NAMES = {"BestOf": "best_of", "Guide": "best_of"}
+
+__all__ = ["BestOf", "Guide"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NAMES:
+        raise AttributeError(f"{__name__} has no {name!r}; have {sorted(_NAMES)}")
+    return getattr(import_module(f"{__name__}.{_NAMES[name]}"), name)

@@ -1,0 +1,1 @@
+"""Networks, their weights and their preprocessing, that several heads share."""

@@ -1,0 +1,195 @@
+"""ImageReward: a BLIP that reads the prompt while it looks at the picture, trained on rankings by people.
+
+Xu et al., NeurIPS 2023, arXiv 2304.05977.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..backbones import weights
+from ..backbones.transformers_model import DTYPES, MEAN, STD, at_least_float32, normalise, shortest_side
+from ..base import RewardHead, check_images
+from .aesthetic import linear_layers
+
+PREPROCESSING = "image_reward-1"  # raise when scores of the same picture change
+FILE = "ImageReward.pt"
+REWARD_MEAN, REWARD_STD = 0.16717362830052426, 1.0333394966054072  # of the published model over its training set
+TOKENS = 35  # of a prompt, with its two ends
+HEAD_WIDTH = 64  # of every attention head of BLIP and BERT
+VISION_NAMES = (  # of BLIP's picture encoder -> of transformers'
+    (r"^patch_embed\.proj", "embeddings.patch_embedding"),
+    (r"^cls_token", "embeddings.class_embedding"),
+    (r"^pos_embed", "embeddings.position_embedding"),
+    (r"^norm\.", "post_layernorm."),
+    (r"^blocks\.", "encoder.layers."),
+    (r"\.attn\.qkv", ".self_attn.qkv"),
+    (r"\.attn\.proj", ".self_attn.projection"),
+    (r"\.norm([12])\.", r".layer_norm\1."),
+)
+
+
+class ImageReward(RewardHead):
+    """Standardised reward: five linear layers on what BLIP's text encoder makes of the prompt's first token while it
+    attends to the picture. About mean 0 and standard deviation 1 on the pictures it was trained on; unbounded.
+
+    Preprocessing, differentiable throughout: the shorter side is resized to the model's size (224), bicubic with
+    antialias, the centre is cropped, then CLIP's mean and std. Prompts are cut and padded to 35 tokens. The text
+    encoder looks at the picture in every layer, so that nothing of a prompt can be encoded once for several pictures.
+
+    The architecture is read from the shapes of the weights. Names and arithmetic are proven with random weights,
+    against the formula written out and against the authors' own code; the published weights have not been run.
+
+    Args:
+        path: the published "ImageReward.pt", a folder with it, or a hub name.
+        tokenizer: BERT's uncased tokenizer: a folder with vocab.txt, or a hub name.
+        dtype: of BLIP's weights, "float32", "bfloat16" or "float16"; the last layers are always float32.
+    """
+
+    differentiable = True
+
+    def __init__(
+        self,
+        path: str = "zai-org/ImageReward",
+        tokenizer: str = "google-bert/bert-base-uncased",
+        dtype: str = "float32",
+    ):
+        self.model: Reader = weights.shared(
+            ("image_reward", tokenizer, dtype), path, lambda: _load(path, tokenizer, dtype)
+        )
+
+    def __call__(self, media: Tensor, prompts: Sequence[str], **context: Any) -> Tensor:
+        check_images(media)
+        pixels = shortest_side(media.to(self.model.device), self.model.size, round)
+        return ((self.model(normalise(pixels, MEAN, STD), prompts) - REWARD_MEAN) / REWARD_STD).float()
+
+    def provenance(self) -> dict[str, Any]:
+        return {
+            "weights_sha256": self.model.sha256,
+            "preprocessing": PREPROCESSING,
+            "dtype": str(next(self.model.vision.parameters()).dtype).removeprefix("torch."),
+            "options": {},
+        }
+
+    def to(self, device: torch.device | str) -> "ImageReward":
+        self.model.to(device)
+        return self
+
+
+class Reader(nn.Module):
+    """BLIP's two encoders and the layers behind them, frozen, with the tokenizer."""
+
+    def __init__(self, vision: Any, text: Any, layers: nn.Module, tokenizer: Any):
+        super().__init__()
+        self.vision, self.text, self.layers, self.tokenizer = vision, text, layers, tokenizer
+        self.size: int = vision.config.image_size
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @cached_property
+    def sha256(self) -> str:
+        return weights.sha256(self)
+
+    def forward(self, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Normalised pixels (B, 3, size, size) and B prompts -> raw rewards (B,)."""
+        options = {"padding": "max_length", "truncation": True, "max_length": TOKENS, "return_tensors": "pt"}
+        tokens = self.tokenizer(list(prompts), **options).to(self.device)
+        seen = self.vision(pixel_values=pixels.to(next(self.vision.parameters()).dtype)).last_hidden_state
+        read = self.text(tokens.input_ids, attention_mask=tokens.attention_mask, encoder_hidden_states=seen)
+        return self.layers(at_least_float32(read.last_hidden_state[:, 0]))[:, 0]
+
+
+def _load(path: str, tokenizer_path: str, dtype: str) -> Reader:
+    import transformers
+
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype: want one of {sorted(DTYPES)}, got {dtype!r}")
+    tokenizer = transformers.BertTokenizer(str(weights.find(tokenizer_path, "vocab.txt")))
+    tokenizer.add_tokens(["[DEC]", "[ENC]"], special_tokens=True)  # BLIP's two, for which the weights have rows
+    file = weights.find(path, FILE)
+    model = build(weights.read(file), file, tokenizer)
+    for part in (model.vision, model.text):
+        part.to(DTYPES[dtype])
+    return model.requires_grad_(False).eval()
+
+
+def build(state: Mapping[str, Tensor], file: Path, tokenizer: Any) -> Reader:
+    """The published state as a model; what BLIP was pretrained with besides (projections, position ids) is left out.
+
+    Raises:
+        ValueError: a weight is missing or of another shape than the rest, or the tokenizer is not the one.
+    """
+    try:
+        vision, text = _vision(part(state, "blip.visual_encoder.")), _text(part(state, "blip.text_encoder."))
+    except KeyError as error:
+        raise ValueError(f"{file}: {error.args[0]} is missing; want the weights of ImageReward") from error
+    if len(tokenizer) != text.config.vocab_size:
+        want = text.config.vocab_size - 2
+        raise ValueError(f"tokenizer: has {len(tokenizer) - 2} tokens, the weights of {file} know {want}")
+    layers = linear_layers(text.config.hidden_size)
+    names = {rename(name): value for name, value in part(state, "blip.visual_encoder.").items()}
+    weights.fill(vision, names, f"{file}: picture encoder")
+    weights.fill(text, part(state, "blip.text_encoder."), f"{file}: text encoder")
+    weights.fill(layers, part(state, "mlp."), f"{file}: mlp")
+    return Reader(vision, text, layers, tokenizer)
+
+
+def part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Weights below a prefix, without it; buffers of position numbers are no weights."""
+    below = (name for name in state if name.startswith(prefix) and not name.endswith("position_ids"))
+    return {name.removeprefix(prefix): state[name] for name in below}
+
+
+def rename(name: str) -> str:
+    """A weight of BLIP's picture encoder, as transformers calls it."""
+    for old, new in VISION_NAMES:
+        name = re.sub(old, new, name)
+    return name
+
+
+def _vision(state: Mapping[str, Tensor]) -> Any:
+    """An empty picture encoder of the shapes of its weights; its LayerNorms have BLIP's epsilon."""
+    from transformers import BlipVisionConfig, BlipVisionModel
+
+    width, patch = state["patch_embed.proj.weight"].shape[0], state["patch_embed.proj.weight"].shape[-1]
+    config = BlipVisionConfig(
+        hidden_size=width,
+        intermediate_size=state["blocks.0.mlp.fc1.weight"].shape[0],
+        num_hidden_layers=sum(name.endswith("norm1.weight") for name in state),
+        num_attention_heads=max(1, width // HEAD_WIDTH),
+        image_size=patch * math.isqrt(state["pos_embed"].shape[1] - 1),
+        patch_size=patch,
+        layer_norm_eps=1e-6,
+    )
+    return BlipVisionModel(config)
+
+
+def _text(state: Mapping[str, Tensor]) -> Any:
+    """An empty text encoder of the shapes of its weights; "decoder" is what gives it attention to the picture."""
+    from transformers import BlipTextConfig
+    from transformers.models.blip.modeling_blip_text import BlipTextModel
+
+    words, places = state["embeddings.word_embeddings.weight"], state["embeddings.position_embeddings.weight"]
+    config = BlipTextConfig(
+        vocab_size=words.shape[0],
+        hidden_size=words.shape[1],
+        encoder_hidden_size=state["encoder.layer.0.crossattention.self.key.weight"].shape[1],
+        intermediate_size=state["encoder.layer.0.intermediate.dense.weight"].shape[0],
+        num_hidden_layers=sum(name.endswith("intermediate.dense.weight") for name in state),
+        num_attention_heads=max(1, words.shape[1] // HEAD_WIDTH),
+        max_position_embeddings=places.shape[0],
+        layer_norm_eps=1e-12,
+        is_decoder=True,
+        bos_token_id=None,  # the defaults are those of a full vocabulary
+        eos_token_id=None,
+        sep_token_id=None,
+    )
+    return BlipTextModel(config, add_pooling_layer=False)

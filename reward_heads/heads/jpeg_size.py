@@ -1,0 +1,37 @@
+"""JPEG size as a reward (Black et al. 2024, "compressibility"): no weights, good for smoke tests."""
+
+import io
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..base import RewardHead, check_images
+
+
+class JpegSize(RewardHead):
+    """Kilobytes of each picture as JPEG, negated for ``goal="small"``. Not differentiable."""
+
+    parallel = True
+
+    def __init__(self, goal: Literal["small", "large"] = "small", quality: int = 95):
+        if goal not in ("small", "large"):
+            raise ValueError(f"jpeg_size goal: want small or large, got {goal!r}")
+        self.sign = -1.0 if goal == "small" else 1.0
+        self.quality = quality
+        self.range = (float("-inf"), 0.0) if goal == "small" else (0.0, float("inf"))
+
+    def __call__(self, media: Tensor, prompts: Sequence[str], **context: Any) -> Tensor:
+        from PIL import Image
+
+        check_images(media)
+        sizes = []
+        for pixels in (media.detach().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy():
+            buffer = io.BytesIO()
+            Image.fromarray(pixels).save(buffer, "JPEG", quality=self.quality)
+            sizes.append(self.sign * len(buffer.getvalue()) / 1000)
+        return torch.tensor(sizes)
+
+    def provenance(self) -> dict[str, Any]:
+        return super().provenance() | {"options": {"sign": self.sign, "quality": self.quality}}

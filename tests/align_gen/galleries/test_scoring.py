@@ -1,0 +1,315 @@
+"""Scoring: order, batches, lanes and null rows; what was scored once is not scored again; memory, kills, processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from align_gen import bundled
+from align_gen.errors import UserError
+from align_gen.galleries.gallery import Gallery, write_gallery
+from align_gen.galleries.scoring import Judged, _by_shape, score, score_file
+from align_gen.galleries.table import ScoresTable
+from align_gen.reward_heads import RewardHead
+
+ROOT = Path(__file__).parents[3]
+
+
+def mean_level(media: Tensor, prompts: Sequence[str]) -> Tensor:
+    """The mean pixel, in 255ths."""
+    return (media.mean((1, 2, 3)) * 255).round()
+
+
+def prompt_number(media: Tensor, prompts: Sequence[str]) -> Tensor:
+    return torch.tensor([float(prompt) for prompt in prompts])
+
+
+def levels(folder: Path, *values: int, size: int = 4) -> Gallery:
+    """A gallery of pictures filled with the values; the prompt is the value."""
+    media = (torch.tensor(values) / 255).view(-1, 1, 1, 1).expand(-1, 3, size, size)
+    return write_gallery(folder, media, [{"prompt": str(v), "seed": n} for n, v in enumerate(values)])
+
+
+def mixed_shapes(folder: Path, count: int) -> Gallery:
+    """Row n: filled with n, prompt n, side 2 to 4 in turn."""
+    gallery = levels(folder, *range(count))
+    for n, row in enumerate(gallery.rows):
+        side = levels(folder.parent / "one", n, size=2 + n % 3)
+        os.replace(side.path(0), folder / row["file_name"])
+    return gallery
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 64])
+def test_rows_keep_their_order_over_shapes_and_batches(tmp_path: Path, batch_size: int) -> None:
+    """Picture and prompt n are both n, so both heads give n in row n, whatever the batches were."""
+    batches: list[int] = []
+
+    def watched(media: Tensor, prompts: Sequence[str]) -> Tensor:
+        batches.append(len(media))
+        return mean_level(media, prompts)
+
+    table = score(mixed_shapes(tmp_path / "g", 13), {"pixel": {"name": watched}, "text": {"name": prompt_number}},
+                  batch_size=batch_size)  # fmt: skip
+    assert table.heads == {"pixel": list(range(13)), "text": list(range(13))}
+    assert table.errors == [None] * 13
+    assert sum(batches) == 13
+    assert max(batches) <= batch_size
+    assert batch_size > 1 or len(batches) == 13
+
+
+def test_many_shapes_do_not_pile_up() -> None:
+    """No two pictures alike: without a bound, all 100 would be read before the first batch. 4 batches of 2 may wait."""
+    read = 0
+
+    def pictures() -> Iterator[Judged]:
+        nonlocal read
+        for read in range(1, 101):
+            yield Judged({"n": read}, pixels=np.zeros((1, read, 3), np.uint8))
+
+    batches = []
+    for batch in _by_shape(pictures(), 2):
+        batches.append(batch)
+        assert read - sum(map(len, batches)) < 8
+    assert sorted(each.row["n"] for batch in batches for each in batch) == list(range(1, 101))
+
+
+def test_progress_ends_at_the_total_also_with_broken_pictures(tmp_path: Path) -> None:
+    gallery = levels(tmp_path / "g", 1, 2, 3, 4, 5)
+    gallery.path(4).write_bytes(b"")
+    seen: list[tuple[int, int]] = []
+    score(gallery, [mean_level], batch_size=2, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(2, 5), (4, 5), (5, 5)]
+
+
+def test_a_truncated_picture_is_a_null_row_with_the_reason(tmp_path: Path) -> None:
+    noise = torch.rand(3, 3, 32, 32)
+    gallery = write_gallery(tmp_path / "g", noise, [{"prompt": "a"}] * 3)
+    whole = score(gallery, ["jpeg_size", "mean_hue"])
+    gallery.path(1).write_bytes(gallery.path(1).read_bytes()[:1000])
+    gallery.path(2).unlink()
+
+    table = score(tmp_path / "g", ["jpeg_size", "mean_hue"])
+    for name in ("jpeg_size", "mean_hue"):
+        assert table.heads[name] == [whole.heads[name][0], None, None]
+    assert table.errors[0] is None
+    assert "truncated" in str(table.errors[1])
+    assert table.errors[2] == "no such file"
+    with pytest.raises(UserError, match=r"00001\.png: .*truncated.* \(and 1 more\)"):
+        score(gallery, ["jpeg_size"], strict=True)
+
+
+def test_all_pictures_broken_is_still_a_table(tmp_path: Path) -> None:
+    gallery = levels(tmp_path / "g", 1)
+    gallery.path(0).unlink()
+    assert score(gallery, [mean_level]).heads == {"mean_level": [None]}
+
+
+def test_a_head_that_fails_stops_the_scoring(tmp_path: Path) -> None:
+    def broken(media: Tensor, prompts: Sequence[str]) -> Tensor:
+        return torch.full((len(media),), float("nan"))
+
+    with pytest.raises(RuntimeError, match=r"broken.*non-finite"):
+        score(levels(tmp_path / "g", 1, 2), [broken])
+
+
+def test_wrong_rewards_are_the_users_mistake(tmp_path: Path) -> None:
+    gallery = levels(tmp_path / "g", 1)
+
+    class Needy:
+        needs = ("source",)
+
+        def __call__(self, media: Tensor, prompts: Sequence[str], source: Any) -> Tensor:
+            return torch.zeros(len(media))
+
+    with pytest.raises(UserError, match="jpeg_size"):
+        score(gallery, ["nonesuch"])
+    with pytest.raises(UserError, match="needs 'source'"):
+        score(gallery, [Needy()])
+    with pytest.raises(UserError, match="batch_size"):
+        score(gallery, [mean_level], batch_size=0)
+    with pytest.raises(UserError, match="reward 'seed'"):
+        score(gallery, {"seed": {"name": mean_level}})
+    assert score(gallery, "jpeg_size").heads.keys() == {"jpeg_size"}  # not a reward for each letter
+
+
+# --- lanes -----------------------------------------------------------------------------------------------------------
+
+
+class Counted(RewardHead):
+    """The mean pixel; notes whose thread asked, and for how many pictures."""
+
+    parallel = True
+
+    def __init__(self, options: str = "") -> None:
+        self.calls: list[tuple[str, int]] = []
+        self.options = options
+
+    def __call__(self, media: Tensor, prompts: Sequence[str], **context: Any) -> Tensor:
+        self.calls.append((threading.current_thread().name, len(media)))
+        return mean_level(media, prompts)
+
+    def provenance(self) -> dict[str, Any]:
+        return super().provenance() | {"options": self.options}
+
+    @property
+    def asked(self) -> int:
+        return sum(count for _, count in self.calls)
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    kept = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(kept)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_heads_for_threads_run_in_lanes_and_others_in_the_callers(tmp_path: Path) -> None:
+    """The same scores in the same order; the caller's number of threads is what it was."""
+    gallery, head, alone = mixed_shapes(tmp_path / "g", 40), Counted(), Counted()
+    alone.parallel = False
+    tables = [score(gallery, {"level": {"name": each}}, batch_size=4) for each in (head, alone)]
+    assert tables[0].heads == tables[1].heads == {"level": list(range(40))}
+    assert all(name.startswith("lane") for name, _ in head.calls)
+    assert {name for name, _ in alone.calls} == {threading.current_thread().name}
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_a_head_that_fails_in_a_lane_stops_the_scoring(tmp_path: Path) -> None:
+    class Broken(Counted):
+        def __call__(self, media: Tensor, prompts: Sequence[str], **context: Any) -> Tensor:
+            return torch.full((len(media),), float("nan"))
+
+    with pytest.raises(RuntimeError, match=r"bad.*non-finite"):
+        score(levels(tmp_path / "g", *range(50)), {"bad": {"name": Broken()}}, batch_size=2)
+
+
+def test_a_score_does_not_depend_on_its_batch(tmp_path: Path) -> None:
+    """A real network: alone, in a batch, and among pictures of other sizes, to 1e-4 (and better)."""
+    rewards = bundled.reward_spec({"clip": {"path": "emoji-clip"}})
+    noise = torch.rand(9, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    gallery = write_gallery(tmp_path / "g", noise, [{"prompt": f"a thing, number {n}"} for n in range(9)])
+    found = [score(gallery, rewards, batch_size=size).heads["clip"] for size in (1, 2, 9)]
+    for other in found[1:]:
+        assert other == pytest.approx(found[0], abs=1e-5)
+
+
+# --- what is known ---------------------------------------------------------------------------------------------------
+
+
+def test_what_was_scored_is_not_scored_again(tmp_path: Path) -> None:
+    """A changed picture, a changed prompt or other options are; a row that moved keeps its scores."""
+    gallery, out = levels(tmp_path / "g", 1, 2, 3, 4), tmp_path / "s.parquet"
+    first, second = Counted(), Counted()
+    score_file(tmp_path / "g", {"level": {"name": first}}, out)
+    assert first.asked == 4
+    score_file(tmp_path / "g", {"level": {"name": second}}, out)
+    assert second.asked == 0
+    assert ScoresTable.load(out).heads["level"] == [1, 2, 3, 4]
+
+    levels(tmp_path / "other", 9)
+    os.replace(tmp_path / "other/00000.png", gallery.path(1))  # another picture
+    rows = [gallery.rows[3], {**gallery.rows[0], "prompt": "new words"}, gallery.rows[1], gallery.rows[2]]
+    (tmp_path / "g/metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    score_file(tmp_path / "g", {"level": {"name": second}}, out)
+    assert second.asked == 2
+    assert ScoresTable.load(out).heads["level"] == [4, 1, 9, 3]
+
+    third = Counted("sharper")
+    score_file(tmp_path / "g", {"level": {"name": third}}, out)
+    assert third.asked == 4
+    weighted = Counted("sharper")
+    score_file(tmp_path / "g", {"level": {"name": weighted, "weight": 2.0}}, out)
+    assert weighted.asked == 4 and ScoresTable.load(out).combined == [8, 2, 18, 6]
+
+
+def test_a_picture_that_could_not_be_read_is_tried_again(tmp_path: Path) -> None:
+    gallery, out = levels(tmp_path / "g", 1, 2), tmp_path / "s.parquet"
+    kept = gallery.path(1).read_bytes()
+    gallery.path(1).write_bytes(b"")
+    found = score_file(tmp_path / "g", {"level": {"name": Counted()}}, out)
+    assert found is not None and found.pictures == 2 and found.means == {"level": 1.0}
+    assert [name for name, _ in found.failed] == ["00001.png"]
+    gallery.path(1).write_bytes(kept)
+    again = score_file(tmp_path / "g", {"level": {"name": Counted()}}, out)
+    assert again is not None and (again.means, again.failed) == ({"level": 1.5}, [])
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import align_gen.scoring as scoring
+
+scoring.CHUNK = 4
+asked = 0
+
+def level(media, prompts):
+    global asked
+    asked += len(media)
+    if asked > int(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return (media.mean((1, 2, 3)) * 255).round()
+
+scoring.score_file(sys.argv[1], {"level": {"name": level}}, Path(sys.argv[2]), batch_size=2)
+print(asked)
+"""
+
+
+def run_killed(gallery: Path, out: Path, limit: int) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-c", KILLED, str(gallery), str(out), str(limit)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+
+
+def test_a_kill_loses_one_chunk(tmp_path: Path) -> None:
+    """Twelve pictures in chunks of 4, killed while the third is scored, then at once: 8 are known, 4 are left.
+
+    Then the gallery has shrunk: chunks that only the killed run had are not in the file.
+    """
+    levels(tmp_path / "g", *range(12))
+    out = tmp_path / "s.parquet"
+    assert run_killed(tmp_path / "g", out, 9).returncode == -signal.SIGKILL
+    assert not out.exists()
+    assert run_killed(tmp_path / "g", out, 1).returncode == -signal.SIGKILL
+    lines = (tmp_path / "g/metadata.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "g/metadata.jsonl").write_text("".join(lines[1:11]))
+    done = run_killed(tmp_path / "g", out, 100)
+    assert (done.returncode, done.stdout) == (0, "3\n"), done.stderr  # of 12, 0 to 7 were known, 11 is gone
+    assert ScoresTable.load(out).heads["level"] == list(range(1, 11))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["g", "s.parquet"]
+
+
+def test_two_processes_share_the_chunks(tmp_path: Path) -> None:
+    """The command itself, started as accelerate does: one file, the same as one process's but for the time."""
+    levels(tmp_path / "g", *range(11))
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "-m",
+        "align_gen",
+    ]
+    arguments = ["score", str(tmp_path / "g"), "--reward", "mean_hue", "--reward", "jpeg_size", "--out"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(
+        [*command, *arguments, str(tmp_path / "two.parquet")], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("11 of 11 pictures scored") == 1
+    score_file(tmp_path / "g", ["mean_hue", "jpeg_size"], tmp_path / "one.parquet")
+    one, two = (ScoresTable.load(tmp_path / name) for name in ("one.parquet", "two.parquet"))
+    assert one == two
