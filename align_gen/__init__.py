@@ -1,6 +1,7 @@
 """Align image and video diffusion and flow models: sample, score, compare, fine-tune.
 
-Importing this costs nothing: names resolve on first use, and torch is loaded with the first of them that needs it.
+Importing this costs nothing: names resolve on first use, and torch is loaded with the first of them
+that needs it.
 """
 
 from importlib import import_module

@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-MODELS, PROMPTS, RECIPES = HERE / "assets" / "models", HERE / "assets" / "prompts", HERE / "recipes"
+MODELS = HERE / "assets" / "models"
+PROMPTS = HERE / "assets" / "prompts"
+RECIPES = HERE / "recipes"
 PICTURES = HERE / "assets" / "pictures"  # a gallery of a few real ones
 
 

@@ -26,12 +26,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 WORST = 3  # regressions of each column that a table shows; --json has more
-Attention = Annotated[str, typer.Option(help="auto, sdpa, math, flash, efficient, cudnn or xformers.")]
+Attention = Annotated[
+    str, typer.Option(help="auto, sdpa, math, flash, efficient, cudnn or xformers.")
+]
 Seeds = Annotated[str, typer.Option(help="One picture of every prompt for each number: 0,1,2.")]
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one line and exit code 2, any other failure one line and 1."""
+    """Entry point: a user's mistake is one line and exit code 2, any other failure one line
+    and 1.
+    """
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")
@@ -44,11 +48,16 @@ def main() -> None:
         print(f"align-gen: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except Exception as error:
-        if hasattr(error, "format_message"):  # the parser's own, whichever library typer takes it from
+        if hasattr(
+            error, "format_message"
+        ):  # the parser's own, whichever library typer takes it from
             _usage(error)
         if debug:
             raise
-        print(f"align-gen: {type(error).__name__}: {error}{_goes_on()} (--debug shows where)", file=sys.stderr)
+        print(
+            f"align-gen: {type(error).__name__}: {error}{_goes_on()} (--debug shows where)",
+            file=sys.stderr,
+        )
         raise SystemExit(1) from None
     if code == 130:  # an interruption, as typer tells it
         print(f"align-gen: interrupted{_goes_on()}", file=sys.stderr)
@@ -63,7 +72,9 @@ def _goes_on() -> str:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Inside, a run that was asked to stop, and had saved itself, says so and ends with the signal's exit code."""
+    """Inside, a run that was asked to stop, and had saved itself, says so and ends with the
+    signal's exit code.
+    """
     from .training.signals import Stopped
 
     try:
@@ -76,7 +87,8 @@ def stoppable() -> Iterator[None]:
 @contextmanager
 def spoken() -> Iterator[None]:
     """Inside, what the package logs goes to stderr; of several processes one speaks."""
-    logger, handler = logging.getLogger("align_gen"), logging.StreamHandler()
+    logger = logging.getLogger("align_gen")
+    handler = logging.StreamHandler()
     logger.addHandler(handler)
     logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
     try:
@@ -91,7 +103,10 @@ def _usage(error: Any) -> NoReturn:
         error.show()
     else:
         where = getattr(getattr(error, "ctx", None), "command_path", "align-gen")
-        print(f"align-gen: {' '.join(error.format_message().split())} (see {where} --help)", file=sys.stderr)
+        print(
+            f"align-gen: {' '.join(error.format_message().split())} (see {where} --help)",
+            file=sys.stderr,
+        )
     raise SystemExit(2) from None
 
 
@@ -100,9 +115,12 @@ def demo(
     model: Annotated[str, typer.Option(help="The bundled model to align.")] = "emoji-sd",
     seed: Annotated[int, typer.Option(help="Seed of the training.")] = 0,
     placebo: Annotated[
-        bool, typer.Option("--placebo", help="Shuffle rewards within each prompt: nothing should rise.")
+        bool,
+        typer.Option("--placebo", help="Shuffle rewards within each prompt: nothing should rise."),
     ] = False,
-    out: Annotated[Path, typer.Option(help="Run directory; an unfinished one is resumed.")] = Path("runs/demo"),
+    out: Annotated[Path, typer.Option(help="Run directory; an unfinished one is resumed.")] = Path(
+        "runs/demo"
+    ),
     as_json: Json = False,
 ) -> None:
     """Sample, fine-tune, sample again, score, compare and report, in minutes on a CPU."""
@@ -121,28 +139,39 @@ def demo(
         return
     for name in ("reward", "heldout", "alignment"):
         row = summary[name]
-        low, high = row["ci_low"] / row["std"], row["ci_high"] / row["std"]
+        low = row["ci_low"] / row["std"]
+        high = row["ci_high"] / row["std"]
         print(
             f"{name:10} {row['before']:.4f} -> {row['after']:.4f}   "
             f"change in standard deviations [{low:+.2f}, {high:+.2f}], p = {row['p']:.4f}"
         )
-    print(f"{summary['images']} pictures of {summary['prompts']} held-out prompts, {summary['seconds']:.0f} s")
+    print(
+        f"{summary['images']} pictures of {summary['prompts']} held-out prompts, {summary['seconds']:.0f} s"
+    )
     print(f"open {out / 'report.html'}")
 
 
 @app.command(epilog="Example: align-gen finetune sd15-prdp --set run.steps=50 --out runs/mine")
 def finetune(
     recipe: Annotated[str, typer.Argument(help="A bundled recipe's name or a YAML file.")],
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Override a key: section.key=value.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Run directory; an unfinished one is resumed.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Override a key: section.key=value.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run directory; an unfinished one is resumed.")
+    ] = None,
     attention: Annotated[str | None, typer.Option(help="Sets model.attention.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, and its cost, then stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would run, and its cost, then stop.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Fine-tune a checkpoint towards rewards, measuring before, during and after."""
     from .training.recipe import Recipe
 
-    resolved = Recipe.load(recipe, [*(set_ or []), *([f"model.attention={attention}"] if attention else [])])
+    resolved = Recipe.load(
+        recipe, [*(set_ or []), *([f"model.attention={attention}"] if attention else [])]
+    )
     if dry_run:
         from .training.dry_run import describe
 
@@ -164,13 +193,18 @@ def finetune(
     print(json.dumps(result.to_json()) if as_json else f"{_table(result)}\nopen {page}")
 
 
-@app.command(epilog="Example: align-gen sample emoji-sd --prompts emoji-heldout --seeds 0,1 --out galleries/base")
+@app.command(
+    epilog="Example: align-gen sample emoji-sd --prompts emoji-heldout --seeds 0,1 --out galleries/base"
+)
 def sample(
     model: Annotated[str, typer.Argument(help="A bundled name, a pipeline folder or a hub name.")],
-    prompts: Annotated[str | None, typer.Option(help="A .txt or .jsonl file, or a bundled list.")] = None,
+    prompts: Annotated[
+        str | None, typer.Option(help="A .txt or .jsonl file, or a bundled list.")
+    ] = None,
     prompt: Annotated[str | None, typer.Option(help="One prompt, in place of --prompts.")] = None,
     seed: Annotated[
-        int | None, typer.Option(help="With --prompt: the picture's exact seed, as in a gallery's rows.")
+        int | None,
+        typer.Option(help="With --prompt: the picture's exact seed, as in a gallery's rows."),
     ] = None,
     seeds: Seeds = "0",
     adapter: Annotated[Path | None, typer.Option(help="An export to load.")] = None,
@@ -179,8 +213,12 @@ def sample(
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 30,
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale.")] = 5.0,
     eta: Annotated[float, typer.Option(help="0 is the ODE (DDIM), 1 the DDPM posterior.")] = 0.0,
-    size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH; the model's own without it.")] = None,
-    frames: Annotated[int | None, typer.Option(min=1, help="Of a video; the model's own without it.")] = None,
+    size: Annotated[
+        str | None, typer.Option(help="HEIGHTxWIDTH; the model's own without it.")
+    ] = None,
+    frames: Annotated[
+        int | None, typer.Option(min=1, help="Of a video; the model's own without it.")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="Of the weights: fp32, bf16 or fp16.")] = "fp32",
     attention: Attention = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 16,
@@ -200,7 +238,9 @@ def sample(
     if (prompts is None) == (prompt is None):
         raise UserError("sample: want either --prompts FILE or --prompt TEXT")
     if seed is not None and prompt is None:
-        raise UserError("--seed goes with --prompt; with --prompts, want --seeds, or a seed in each of its rows")
+        raise UserError(
+            "--seed goes with --prompt; with --prompts, want --seeds, or a seed in each of its rows"
+        )
     if (best_of > 1) != (reward is not None):
         raise UserError("--best-of and --reward go together")
     rows = (
@@ -211,10 +251,20 @@ def sample(
     height, width = _size(size)
     if dtype not in DTYPES:
         raise UserError(f"--dtype {dtype!r}: want one of {sorted(DTYPES)}")
-    origin = {"model": model, "adapter": adapter, "dtype": dtype, "reward": reward, "best-of": best_of}
+    origin = {
+        "model": model,
+        "adapter": adapter,
+        "dtype": dtype,
+        "reward": reward,
+        "best-of": best_of,
+    }
     usual = (None, "fp32", 1)
     with user_mistakes():
-        judge = None if reward is None else reward_set(bundled.reward_spec(dict([parse_reward(reward)])))
+        judge = (
+            None
+            if reward is None
+            else reward_set(bundled.reward_spec(dict([parse_reward(reward)])))
+        )
         loaded = pipelines.load(bundled.model_path(model), dtype=DTYPES[dtype])
         if adapter is not None:
             loaded.reload(adapter)
@@ -246,17 +296,25 @@ for function, example in reward_commands.EXAMPLES.items():
     app.command(epilog=f"Example: {example}")(function)
 
 
-@app.command(epilog="Example: align-gen compare runs/demo runs/demo --by group --fail-if 'heldout.ci_low < 0'")
+@app.command(
+    epilog="Example: align-gen compare runs/demo runs/demo --by group --fail-if 'heldout.ci_low < 0'"
+)
 def compare(
     a: Annotated[Path, typer.Argument(help="Scores file, scored gallery or run directory.")],
-    b: Annotated[Path, typer.Argument(help="The same; a run directory twice compares its start with its end.")],
+    b: Annotated[
+        Path,
+        typer.Argument(help="The same; a run directory twice compares its start with its end."),
+    ],
     by: Annotated[str | None, typer.Option(help="Slice by a metadata column.")] = None,
     fail_if: Annotated[
-        list[str] | None, typer.Option("--fail-if", help="Exit 1 when true: 'COLUMN.FIELD < NUMBER'.")
+        list[str] | None,
+        typer.Option("--fail-if", help="Exit 1 when true: 'COLUMN.FIELD < NUMBER'."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Compare two galleries pair by pair: change, 95 % interval by prompt, win rate, worst regressions."""
+    """Compare two galleries pair by pair: change, 95 % interval by prompt, win rate, worst
+    regressions.
+    """
     from .galleries.comparison import compare as run_compare
     from .galleries.comparison import parse_condition
 
@@ -272,7 +330,9 @@ def compare(
 
 @app.command(epilog="Example: align-gen report runs/demo --out report.html")
 def report(
-    source: Annotated[list[Path], typer.Argument(help="A run directory, or one or two scored galleries.")],
+    source: Annotated[
+        list[Path], typer.Argument(help="A run directory, or one or two scored galleries.")
+    ],
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
 ) -> None:
     """One HTML page to look at: pairs, scores, curves."""
@@ -285,14 +345,26 @@ def report(
 
 @app.command(epilog="Example: align-gen check emoji-sd --reward clip:path=emoji-clip")
 def check(
-    model: Annotated[str, typer.Argument(help="A bundled model, a pipeline folder, or a hub name.")],
-    reward: Annotated[list[str] | None, typer.Option(help="Rewards whose gradient to look at.")] = None,
+    model: Annotated[
+        str, typer.Argument(help="A bundled model, a pipeline folder, or a hub name.")
+    ],
+    reward: Annotated[
+        list[str] | None, typer.Option(help="Rewards whose gradient to look at.")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="fp32, fp16 or bf16: of the weights.")] = "fp32",
-    height: Annotated[int | None, typer.Option(help="Of the pictures; the family's own without it.")] = None,
-    width: Annotated[int | None, typer.Option(help="Of the pictures; the family's own without it.")] = None,
-    frames: Annotated[int | None, typer.Option(help="Of the videos; the family's own without it.")] = None,
+    height: Annotated[
+        int | None, typer.Option(help="Of the pictures; the family's own without it.")
+    ] = None,
+    width: Annotated[
+        int | None, typer.Option(help="Of the pictures; the family's own without it.")
+    ] = None,
+    frames: Annotated[
+        int | None, typer.Option(help="Of the videos; the family's own without it.")
+    ] = None,
     attention: Attention = "auto",
-    untrained: Annotated[bool, typer.Option("--untrained", help="Random weights cannot denoise.")] = False,
+    untrained: Annotated[
+        bool, typer.Option("--untrained", help="Random weights cannot denoise.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Measure whether a model is wired right; exit 1 when a law does not hold."""
@@ -309,7 +381,9 @@ def check(
     if dtype not in DTYPES:
         raise UserError(f"--dtype {dtype!r}: want one of {sorted(DTYPES)}")
     with user_mistakes():
-        rewards = reward_set(bundled.reward_spec(dict(map(parse_reward, reward)))) if reward else None
+        rewards = (
+            reward_set(bundled.reward_spec(dict(map(parse_reward, reward)))) if reward else None
+        )
         loaded = pipelines.load(bundled.model_path(model), dtype=DTYPES[dtype]).to(device())
         use_attention(loaded, attention)
         if rewards is not None:
@@ -331,7 +405,9 @@ def _print_findings(found: list[Any]) -> None:
 
     table = Table("", "law", "measured", "limit")
     for finding in found:
-        figure, limit = (f"{x:.3g}" if isinstance(x, float | int) else x for x in (finding.figure, finding.limit))
+        figure, limit = (
+            f"{x:.3g}" if isinstance(x, float | int) else x for x in (finding.figure, finding.limit)
+        )
         verdict = "[green]ok[/]" if finding.passed else "[red]FAILED[/]"
         table.add_row(verdict, *map(escape, (finding.name, figure, limit)))
     Console().print(table)
@@ -349,14 +425,19 @@ def bench(
         ),
     ] = "steps",
     model: Annotated[
-        str | None, typer.Option(help="Of steps: emoji-sd or emoji-flow alone; of sizes: a hub name.")
+        str | None,
+        typer.Option(help="Of steps: emoji-sd or emoji-flow alone; of sizes: a hub name."),
     ] = None,
-    against: Annotated[str | None, typer.Option(help="trl: also its DDPOTrainer, on emoji-sd.")] = None,
+    against: Annotated[
+        str | None, typer.Option(help="trl: also its DDPOTrainer, on emoji-sd.")
+    ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Times each is run; medians are shown.")] = 7,
     dtype: Annotated[
         str | None, typer.Option(help="Of attention: fp32, fp16 or bf16; without it the usual one.")
     ] = None,
-    heads: Annotated[int | None, typer.Option(min=1, help="Of attention: the model's own on a GPU, else 1.")] = None,
+    heads: Annotated[
+        int | None, typer.Option(min=1, help="Of attention: the model's own on a GPU, else 1.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Time what runs on the machine at hand, in turns within one run."""
@@ -380,7 +461,9 @@ def bench(
         print(json.dumps(rows))
 
 
-def _bench_steps(model: str | None, against: str | None, rounds: int) -> Iterator[tuple[dict[str, Any], str]]:
+def _bench_steps(
+    model: str | None, against: str | None, rounds: int
+) -> Iterator[tuple[dict[str, Any], str]]:
     from accelerate import Accelerator
 
     from .bench.scoring import bench_scoring
@@ -389,12 +472,19 @@ def _bench_steps(model: str | None, against: str | None, rounds: int) -> Iterato
 
     if model is not None and model not in RECIPES:
         raise UserError(f"--model {model!r}: have {sorted(RECIPES)}")
-    accelerator, models = Accelerator(), [model] if model else list(RECIPES)
-    head = f"{'':36} {'model':12} {'seconds':>9} {'iqr':>7} {'floor':>9} {'ratio':>6} {'images/s':>9}"
+    accelerator = Accelerator()
+    models = [model] if model else list(RECIPES)
+    head = (
+        f"{'':36} {'model':12} {'seconds':>9} {'iqr':>7} {'floor':>9} {'ratio':>6} {'images/s':>9}"
+    )
     rows = bench_steps(accelerator, models, rounds=rounds, against=trl_ddpo if against else None)
     scoring = (bench_scoring(accelerator.device, rounds=rounds) for _ in range(model is None))
     for row in itertools.chain(rows, scoring):
-        floor = f"{row.floor_seconds:9.3f} {row.ratio:6.2f}" if row.floor_seconds and row.ratio else f"{'':16}"
+        floor = (
+            f"{row.floor_seconds:9.3f} {row.ratio:6.2f}"
+            if row.floor_seconds and row.ratio
+            else f"{'':16}"
+        )
         figures = f"{row.seconds:9.3f} {row.iqr:7.3f} {floor} {row.images_per_second:9.1f}"
         line = f"{row.name:36} {row.model:12} {figures}"
         yield row.json(), f"{head}\n{line}" if head else line
@@ -407,9 +497,15 @@ def _bench_rewards(rounds: int) -> Iterator[tuple[dict[str, Any], str]]:
     rows = bench_rewards(device(), rounds=rounds)
     for row in rows:
         ratio = "" if row.ratio is None else f"{row.ratio:6.2f} x its floor"
-        yield row.json(), f"{row.name:30} {row.seconds:9.3f} s {row.images_per_second:9.1f} images/s {ratio}"
+        yield (
+            row.json(),
+            f"{row.name:30} {row.seconds:9.3f} s {row.images_per_second:9.1f} images/s {ratio}",
+        )
     for name, times in speedups(rows).items():
-        yield {"name": name, "times": times, "bar": BARS[name]}, f"{name:30} {times:9.2f} x, at least {BARS[name]}"
+        yield (
+            {"name": name, "times": times, "bar": BARS[name]},
+            f"{name:30} {times:9.2f} x, at least {BARS[name]}",
+        )
 
 
 def _bench_sizes(model: str | None) -> Iterator[tuple[dict[str, Any], str]]:
@@ -420,9 +516,15 @@ def _bench_sizes(model: str | None) -> Iterator[tuple[dict[str, Any], str]]:
     if model is not None and model not in SIZES:
         raise UserError(f"--model {model!r}: have {sorted(SIZES)}")
     if device().type != "cuda":
-        raise UserError("bench sizes: no CUDA device here; finetune RECIPE --dry-run estimates memory without one")
-    head = f"{'model':46} {'denoiser':>9} {'seconds':>9} {'pictures/s':>10} {'GiB':>7} {'estimate':>8}"
-    for row in bench_sizes(Accelerator(mixed_precision="bf16"), (model,) if model else tuple(SIZES)):
+        raise UserError(
+            "bench sizes: no CUDA device here; finetune RECIPE --dry-run estimates memory without one"
+        )
+    head = (
+        f"{'model':46} {'denoiser':>9} {'seconds':>9} {'pictures/s':>10} {'GiB':>7} {'estimate':>8}"
+    )
+    for row in bench_sizes(
+        Accelerator(mixed_precision="bf16"), (model,) if model else tuple(SIZES)
+    ):
         line = f"{row.model:46} {row.parameters / 1e9:7.2f} B"
         if row.seconds is None or row.peak is None:
             line += f" {row.why_not} (estimate {row.estimate / 2**30:.1f} GiB)"
@@ -433,7 +535,9 @@ def _bench_sizes(model: str | None) -> Iterator[tuple[dict[str, Any], str]]:
         head = ""
 
 
-def _bench_attention(dtype: str | None, heads: int | None, rounds: int) -> Iterator[tuple[dict[str, Any], str]]:
+def _bench_attention(
+    dtype: str | None, heads: int | None, rounds: int
+) -> Iterator[tuple[dict[str, Any], str]]:
     from .bench.attention import bench_attention
     from .training.engine import DTYPES
 
@@ -443,7 +547,9 @@ def _bench_attention(dtype: str | None, heads: int | None, rounds: int) -> Itera
     fast = place.type != "cpu"
     precision = DTYPES[dtype or ("bf16" if fast else "fp32")]
     head = f"{'model':20} {'heads':>5} {'kernel':10} {'forward':>10} {'and back':>10} {'to sdpa':>8} {'error':>8}"
-    for row in bench_attention(place, precision, heads=heads or (None if fast else 1), repeats=rounds):
+    for row in bench_attention(
+        place, precision, heads=heads or (None if fast else 1), repeats=rounds
+    ):
         line = f"{row['model']:20} {row['heads']:5d} {row['kernel']:10}"
         if row["why_not"] is not None:
             line += f" {row['why_not']}"

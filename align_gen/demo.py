@@ -1,4 +1,6 @@
-"""The whole loop on a model that ships with the package: sample, fine-tune, sample again, score, compare, report."""
+"""The whole loop on a model that ships with the package: sample, fine-tune, sample again, score,
+compare, report.
+"""
 
 import json
 import time
@@ -31,11 +33,12 @@ def demo(
     overrides: tuple[str, ...] = (),
     listen: Listener = silent,
 ) -> dict[str, Any]:
-    """Run it all into ``out``; returns what ``summary.json`` there holds. Started again, it goes on where it stopped.
+    """Run it all into ``out``; returns what ``summary.json`` there holds. Started again, it goes on
+    where it stopped.
 
-    Each of ``reward`` (optimised), ``heldout`` (the same goal by another model) and ``alignment`` (that model's cosine
-    to the bare prompt) has the means before and after, the standard deviation over pictures before, and the 95 %
-    interval and p of the paired change, clustered by prompt.
+    Each of ``reward`` (optimised), ``heldout`` (the same goal by another model) and ``alignment``
+    (that model's cosine to the bare prompt) has the means before and after, the standard deviation
+    over pictures before, and the 95 % interval and p of the paired change, clustered by prompt.
     """
     started, earlier, finished = time.monotonic(), *_seconds_before(Path(out))
     settings = (f"run.seed={seed}", f"run.placebo={str(placebo).lower()}", *overrides)
@@ -50,7 +53,9 @@ def demo(
 
 
 def _seconds_before(run: Path) -> tuple[float, bool]:
-    """What earlier calls spent on this run, and whether they finished it; of an interrupted one, its training steps."""
+    """What earlier calls spent on this run, and whether they finished it; of an interrupted one,
+    its training steps.
+    """
     if not (run / "recipe.yaml").is_file():  # no run of ours; finetune says so
         return 0.0, False
     if (run / "summary.json").is_file():
@@ -85,7 +90,9 @@ def summarise(run: Run) -> dict[str, Any]:
 
 
 def _figures(change: Change) -> dict[str, float]:
-    return {name: getattr(change, name) for name in ("before", "after", "std", "ci_low", "ci_high", "p")}
+    return {
+        name: getattr(change, name) for name in ("before", "after", "std", "ci_low", "ci_high", "p")
+    }
 
 
 class Judged:
@@ -97,16 +104,21 @@ class Judged:
 
     @classmethod
     def of(cls, table: ScoresTable, judge: str) -> "Judged":
-        """recall@5: the share of pictures whose thing is among the five nearest of all things' names."""
+        """recall@5: the share of pictures whose thing is among the five nearest of all things'
+        names.
+        """
         from .reward_heads.heads.clip import ClipHead
 
         assert table.folder is not None
-        gallery, head = Gallery.load(table.folder), ClipHead(judge)
+        gallery = Gallery.load(table.folder)
+        head = ClipHead(judge)
         vectors = embeddings(gallery, head)
         images = torch.stack([vectors[i] for i in range(len(gallery))])
         things = [row["prompt"] for row in load_prompts("emoji-things")]
         names = head.embed_texts([f"an emoji of {thing}" for thing in things]).cpu()
         similarity = images @ names.T
-        own = similarity[torch.arange(len(images)), [things.index(row["thing"]) for row in gallery.rows]]
+        own = similarity[
+            torch.arange(len(images)), [things.index(row["thing"]) for row in gallery.rows]
+        ]
         rank = (similarity > own[:, None]).sum(1)
         return cls((rank < 5).float().mean().item(), diversity(gallery.rows, vectors) or 0.0)

@@ -8,24 +8,33 @@ if TYPE_CHECKING:
 
 
 def rank_slice(total: int, accelerator: "Accelerator | None") -> range:
-    """This process's part of range(total): consecutive, and as equal as can be. All of it without an accelerator."""
+    """This process's part of range(total): consecutive, and as equal as can be. All of it without
+    an accelerator.
+    """
     if accelerator is None:
         return range(total)
-    rank, ranks = accelerator.process_index, accelerator.num_processes
+    rank = accelerator.process_index
+    ranks = accelerator.num_processes
     return range(rank * total // ranks, (rank + 1) * total // ranks)
 
 
 def unshard(value: "Tensor") -> "Tensor":
-    """The whole of a tensor that is cut over the processes; every process must call this. Any other as it is."""
+    """The whole of a tensor that is cut over the processes; every process must call this. Any other
+    as it is.
+    """
     from torch.distributed.tensor import DTensor
 
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def shard_like(value: "Tensor", like: "Tensor") -> "Tensor":
-    """This process's part of a whole tensor, cut as ``like`` is; the whole where ``like`` is not cut."""
+    """This process's part of a whole tensor, cut as ``like`` is; the whole where ``like`` is not
+    cut.
+    """
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     if not isinstance(like, DTensor):
         return value
-    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+    return distribute_tensor(
+        value.to(like.device), like.device_mesh, like.placements, src_data_rank=None
+    )

@@ -5,16 +5,22 @@ from contextlib import contextmanager
 
 
 class UserError(ValueError):
-    """A mistake of the user's: names the key or file and what is accepted. The command line exits with 2."""
+    """A mistake of the user's: names the key or file and what is accepted. The command line exits
+    with 2.
+    """
 
 
 class RunFailure(RuntimeError):
-    """A run that had to stop, with everything up to its last checkpoint kept. The command line exits with 1."""
+    """A run that had to stop, with everything up to its last checkpoint kept. The command line
+    exits with 1.
+    """
 
 
 @contextmanager
 def user_mistakes() -> Iterator[None]:
-    """Around making things ready from what a user named: a library's ValueError or OSError there is theirs to fix."""
+    """Around making things ready from what a user named: a library's ValueError or OSError there is
+    theirs to fix.
+    """
     try:
         yield
     except UserError:
@@ -25,7 +31,9 @@ def user_mistakes() -> Iterator[None]:
 
 @contextmanager
 def writing(path: object) -> Iterator[None]:
-    """Around writing a part of a run: a disk that is full, or gone, is a RunFailure that names the path."""
+    """Around writing a part of a run: a disk that is full, or gone, is a RunFailure that names the
+    path.
+    """
     from safetensors import SafetensorError
 
     try:

@@ -1,4 +1,6 @@
-"""Bytes of modules, and of the tensors that some work needs at once, counted as they are made and freed."""
+"""Bytes of modules, and of the tensors that some work needs at once, counted as they are made and
+freed.
+"""
 
 import weakref
 from collections.abc import Iterable
@@ -10,14 +12,20 @@ from torch.utils._pytree import tree_iter
 
 
 class PeakMemory(TorchDispatchMode):
-    """Inside, ``peak`` is the largest sum of bytes alive at once of what was made inside; shapes alone will do."""
+    """Inside, ``peak`` is the largest sum of bytes alive at once of what was made inside; shapes
+    alone will do.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.now = self.peak = 0
-        self._seen: dict[int, weakref.ref[Any]] = {}  # storages, by address; a dead one's may be used again
+        self._seen: dict[
+            int, weakref.ref[Any]
+        ] = {}  # storages, by address; a dead one's may be used again
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
         for value in tree_iter((args, kwargs)):
             self._note(value, made=False)
         made = func(*args, **(kwargs or {}))
@@ -29,7 +37,8 @@ class PeakMemory(TorchDispatchMode):
         if not isinstance(value, Tensor):
             return
         storage = value.untyped_storage()
-        key, size = storage._cdata, storage.nbytes() if made else 0
+        key = storage._cdata
+        size = storage.nbytes() if made else 0
         if (known := self._seen.get(key)) is not None and known() is not None:
             return
 
@@ -44,5 +53,7 @@ class PeakMemory(TorchDispatchMode):
 
 def size_of(modules: Iterable[nn.Module]) -> int:
     """Bytes of parameters and buffers; one that two modules share counts once."""
-    tensors = {id(tensor): tensor for part in modules for tensor in (*part.parameters(), *part.buffers())}
+    tensors = {
+        id(tensor): tensor for part in modules for tensor in (*part.parameters(), *part.buffers())
+    }
     return sum(tensor.nbytes for tensor in tensors.values())

@@ -21,35 +21,69 @@ class Progress:
     def __enter__(self) -> "Progress":
         if sys.stderr.isatty():
             from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+            from rich.progress import (
+                BarColumn,
+                MofNCompleteColumn,
+                TextColumn,
+                TimeElapsedColumn,
+                TimeRemainingColumn,
+            )
             from rich.progress import Progress as Bar
 
-            columns = (TextColumn("{task.description:12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            columns = (
+                TextColumn("{task.description:12}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+            )
             self.bar = Bar(
-                *columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=Console(stderr=True)
+                *columns,
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=Console(stderr=True),
             )
             self.bar.start()
         return self
 
     def __call__(self, phase: str, done: int, total: int, numbers: Mapping[str, Any]) -> None:
-        shown = {key: value for key, value in numbers.items() if key.startswith("reward/") or key == "loss"}
-        note = "  ".join(f"{key} {value:.4g}" for key, value in shown.items() if isinstance(value, float))
+        shown = {
+            key: value
+            for key, value in numbers.items()
+            if key.startswith("reward/") or key == "loss"
+        }
+        note = "  ".join(
+            f"{key} {value:.4g}" for key, value in shown.items() if isinstance(value, float)
+        )
         if self.bar is not None:
             if phase not in self.tasks:
                 self.tasks[phase] = self.bar.add_task(phase, total=total, note="")
             self.bar.update(self.tasks[phase], completed=done, total=total, note=note)
             return
-        now, new = time.monotonic(), phase != self.phase
+        now = time.monotonic()
+        new = phase != self.phase
         if new:
-            self.phase, self.began, self.first = phase, now, done
+            self.phase = phase
+            self.began = now
+            self.first = done
         if new or done == total or now - self.spoken >= PLAIN_SECONDS:
             self.spoken = now
-            left = (now - self.began) / (done - self.first) * (total - done) if self.first < done < total else None
-            told = [f"{phase} {done}/{total}", note, "" if left is None else f"{duration(left)} left"]
+            left = (
+                (now - self.began) / (done - self.first) * (total - done)
+                if self.first < done < total
+                else None
+            )
+            told = [
+                f"{phase} {done}/{total}",
+                note,
+                "" if left is None else f"{duration(left)} left",
+            ]
             print("  ".join(filter(None, told)), file=sys.stderr, flush=True)
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self.bar is not None:
             self.bar.stop()

@@ -1,4 +1,6 @@
-"""What every checked set of options is: frozen, without unknown keys, without infinities, and without true for 1."""
+"""What every checked set of options is: frozen, without unknown keys, without infinities, and
+without true for 1.
+"""
 
 from typing import Any
 
@@ -8,7 +10,9 @@ from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 class Strict(BaseModel):
     """Base of the recipe's sections and of every method's options."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, arbitrary_types_allowed=True
+    )
 
     @field_validator("*", mode="before")
     @classmethod

@@ -1,4 +1,6 @@
-"""How to sample: model adapters, diffusion and flow processes, rollouts, guidance. Names resolve on first use."""
+"""How to sample: model adapters, diffusion and flow processes, rollouts, guidance. Names resolve on
+first use.
+"""
 
 import logging
 from importlib import import_module
@@ -10,8 +12,11 @@ if TYPE_CHECKING:
     from .registry import load
     from .sampling import Rollout, rollout, sample
 
-# xformers has no kernels for a CPU, and says so as soon as diffusers finds it: whoever asks for them is told then.
-logging.getLogger("xformers").addFilter(lambda record: "can't load C++/CUDA extensions" not in record.getMessage())
+# xformers has no kernels for a CPU, and says so as soon as diffusers finds it: whoever asks for
+# them is told then.
+logging.getLogger("xformers").addFilter(
+    lambda record: "can't load C++/CUDA extensions" not in record.getMessage()
+)
 
 _NAMES = {
     "Condition": "base",

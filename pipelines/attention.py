@@ -1,8 +1,8 @@
 """Which kernel computes attention: chosen for each module of a model, and tried before it is used.
 
-torch's ``scaled_dot_product_attention`` picks one by itself ("sdpa") or is held to one ("math", "flash", "efficient",
-"cudnn"); xformers brings its own. The choice is a matter of the model's own modules: diffusers' process-wide switch,
-which would reach the next model too, is never touched.
+torch's ``scaled_dot_product_attention`` picks one by itself ("sdpa") or is held to one ("math",
+"flash", "efficient", "cudnn"); xformers brings its own. The choice is a matter of the model's own
+modules: diffusers' process-wide switch, which would reach the next model too, is never touched.
 """
 
 import inspect
@@ -38,7 +38,9 @@ def attend(kernel: str, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     if kernel == "xformers":
         from xformers.ops import memory_efficient_attention  # type: ignore[import-not-found, unused-ignore]
 
-        made: Tensor = memory_efficient_attention(*(x.transpose(1, 2) for x in (query, key, value))).transpose(1, 2)
+        made: Tensor = memory_efficient_attention(
+            *(x.transpose(1, 2) for x in (query, key, value))
+        ).transpose(1, 2)
         return made
     if kernel == "sdpa":
         return F.scaled_dot_product_attention(query, key, value)
@@ -50,7 +52,8 @@ def attend(kernel: str, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 def why_not(kernel: str, head_size: int, dtype: torch.dtype, device: torch.device) -> str | None:
     """Why a kernel does not run here, forward and backward; None where it does."""
     query, key, value = (
-        torch.ones(1, 2, 32, head_size, dtype=dtype, device=device, requires_grad=True) for _ in range(3)
+        torch.ones(1, 2, 32, head_size, dtype=dtype, device=device, requires_grad=True)
+        for _ in range(3)
     )
     try:
         attend(kernel, query, key, value).sum().backward()
@@ -60,18 +63,24 @@ def why_not(kernel: str, head_size: int, dtype: torch.dtype, device: torch.devic
 
 
 def use_attention(
-    model: Model, name: str = "auto", dtype: torch.dtype | None = None, device: torch.device | None = None
+    model: Model,
+    name: str = "auto",
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
 ) -> dict[str, Counter[str]]:
-    """Have the denoisers of a model use a kernel, and say which each of their modules uses, by component.
+    """Have the denoisers of a model use a kernel, and say which each of their modules uses, by
+    component.
 
-    "auto": xformers where it runs on an accelerator and the module has a processor for it, else torch's own choice.
+    "auto": xformers where it runs on an accelerator and the module has a processor for it, else
+    torch's own choice.
 
     Args:
         dtype: that attention will run in; the weights' without it.
         device: that it will run on; the weights' without it.
 
     Raises:
-        ValueError: no such kernel, or it does not run here for some module's head size; nothing is changed then.
+        ValueError: no such kernel, or it does not run here for some module's head size; nothing is
+            changed then.
     """
     if name not in NAMES:
         raise ValueError(f"attention: want one of {NAMES}, got {name!r}")
@@ -81,13 +90,21 @@ def use_attention(
         where = (module.inner_dim // module.heads, dtype or weight.dtype, device or weight.device)
         kernel = name
         if name == "auto":
-            fast = where[2].type != "cpu" and _takes_xformers(module) and why_not("xformers", *where) is None
+            fast = (
+                where[2].type != "cpu"
+                and _takes_xformers(module)
+                and why_not("xformers", *where) is None
+            )
             kernel = "xformers" if fast else "sdpa"
         elif name == "xformers" and not _takes_xformers(module):
-            raise ValueError(f"attention xformers: {type(_plain(module)).__name__} has no version over xformers")
+            raise ValueError(
+                f"attention xformers: {type(_plain(module)).__name__} has no version over xformers"
+            )
         elif (reason := why_not(name, *where)) is not None:
             size, precision, device = where
-            raise ValueError(f"attention {name}: not here, with heads of {size} in {precision} on {device}: {reason}")
+            raise ValueError(
+                f"attention {name}: not here, with heads of {size} in {precision} on {device}: {reason}"
+            )
         plan.append((module, kernel))
     choose(plan)
     return attention_of(model)
@@ -126,32 +143,42 @@ def attention_of(model: Model) -> dict[str, Counter[str]]:
 def describe(used: dict[str, Counter[str]]) -> str:
     """In one line."""
     parts = (
-        f"{component} {', '.join(f'{n} x {name}' for name, n in counts.items())}" for component, counts in used.items()
+        f"{component} {', '.join(f'{n} x {name}' for name, n in counts.items())}"
+        for component, counts in used.items()
     )
     return "; ".join(parts) or "no module whose kernel can be chosen"
 
 
 def kernel_of(module: Any) -> str:
     """The name of the kernel that an attention module uses."""
-    if hasattr(module.processor, "plain") or getattr(module.processor, "_attention_backend", None) == "xformers":
+    if (
+        hasattr(module.processor, "plain")
+        or getattr(module.processor, "_attention_backend", None) == "xformers"
+    ):
         return "xformers"
     return getattr(module.processor, "kernel", "sdpa")
 
 
 def _modules(model: Model) -> list[tuple[str, Any]]:
-    """Attention modules of what draws: not of text encoders, which run once, nor of the VAE, whose head is too wide."""
+    """Attention modules of what draws: not of text encoders, which run once, nor of the VAE, whose
+    head is too wide.
+    """
     return [
         (component, module)
         for component, part in model.components().items()
         if component != "vae" and not component.startswith("text_encoder")
         for module in unwrap(part).modules()
-        if hasattr(module, "set_processor") and hasattr(module, "heads") and _has_softmax(_plain_class(_plain(module)))
+        if hasattr(module, "set_processor")
+        and hasattr(module, "heads")
+        and _has_softmax(_plain_class(_plain(module)))
     ]
 
 
 @cache
 def _has_softmax(processor: Any) -> bool:
-    """Whether it computes what the kernels do: linear attention does not, nor what is written out by hand."""
+    """Whether it computes what the kernels do: linear attention does not, nor what is written out
+    by hand.
+    """
     source = inspect.getsource(processor.__call__)
     return any(name in source for name in ("scaled_dot_product_attention", "dispatch_attention_fn"))
 
@@ -174,7 +201,9 @@ def _set(module: Any, kernel: str) -> None:
     processor = _plain(module)
     processor.__class__ = _plain_class(processor)
     if hasattr(processor, "_attention_backend"):  # as it was before the first choice
-        processor._attention_backend = vars(processor).setdefault("own_backend", processor._attention_backend)
+        processor._attention_backend = vars(processor).setdefault(
+            "own_backend", processor._attention_backend
+        )
     if kernel in KERNELS:
         processor.__class__ = _held(processor.__class__, kernel)
     elif kernel == "xformers" and hasattr(processor, "_attention_backend"):
@@ -202,7 +231,9 @@ def _held(processor: Any, kernel: str) -> Any:
             try:
                 return processor.__call__(self, *args, **kwargs)
             except RuntimeError as error:
-                if not any(words in str(error) for words in ("No available kernel", "No viable backend")):
+                if not any(
+                    words in str(error) for words in ("No available kernel", "No viable backend")
+                ):
                     raise
                 raise ValueError(
                     f"attention {kernel}: cannot take what {processor.__name__} gives it (a mask, or this dtype)"

@@ -16,19 +16,19 @@ from .process import Process
 
 Guidance = float | Mapping[str, float]
 Reference = Literal["off", "start", "copy", "refreshed"]
-POLICY, START, REFRESHED = (
-    "policy",
-    "start",
-    "refreshed",
-)  # LoRAs: the trained one, and it as it began and as it was later
+# LoRAs: the trained one, and it as it began and as it was later
+POLICY = "policy"
+START = "start"
+REFRESHED = "refreshed"
 
 
 @dataclass(frozen=True)
 class Condition:
-    """What a denoiser is told besides (x_t, t). Every tensor has B rows; indexing and repeating go by rows.
+    """What a denoiser is told besides (x_t, t). Every tensor has B rows; indexing and repeating go
+    by rows.
 
-    ``latent_shape`` is the shape of one sample's latents, (C, H, W) or (C, F, H, W), so that a condition alone is
-    enough to start sampling.
+    ``latent_shape`` is the shape of one sample's latents, (C, H, W) or (C, F, H, W), so that a
+    condition alone is enough to start sampling.
     """
 
     prompts: tuple[str, ...]
@@ -38,7 +38,9 @@ class Condition:
     def __post_init__(self) -> None:
         for name, tensor in self.tensors.items():
             if len(tensor) != len(self.prompts):
-                raise ValueError(f"condition {name}: want {len(self.prompts)} rows, got {tuple(tensor.shape)}")
+                raise ValueError(
+                    f"condition {name}: want {len(self.prompts)} rows, got {tuple(tensor.shape)}"
+                )
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -56,9 +58,15 @@ class Condition:
     def cat(parts: Sequence["Condition"]) -> "Condition":
         """Rows of several conditions of one size bucket, in order."""
         if len({part.latent_shape for part in parts}) != 1:
-            raise ValueError(f"conditions of several sizes: {[part.latent_shape for part in parts]}")
-        tensors = {name: torch.cat([part.tensors[name] for part in parts]) for name in parts[0].tensors}
-        return Condition(tuple(p for part in parts for p in part.prompts), tensors, parts[0].latent_shape)
+            raise ValueError(
+                f"conditions of several sizes: {[part.latent_shape for part in parts]}"
+            )
+        tensors = {
+            name: torch.cat([part.tensors[name] for part in parts]) for name in parts[0].tensors
+        }
+        return Condition(
+            tuple(p for part in parts for p in part.prompts), tensors, parts[0].latent_shape
+        )
 
 
 @dataclass(frozen=True)
@@ -67,16 +75,18 @@ class LoraOptions:
 
     rank: int
     alpha: float | None = None  # None: the rank, so that the update is B A x
-    target_modules: str | tuple[str, ...] | None = None  # names, or one regular expression; None: the family's default
+    target_modules: str | tuple[str, ...] | None = (
+        None  # names, or one regular expression; None: the family's default
+    )
 
 
 class Model(ABC):
     """A generator: how to condition it, run it, and turn latents into pictures and back.
 
-    Latents are unpacked, (B, C, H, W) or (B, C, F, H, W); packing, position ids and per-frame repetition happen inside
-    ``predict``, from the latents' shape. ``trainable`` maps component names to the modules that ``predict`` runs:
-    what is put there (by DDP, by torch.compile) is what runs.
-    ``copies`` are their frozen references in full training, empty otherwise.
+    Latents are unpacked, (B, C, H, W) or (B, C, F, H, W); packing, position ids and per-frame
+    repetition happen inside ``predict``, from the latents' shape. ``trainable`` maps component
+    names to the modules that ``predict`` runs: what is put there (by DDP, by torch.compile) is what
+    runs. ``copies`` are their frozen references in full training, empty otherwise.
     """
 
     process: Process
@@ -113,8 +123,9 @@ class Model(ABC):
     ) -> Condition:
         """What does not change along a trajectory, computed once.
 
-        ``None`` is the family's own default, of sizes and frames too. Texts are padded to a fixed length, so that rows
-        of several calls concatenate. ``inputs``: control maps, source images …; a family refuses those it has not.
+        ``None`` is the family's own default, of sizes and frames too. Texts are padded to a fixed
+        length, so that rows of several calls concatenate. ``inputs``: control maps, source images
+        …; a family refuses those it has not.
         """
 
     @abstractmethod
@@ -125,13 +136,16 @@ class Model(ABC):
 
     @abstractmethod
     def predict(self, x_t: Tensor, t: Tensor, condition: Condition, guidance: Guidance) -> Tensor:
-        """The guided output in the process's convention, of x_t's shape. t: () or (B,), process time."""
+        """The guided output in the process's convention, of x_t's shape. t: () or (B,), process
+        time.
+        """
 
     @abstractmethod
     def decode(self, latents: Tensor, frames: Sequence[int] | None = None) -> Tensor:
         """Latents -> media in [0, 1], (B, 3, H, W) or (B, F, 3, H, W); differentiable.
 
-        ``frames`` picks some of a video where the VAE works frame by frame; other families refuse it.
+        ``frames`` picks some of a video where the VAE works frame by frame; other families refuse
+        it.
         """
 
     @abstractmethod
@@ -139,7 +153,9 @@ class Model(ABC):
         """Media in [0, 1] -> latents; the encoder's mean, no sampling."""
 
     def passes(self, guidance: Guidance) -> int:
-        """Rows of the network that one row of ``predict`` takes: guidance by comparison doubles them."""
+        """Rows of the network that one row of ``predict`` takes: guidance by comparison doubles
+        them.
+        """
         return 1
 
     # -- training and the frozen reference
@@ -154,10 +170,17 @@ class Model(ABC):
 
     def components(self) -> dict[str, nn.Module]:
         """Every module of the pipeline, trained or not."""
-        return {name: part for name, part in self.pipeline.components.items() if isinstance(part, nn.Module)}
+        return {
+            name: part
+            for name, part in self.pipeline.components.items()
+            if isinstance(part, nn.Module)
+        }
 
     def to(self, device: torch.device | str) -> "Model":
-        for module in (*self.components().values(), *(() if self.offload_copies else self.copies.values())):
+        for module in (
+            *self.components().values(),
+            *(() if self.offload_copies else self.copies.values()),
+        ):
             module.to(device)
         return self
 
@@ -169,13 +192,15 @@ class Model(ABC):
 
     def parameters(self) -> list[nn.Parameter]:
         """What is trained, in a fixed order."""
-        return [p for module in self.trainable.values() for p in module.parameters() if p.requires_grad]
+        return [
+            p for module in self.trainable.values() for p in module.parameters() if p.requires_grad
+        ]
 
     def train_lora(self, options: LoraOptions) -> None:
         """Freeze everything and add a LoRA, initially the identity, to each trainable component.
 
-        A LoRA already loaded under the name "policy" is what training goes on from; it is also kept, frozen, as the
-        reference.
+        A LoRA already loaded under the name "policy" is what training goes on from; it is also
+        kept, frozen, as the reference.
         """
         from peft import LoraConfig
 
@@ -184,18 +209,27 @@ class Model(ABC):
         chosen = options.target_modules or self.default_lora_targets
         targets = chosen if isinstance(chosen, str) else list(chosen)
         config = LoraConfig(
-            r=options.rank, lora_alpha=options.alpha or options.rank, target_modules=targets, init_lora_weights=True
+            r=options.rank,
+            lora_alpha=options.alpha or options.rank,
+            target_modules=targets,
+            init_lora_weights=True,
         )
         for module in map(unwrap, self.trainable.values()):
             if POLICY in getattr(module, "peft_config", {}):
                 loaded = module.peft_config[POLICY].r
                 if loaded != options.rank:
-                    raise ValueError(f"lora rank: the loaded adapter has {loaded}, want the same, got {options.rank}")
+                    raise ValueError(
+                        f"lora rank: the loaded adapter has {loaded}, want the same, got {options.rank}"
+                    )
                 alpha = module.peft_config[POLICY].lora_alpha
                 if options.alpha not in (None, alpha):
-                    raise ValueError(f"lora alpha: the loaded adapter has {alpha}, want the same, got {options.alpha}")
+                    raise ValueError(
+                        f"lora alpha: the loaded adapter has {alpha}, want the same, got {options.alpha}"
+                    )
                 self.reference = "start"
-                if old := [name for name in (START, REFRESHED) if name in module.peft_config]:  # of an earlier training
+                if old := [
+                    name for name in (START, REFRESHED) if name in module.peft_config
+                ]:  # of an earlier training
                     module.delete_adapters(old)
                 _copy_lora(module, START)
             else:
@@ -205,8 +239,13 @@ class Model(ABC):
     def train_full(self) -> None:
         """Train every weight of the trainable components, against a frozen copy."""
         self._require_no_foreign_lora()
-        if any(POLICY in getattr(unwrap(module), "peft_config", {}) for module in self.trainable.values()):
-            raise ValueError("lora: null trains every weight, but a LoRA is loaded; go on with a LoRA of its rank")
+        if any(
+            POLICY in getattr(unwrap(module), "peft_config", {})
+            for module in self.trainable.values()
+        ):
+            raise ValueError(
+                "lora: null trains every weight, but a LoRA is loaded; go on with a LoRA of its rank"
+            )
         self._freeze()
         self.copies = {name: copy.deepcopy(module) for name, module in self.trainable.items()}
         self.reference = "copy"
@@ -221,14 +260,18 @@ class Model(ABC):
         """
         networks = [unwrap(module) for module in self.trainable.values()]
         if not all(POLICY in getattr(module, "peft_config", {}) for module in networks):
-            raise ValueError("a refreshed reference is a copy of the LoRA, and none is trained; want model.lora")
+            raise ValueError(
+                "a refreshed reference is a copy of the LoRA, and none is trained; want model.lora"
+            )
         for module in networks:
             _copy_lora(module, REFRESHED)
             self._activate(module, POLICY)
         self.reference = "refreshed"
 
     def untrain(self) -> None:
-        """Back to the weights before ``train_lora`` or ``train_full``; an adapter loaded earlier stays."""
+        """Back to the weights before ``train_lora`` or ``train_full``; an adapter loaded earlier
+        stays.
+        """
         for name, module in self.trainable.items():
             inner = unwrap(module)
             adapters = getattr(inner, "peft_config", {})
@@ -237,7 +280,9 @@ class Model(ABC):
             if START in adapters:
                 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
-                set_peft_model_state_dict(inner, get_peft_model_state_dict(inner, adapter_name=START), POLICY)
+                set_peft_model_state_dict(
+                    inner, get_peft_model_state_dict(inner, adapter_name=START), POLICY
+                )
                 inner.delete_adapters([START])
             elif POLICY in adapters:
                 inner.unload_lora()
@@ -268,7 +313,8 @@ class Model(ABC):
                 for module in self.copies.values():
                     module.to(self.device)
                 stack.callback(self.rest)
-                kept, self.trainable = self.trainable, {**self.copies}
+                kept = self.trainable
+                self.trainable = {**self.copies}
                 stack.callback(setattr, self, "trainable", kept)
             for module in map(unwrap, self.trainable.values()):
                 if self.reference == "off" and POLICY in getattr(module, "peft_config", {}):
@@ -282,8 +328,12 @@ class Model(ABC):
     def _require_no_foreign_lora(self) -> None:
         """Ours would be switched on in their place, in the policy and in the reference."""
         for name, module in self.trainable.items():
-            if foreign := sorted(getattr(unwrap(module), "peft_config", {}).keys() - {POLICY, START, REFRESHED}):
-                raise ValueError(f"{name}: has the LoRA {foreign} loaded; fuse it into the weights or unload it first")
+            if foreign := sorted(
+                getattr(unwrap(module), "peft_config", {}).keys() - {POLICY, START, REFRESHED}
+            ):
+                raise ValueError(
+                    f"{name}: has the LoRA {foreign} loaded; fuse it into the weights or unload it first"
+                )
 
     def _freeze(self) -> None:
         for module in self.components().values():
@@ -312,7 +362,9 @@ def _copy_lora(module: Any, name: str) -> None:
     """Have the LoRA of that name be what the policy's is now, in its precision."""
     if name not in module.peft_config:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Already found a `peft_config` attribute", UserWarning)
+            warnings.filterwarnings(
+                "ignore", "Already found a `peft_config` attribute", UserWarning
+            )
             module.add_adapter(copy.deepcopy(module.peft_config[POLICY]), adapter_name=name)
     parameters = dict(module.named_parameters())
     for key, parameter in parameters.items():
@@ -321,7 +373,9 @@ def _copy_lora(module: Any, name: str) -> None:
 
 
 def _add_lora(module: Any, config: Any) -> None:
-    """A new LoRA, or none: diffusers marks a component as adapted before it knows that the names fit."""
+    """A new LoRA, or none: diffusers marks a component as adapted before it knows that the names
+    fit.
+    """
     try:
         module.add_adapter(config, adapter_name=POLICY)
     except ValueError:

@@ -1,7 +1,8 @@
-"""What the adapters of diffusers pipelines share: texts encoded once, guidance in one batch, exports both ways.
+"""What the adapters of diffusers pipelines share: texts encoded once, guidance in one batch,
+exports both ways.
 
-A family says how texts become tensors, how its network is called, and what its pipeline does to latents; see
-``stable_diffusion.py`` for the shortest whole one.
+A family says how texts become tensors, how its network is called, and what its pipeline does to
+latents; see ``stable_diffusion.py`` for the shortest whole one.
 """
 
 import logging
@@ -23,8 +24,15 @@ from .schedules import ddim, euler
 
 TOKENIZER_LOG = "transformers.tokenization_utils_base"
 LORA_FILE = "pytorch_lora_weights.safetensors"
-LORA_LOGS = ("diffusers.loaders.peft", "diffusers.loaders.lora_pipeline", "diffusers.loaders.lora_base")
-LORA_SAFE: dict[str, Any] = {"weight_name": LORA_FILE, "use_safetensors": True}  # never a pickle in its place
+LORA_LOGS = (
+    "diffusers.loaders.peft",
+    "diffusers.loaders.lora_pipeline",
+    "diffusers.loaders.lora_base",
+)
+LORA_SAFE: dict[str, Any] = {
+    "weight_name": LORA_FILE,
+    "use_safetensors": True,
+}  # never a pickle in its place
 WORTH_CACHING = 50_000_000  # parameters of text encoders; smaller ones are faster than a disk
 TRIAL = "trial"  # what a LoRA is called until it is known to fit
 NEGATIVE = "negative_"
@@ -33,9 +41,10 @@ NEGATIVE = "negative_"
 class Pretrained(Model):
     """A diffusers pipeline behind the Model contract.
 
-    In a condition, ``negative_NAME`` is what classifier-free guidance puts in the place of NAME; a tensor without one
-    is the same on both sides. ``guidances`` are the scales a family knows, with their defaults: a bare number is the
-    first. "text" is classifier-free; what is "embedded" is an input of the network, the tensor ``guidance``.
+    In a condition, ``negative_NAME`` is what classifier-free guidance puts in the place of NAME; a
+    tensor without one is the same on both sides. ``guidances`` are the scales a family knows, with
+    their defaults: a bare number is the first. "text" is classifier-free; what is "embedded" is an
+    input of the network, the tensor ``guidance``.
     """
 
     guidances: Mapping[str, float] = MappingProxyType({"text": 1.0})
@@ -50,7 +59,9 @@ class Pretrained(Model):
         self._texts: dict[str, dict[str, Tensor]] = {}
         self._negatives: dict[str, dict[str, Tensor]] = {}
         self._fingerprint: str | None = None
-        weights = sum(p.numel() for encoder in self.text_encoders().values() for p in encoder.parameters())
+        weights = sum(
+            p.numel() for encoder in self.text_encoders().values() for p in encoder.parameters()
+        )
         self.prompt_cache = PromptCache() if weights >= WORTH_CACHING else None
         self._warned = self._freed = False
 
@@ -61,14 +72,20 @@ class Pretrained(Model):
         """Tensors of one row a text, of the same width whatever the text."""
 
     def encode_negatives(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """The same of negative texts, for a family that encodes those in another way; of the same widths too."""
+        """The same of negative texts, for a family that encodes those in another way; of the same
+        widths too.
+        """
         return self.encode_texts(texts)
 
     @abstractmethod
     def denoise(self, x: Tensor, t: Tensor, tensors: dict[str, Tensor]) -> Tensor:
-        """One call of the network. x (B, *latent) in its dtype, t (B,) process time, tensors of B rows."""
+        """One call of the network. x (B, *latent) in its dtype, t (B,) process time, tensors of B
+        rows.
+        """
 
-    def inputs(self, count: int, height: int, width: int, num_frames: int, **inputs: Any) -> dict[str, Tensor]:
+    def inputs(
+        self, count: int, height: int, width: int, num_frames: int, **inputs: Any
+    ) -> dict[str, Tensor]:
         """Tensors that no text gives: sizes, control maps, source images. ``count`` rows each."""
         if inputs:
             raise ValueError(f"{type(self).__name__} takes no {sorted(inputs)}")
@@ -79,7 +96,9 @@ class Pretrained(Model):
         return (euler if isinstance(self.process, Flow) else ddim)(self.pipeline.scheduler)
 
     def call(self, latents: Tensor, guidance: Guidance, **inputs: Any) -> dict[str, Any]:
-        """Keywords with which the pipeline's own call, from these latents, draws what eta = 0 draws here."""
+        """Keywords with which the pipeline's own call, from these latents, draws what eta = 0 draws
+        here.
+        """
         options = {"latents": latents, "guidance_scale": self.scales(guidance)["text"], **inputs}
         if hasattr(self, "max_sequence_length"):
             options["max_sequence_length"] = self.max_sequence_length
@@ -102,7 +121,8 @@ class Pretrained(Model):
         num_frames: int | None = None,
         **inputs: Any,
     ) -> Condition:
-        height, width = height or self.default_size[0], width or self.default_size[1]
+        height = height or self.default_size[0]
+        width = width or self.default_size[1]
         num_frames = num_frames or self.default_frames
         shape = self.latent_shape(height, width, num_frames)
         against: list[str | None]
@@ -122,15 +142,24 @@ class Pretrained(Model):
     def predict(self, x_t: Tensor, t: Tensor, condition: Condition, guidance: Guidance) -> Tensor:
         scales = self.scales(guidance)
         scale = scales.get("text", 1.0)
-        x, t = x_t.to(self.dtype), t.to(x_t.device).expand(len(x_t))
-        with_text = {name: value for name, value in condition.tensors.items() if not name.startswith(NEGATIVE)}
+        x = x_t.to(self.dtype)
+        t = t.to(x_t.device).expand(len(x_t))
+        with_text = {
+            name: value
+            for name, value in condition.tensors.items()
+            if not name.startswith(NEGATIVE)
+        }
         if "embedded" in scales:
             with_text["guidance"] = torch.full((len(x),), scales["embedded"], device=x.device)
         if scale <= 1:
             return self.denoise(x, t, self._ready(with_text))
-        without_text = {name: condition.tensors.get(NEGATIVE + name, value) for name, value in with_text.items()}
+        without_text = {
+            name: condition.tensors.get(NEGATIVE + name, value) for name, value in with_text.items()
+        }
         both = {name: torch.cat([without_text[name], value]) for name, value in with_text.items()}
-        without, with_ = self.denoise(torch.cat([x, x]), torch.cat([t, t]), self._ready(both)).chunk(2)
+        without, with_ = self.denoise(
+            torch.cat([x, x]), torch.cat([t, t]), self._ready(both)
+        ).chunk(2)
         return self.guided(without, with_, scale)
 
     def guided(self, without: Tensor, with_text: Tensor, scale: float) -> Tensor:
@@ -145,7 +174,9 @@ class Pretrained(Model):
         if isinstance(guidance, float | int):
             guidance = {next(iter(self.guidances)): guidance}
         if not guidance or guidance.keys() - self.guidances.keys():
-            raise ValueError(f"guidance: want a number, or some of {sorted(self.guidances)}, got {dict(guidance)}")
+            raise ValueError(
+                f"guidance: want a number, or some of {sorted(self.guidances)}, got {dict(guidance)}"
+            )
         return {**self.guidances, **guidance}
 
     def latent_statistics(self) -> tuple[Any, Any]:
@@ -178,8 +209,11 @@ class Pretrained(Model):
             raise ValueError(
                 f"size: want height and width in multiples of {factor} and one frame, got {height}x{width}"
             )
-        side, config = self.pipeline.vae_scale_factor, self.pipeline.vae.config
-        channels = config.z_dim if "z_dim" in config else config.latent_channels  # video VAEs call them z
+        side = self.pipeline.vae_scale_factor
+        config = self.pipeline.vae.config
+        channels = (
+            config.z_dim if "z_dim" in config else config.latent_channels
+        )  # video VAEs call them z
         return (channels, height // side, width // side)
 
     def forget(self) -> None:
@@ -193,7 +227,9 @@ class Pretrained(Model):
         return super().to(device)
 
     def free_text_encoders(self, prompts: Sequence[str] = ()) -> None:
-        """Encode prompts, and drop the text encoders: only what was encoded so far can be drawn from then on."""
+        """Encode prompts, and drop the text encoders: only what was encoded so far can be drawn
+        from then on.
+        """
         self._encode(prompts)
         if self.default_negative is not None:
             self._encode([self.default_negative], negative=True)
@@ -204,40 +240,62 @@ class Pretrained(Model):
 
     def _ready(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """In the network's dtype; integers and masks stay what they are."""
-        return {name: value.to(self.dtype) if value.is_floating_point() else value for name, value in tensors.items()}
+        return {
+            name: value.to(self.dtype) if value.is_floating_point() else value
+            for name, value in tensors.items()
+        }
 
     # -- texts
 
     def text_encoders(self) -> dict[str, Any]:
         """The pipeline's text encoders, by component name."""
-        return {name: part for name, part in self.components().items() if name.startswith("text_encoder")}
+        return {
+            name: part
+            for name, part in self.components().items()
+            if name.startswith("text_encoder")
+        }
 
     @torch.no_grad()
     def _encode(
         self, texts: Sequence[str], negative: bool = False, batch_size: int = 32
     ) -> dict[str, dict[str, Tensor]]:
-        """The tensors of texts. Each is encoded once in the model's life; by large encoders, once on this machine."""
-        known, encode, role = self._texts, self.encode_texts, ""
+        """The tensors of texts. Each is encoded once in the model's life; by large encoders, once
+        on this machine.
+        """
+        known = self._texts
+        encode = self.encode_texts
+        role = ""
         if negative and type(self).encode_negatives is not Pretrained.encode_negatives:
-            known, encode, role = self._negatives, self.encode_negatives, NEGATIVE
+            known = self._negatives
+            encode = self.encode_negatives
+            role = NEGATIVE
         new = sorted(set(texts) - known.keys())
         if self.prompt_cache is not None:
-            for text, found in ((text, self.prompt_cache.get(role + self._key(), text)) for text in new):
+            for text, found in (
+                (text, self.prompt_cache.get(role + self._key(), text)) for text in new
+            ):
                 if found is not None:
                     known[text] = _moved(found, self.device)
             new = [text for text in new if text not in known]
         if new and self._freed:
-            raise ValueError(f"prompt {new[0]!r}: the text encoders were freed before it was encoded")
+            raise ValueError(
+                f"prompt {new[0]!r}: the text encoders were freed before it was encoded"
+            )
         tokenizer, limit = self.text_limit
         long = [text for text in new if len(tokenizer.tokenize(text)) + 2 > limit]
         if long and not self._warned:
             self._warned = True
-            warnings.warn(f"prompts beyond {limit} tokens are cut, the first: {long[0]!r}", stacklevel=3)
+            warnings.warn(
+                f"prompts beyond {limit} tokens are cut, the first: {long[0]!r}", stacklevel=3
+            )
         with quiet(type(self.pipeline).__module__, TOKENIZER_LOG):
             for start in range(0, len(new), batch_size):
                 part = new[start : start + batch_size]
                 encoded = encode(part)
-                rows = {text: {name: value[i] for name, value in encoded.items()} for i, text in enumerate(part)}
+                rows = {
+                    text: {name: value[i] for name, value in encoded.items()}
+                    for i, text in enumerate(part)
+                }
                 known |= rows
                 if self.prompt_cache is not None:
                     self.prompt_cache.put(role + self._key(), rows)
@@ -246,9 +304,13 @@ class Pretrained(Model):
     def _key(self) -> str:
         if self._fingerprint is None:
             tokenizers = [
-                part for name, part in self.pipeline.components.items() if name.startswith("tokenizer") and part
+                part
+                for name, part in self.pipeline.components.items()
+                if name.startswith("tokenizer") and part
             ]
-            words = [(sorted(part.get_vocab().items()), part.model_max_length) for part in tokenizers]
+            words = [
+                (sorted(part.get_vocab().items()), part.model_max_length) for part in tokenizers
+            ]
             self._fingerprint = fingerprint(
                 self.text_encoders(), type(self).__name__, self.text_limit[1], words, self.template
             )
@@ -269,7 +331,8 @@ class Pretrained(Model):
         from peft import get_peft_model_state_dict
 
         network = unwrap(self.trainable[component])
-        # peft's own names throughout: diffusers' older ones cover attention alone, and it loads no mixture of both.
+        # peft's own names throughout: diffusers' older ones cover attention alone, and it loads no
+        # mixture of both.
         layers = get_peft_model_state_dict(network, adapter_name=POLICY)
         name = self.lora_name(component)
         options = {f"{name}_lora_layers": layers}
@@ -288,28 +351,42 @@ class Pretrained(Model):
                 unwrap(module).save_pretrained(folder / component)
 
     def reload(self, folder: Path) -> None:
-        if all((folder / self.lora_folder(component) / LORA_FILE).is_file() for component in self.trainable):
+        if all(
+            (folder / self.lora_folder(component) / LORA_FILE).is_file()
+            for component in self.trainable
+        ):
             changed = self._reload_lora(folder)
         elif all((folder / name).is_dir() for name in self.trainable):
             changed = sum(self._reload_full(folder, name) for name in self.trainable) > 0
         else:
-            raise ValueError(f"{folder}: no export (want {LORA_FILE} or a folder {', '.join(self.trainable)})")
+            raise ValueError(
+                f"{folder}: no export (want {LORA_FILE} or a folder {', '.join(self.trainable)})"
+            )
         if not changed:
-            raise ValueError(f"{folder}: loading it changes nothing (every update is zero, or no name matches)")
+            raise ValueError(
+                f"{folder}: loading it changes nothing (every update is zero, or no name matches)"
+            )
 
     def _reload_full(self, folder: Path, name: str) -> bool:
         component = getattr(self.pipeline, name)
-        weights, own = type(component).from_pretrained(folder / name).state_dict(), component.state_dict()
-        if {key: value.shape for key, value in weights.items()} != {key: value.shape for key, value in own.items()}:
+        weights = type(component).from_pretrained(folder / name).state_dict()
+        own = component.state_dict()
+        if {key: value.shape for key, value in weights.items()} != {
+            key: value.shape for key, value in own.items()
+        }:
             raise ValueError(f"{folder}: its {name} is of another shape than this model's")
-        changed = any(not torch.equal(own[key], value.to(own[key])) for key, value in weights.items())
+        changed = any(
+            not torch.equal(own[key], value.to(own[key])) for key, value in weights.items()
+        )
         component.load_state_dict(weights)
         return changed
 
     def _reload_lora(self, folder: Path) -> bool:
-        """Load a LoRA whole or not at all; whether it changes anything. diffusers would load what fits and only log.
+        """Load a LoRA whole or not at all; whether it changes anything. diffusers would load what
+        fits and only log.
 
-        It is tried under another name first, so that a file that does not fit leaves the one in use alone.
+        It is tried under another name first, so that a file that does not fit leaves the one in use
+        alone.
         """
         from peft import get_peft_model_state_dict
         from safetensors import safe_open
@@ -322,14 +399,21 @@ class Pretrained(Model):
             for component, part in parts.items():
                 place = folder / self.lora_folder(component)
                 with safe_open(place / LORA_FILE, "pt") as file:
-                    wanted += [key for key in file.keys() if not key.startswith(("text_encoder", "lora_te"))]  # noqa: SIM118
+                    wanted += [
+                        key
+                        for key in file.keys()  # noqa: SIM118
+                        if not key.startswith(("text_encoder", "lora_te"))
+                    ]
                 with quiet(*LORA_LOGS):
                     self.load_lora(component, place, TRIAL)
                 if TRIAL in getattr(part, "peft_config", {}):
                     state = get_peft_model_state_dict(part, adapter_name=TRIAL)
                     loaded |= {f"{component}.{key}": value.clone() for key, value in state.items()}
-        except Exception as error:  # an untrusted file: torch, safetensors and diffusers each have errors of their own
-            raise ValueError(f"{folder}: its LoRA does not fit this model: {' '.join(str(error).split())}") from error
+        # an untrusted file: torch, safetensors and diffusers each have errors of their own
+        except Exception as error:
+            raise ValueError(
+                f"{folder}: its LoRA does not fit this model: {' '.join(str(error).split())}"
+            ) from error
         finally:
             for part in parts.values():
                 if part in training:  # first: deleting the active one warns
@@ -337,7 +421,9 @@ class Pretrained(Model):
                 if TRIAL in getattr(part, "peft_config", {}):
                     part.delete_adapters([TRIAL])
         if len(loaded) != sum(not name.endswith(".alpha") for name in wanted):
-            raise ValueError(f"{folder}: only {len(loaded)} of its {len(wanted)} LoRA tensors fit this model")
+            raise ValueError(
+                f"{folder}: only {len(loaded)} of its {len(wanted)} LoRA tensors fit this model"
+            )
         for part in training:
             part.delete_adapters([POLICY])
         for component in parts:
@@ -348,7 +434,9 @@ class Pretrained(Model):
         return any(bool(value.any()) for name, value in loaded.items() if "lora_B" in name)
 
 
-def pictures(name: str, what: str, value: Tensor | None, count: int, height: int, width: int) -> Tensor:
+def pictures(
+    name: str, what: str, value: Tensor | None, count: int, height: int, width: int
+) -> Tensor:
     """An input of ``encode_prompts``, once it is ``count`` pictures of the size to be made."""
     if value is None or value.shape != (count, 3, height, width):
         got = None if value is None else tuple(value.shape)
@@ -357,7 +445,9 @@ def pictures(name: str, what: str, value: Tensor | None, count: int, height: int
 
 
 def ordered(config: Any) -> Any:
-    """A LoRA's configuration whose names stand in one order, so that the same LoRA makes the same file."""
+    """A LoRA's configuration whose names stand in one order, so that the same LoRA makes the same
+    file.
+    """
     if isinstance(config.target_modules, set):
         config.target_modules = sorted(config.target_modules)
     return config
@@ -368,7 +458,9 @@ def _moved(tensors: Mapping[str, Tensor], device: torch.device | str) -> dict[st
 
 
 class OwnLora(Pretrained):
-    """LoRA files are the component's own: ``component.load_lora_adapter(folder, prefix=None)`` reads them."""
+    """LoRA files are the component's own: ``component.load_lora_adapter(folder, prefix=None)``
+    reads them.
+    """
 
     def lora_folder(self, component: str) -> str:
         return component
@@ -379,11 +471,15 @@ class OwnLora(Pretrained):
         network.save_lora_adapter(folder, POLICY, weight_name=LORA_FILE)
 
     def load_lora(self, component: str, folder: Path, adapter: str) -> None:
-        getattr(self.pipeline, component).load_lora_adapter(folder, prefix=None, adapter_name=adapter, **LORA_SAFE)
+        getattr(self.pipeline, component).load_lora_adapter(
+            folder, prefix=None, adapter_name=adapter, **LORA_SAFE
+        )
 
 
 class Video(Pretrained):
-    """Media are videos whose VAE has ``stride``, frames and pixels, to one latent, and the first frame alone."""
+    """Media are videos whose VAE has ``stride``, frames and pixels, to one latent, and the first
+    frame alone.
+    """
 
     stride: tuple[int, int]
     max_sequence_length: int
@@ -406,7 +502,9 @@ class Video(Pretrained):
 
     def decode(self, latents: Tensor, frames: Sequence[int] | None = None) -> Tensor:
         if frames is not None:
-            raise ValueError("frames: this VAE reads all frames before the one it makes, so none can be left out")
+            raise ValueError(
+                "frames: this VAE reads all frames before the one it makes, so none can be left out"
+            )
         return super().decode(latents).transpose(1, 2)
 
     def encode(self, media: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """Noise processes: what x_t is made of, and one transition formula for diffusion and flow alike.
 
-With x_t = alpha_t x0 + sigma_t x1 (x0 clean, x1 ~ N(0, I)), a process knows (alpha, sigma) at every time and turns the
-network's output into (x0, x1). Everything else is shared. Processes hold constants and no state; all methods are pure.
+With x_t = alpha_t x0 + sigma_t x1 (x0 clean, x1 ~ N(0, I)), a process knows (alpha, sigma) at every
+time and turns the network's output into (x0, x1). Everything else is shared. Processes hold
+constants and no state; all methods are pure.
 """
 
 import math
@@ -16,20 +17,25 @@ Prediction = Literal["epsilon", "v_prediction", "sample"]
 Reduction = Literal["mean", "sum"]
 
 
-# Flow schedulers jump from sigma .1 to .001 before 0. The density of such a step is so narrow that its log-ratio would
-# outweigh those of all others and say nothing: a step that ends with less than this share of its noise gets none.
+# Flow schedulers jump from sigma .1 to .001 before 0. The density of such a step is so narrow that
+# its log-ratio would outweigh those of all others and say nothing: a step that ends with less than
+# this share of its noise gets none.
 CLEAN = 0.04
 NEARLY_ONE = 0.998  # where multistep schedulers of flow models begin, by rounding
 
 
 def _like(values: Tensor, x: Tensor) -> Tensor:
-    """Per-sample values () or (B,) shaped to multiply x (B, ...), in x's dtype and on its device."""
+    """Per-sample values () or (B,) shaped to multiply x (B, ...), in x's dtype and on its
+    device.
+    """
     values = values.to(x.device, x.dtype)
     return values.reshape(-1, *[1] * (x.ndim - 1)) if values.ndim else values
 
 
 class Process(ABC):
-    """A Gaussian noise process. Times are () or (B,) tensors in the process's own unit, noisy to clean descending."""
+    """A Gaussian noise process. Times are () or (B,) tensors in the process's own unit, noisy to
+    clean descending.
+    """
 
     @abstractmethod
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,7 +47,9 @@ class Process(ABC):
 
     @abstractmethod
     def target(self, x0: Tensor, x1: Tensor, t: Tensor) -> Tensor:
-        """What a perfect network outputs at x_t = add_noise(x0, x1, t), conditional on x0 and x1."""
+        """What a perfect network outputs at x_t = add_noise(x0, x1, t), conditional on x0 and
+        x1.
+        """
 
     def add_noise(self, x0: Tensor, x1: Tensor, t: Tensor) -> Tensor:
         """x_t = alpha_t x0 + sigma_t x1."""
@@ -49,11 +57,12 @@ class Process(ABC):
         return _like(alpha, x0) * x0 + _like(sigma, x0) * x1
 
     def std(self, t: Tensor, s: Tensor, eta: float) -> Tensor:
-        """Standard deviation of the step t -> s, float64; eta=0 is the ODE (DDIM), eta=1 the DDPM posterior.
+        """Standard deviation of the step t -> s, float64; eta=0 is the ODE (DDIM), eta=1 the DDPM
+        posterior.
 
-        var = eta^2 (sigma_s^2 / sigma_t^2) (sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2); Song et al. 2021 eq. 16,
-        written so that it is finite at alpha_t = 0 (flow at t=1) and zero at sigma_s = 0. Of a step that ends almost
-        clean it is zero too, see ``CLEAN``.
+        var = eta^2 (sigma_s^2 / sigma_t^2) (sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2); Song et
+        al. 2021 eq. 16, written so that it is finite at alpha_t = 0 (flow at t=1) and zero at
+        sigma_s = 0. Of a step that ends almost clean it is zero too, see ``CLEAN``.
         """
         if not 0 <= eta <= 1:
             raise ValueError(f"eta: want a number in [0, 1], got {eta}")
@@ -61,8 +70,12 @@ class Process(ABC):
         variance = sigma_s**2 / sigma_t**2 * (sigma_t**2 - (alpha_t / alpha_s) ** 2 * sigma_s**2)
         return eta * torch.where(sigma_s < CLEAN * sigma_t, 0.0, variance.clamp(min=0).sqrt())
 
-    def transition(self, x_t: Tensor, output: Tensor, t: Tensor, s: Tensor, eta: float) -> tuple[Tensor, Tensor]:
-        """Mean (like x_t) and std (float64, t's shape) of p(x_s | x_t): alpha_s x0 + sqrt(sigma_s^2 - std^2) x1."""
+    def transition(
+        self, x_t: Tensor, output: Tensor, t: Tensor, s: Tensor, eta: float
+    ) -> tuple[Tensor, Tensor]:
+        """Mean (like x_t) and std (float64, t's shape) of p(x_s | x_t): alpha_s x0 + sqrt(sigma_s^2
+        - std^2) x1.
+        """
         x0, x1 = self.split(x_t, output, t)
         alpha_s, sigma_s = self.coefficients(s)
         std = self.std(t, s, eta)
@@ -72,13 +85,16 @@ class Process(ABC):
 
 @dataclass(frozen=True)
 class Diffusion(Process):
-    """Variance-preserving diffusion on integer timesteps: (alpha, sigma) = (sqrt(abar), sqrt(1 - abar)).
+    """Variance-preserving diffusion on integer timesteps: (alpha, sigma) = (sqrt(abar), sqrt(1 -
+    abar)).
 
     Args:
         alphas_cumprod: abar of every training timestep, (N,).
         final_alpha_cumprod: abar for times below 0, where DDIM's last step may land.
-        prediction: what the network outputs: the noise, v = alpha x1 - sigma x0 (Salimans & Ho 2022), or x0.
-        clip_sample: clamp predicted x0 to [-clip_sample, clip_sample]; schedulers of pixel models ask for it.
+        prediction: what the network outputs: the noise, v = alpha x1 - sigma x0 (Salimans & Ho
+            2022), or x0.
+        clip_sample: clamp predicted x0 to [-clip_sample, clip_sample]; schedulers of pixel models
+            ask for it.
     """
 
     alphas_cumprod: Tensor
@@ -88,7 +104,9 @@ class Diffusion(Process):
 
     def __post_init__(self) -> None:
         if self.prediction not in get_args(Prediction):
-            raise ValueError(f"prediction: want one of {get_args(Prediction)}, got {self.prediction!r}")
+            raise ValueError(
+                f"prediction: want one of {get_args(Prediction)}, got {self.prediction!r}"
+            )
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
         index = t.to("cpu", torch.long)
@@ -100,11 +118,14 @@ class Diffusion(Process):
         alpha, sigma = (_like(c, x_t) for c in self.coefficients(t))
         output = output.to(x_t.dtype)
         if self.prediction == "epsilon":
-            x0, x1 = (x_t - sigma * output) / alpha, output
+            x0 = (x_t - sigma * output) / alpha
+            x1 = output
         elif self.prediction == "v_prediction":
-            x0, x1 = alpha * x_t - sigma * output, alpha * output + sigma * x_t
+            x0 = alpha * x_t - sigma * output
+            x1 = alpha * output + sigma * x_t
         else:
-            x0, x1 = output, (x_t - alpha * output) / sigma
+            x0 = output
+            x1 = (x_t - alpha * output) / sigma
         if self.clip_sample is not None:
             x0 = x0.clamp(-self.clip_sample, self.clip_sample)
         return x0, x1
@@ -120,7 +141,9 @@ class Diffusion(Process):
 
 @dataclass(frozen=True)
 class Flow(Process):
-    """Rectified flow: x_t = (1 - t) x0 + t x1, t in [0, 1], the network outputs v = x1 - x0 (Liu et al. 2023)."""
+    """Rectified flow: x_t = (1 - t) x0 + t x1, t in [0, 1], the network outputs v = x1 - x0 (Liu et
+    al. 2023).
+    """
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
         t = t.to("cpu", torch.float64)
@@ -137,11 +160,12 @@ class Flow(Process):
 
 @dataclass(frozen=True)
 class FlowSDE(Flow):
-    """Rectified flow drawn by the SDE of Flow-GRPO (Liu et al. 2025, arXiv 2505.05470), not by the posterior.
+    """Rectified flow drawn by the SDE of Flow-GRPO (Liu et al. 2025, arXiv 2505.05470), not by the
+    posterior.
 
-    dx = [v + g^2 / (2t) (x + (1 - t) v)] dt + g dw with g = eta a sqrt(t / (1 - t)). At t = 1, or as near as schedulers
-    begin, where g has no end, 1 - t is that of the next time. A step that ends almost clean is the ODE's, or finished
-    media would keep noise.
+    dx = [v + g^2 / (2t) (x + (1 - t) v)] dt + g dw with g = eta a sqrt(t / (1 - t)). At t = 1, or
+    as near as schedulers begin, where g has no end, 1 - t is that of the next time. A step that
+    ends almost clean is the ODE's, or finished media would keep noise.
 
     Args:
         a: the level of noise at eta = 1.
@@ -157,8 +181,12 @@ class FlowSDE(Flow):
         _, std = self._drift_and_std(t, s, eta)
         return std
 
-    def transition(self, x_t: Tensor, output: Tensor, t: Tensor, s: Tensor, eta: float) -> tuple[Tensor, Tensor]:
-        """Mean and std of one Euler-Maruyama step: x + (s - t) [v + g^2 / (2t) x1], g sqrt(t - s)."""
+    def transition(
+        self, x_t: Tensor, output: Tensor, t: Tensor, s: Tensor, eta: float
+    ) -> tuple[Tensor, Tensor]:
+        """Mean and std of one Euler-Maruyama step: x + (s - t) [v + g^2 / (2t) x1], g sqrt(t -
+        s).
+        """
         x0, x1 = self.split(x_t, output, t)
         drift, std = self._drift_and_std(t, s, eta)
         step = (s - t).to("cpu", torch.float64)
@@ -168,20 +196,29 @@ class FlowSDE(Flow):
         """g^2 / (2t) and g sqrt(t - s), float64, of t's shape."""
         if not 0 <= eta <= 1:
             raise ValueError(f"eta: want a number in [0, 1], got {eta}")
-        t, s = t.to("cpu", torch.float64), s.to("cpu", torch.float64)
+        t = t.to("cpu", torch.float64)
+        s = s.to("cpu", torch.float64)
         squared = (eta * self.a) ** 2 * t / (1 - torch.where(t < NEARLY_ONE, t, s))
         squared = torch.where(s < CLEAN * t, 0.0, squared)
         return squared / (2 * t), (squared * (t - s)).sqrt()
 
 
-def gaussian_log_prob(x: Tensor, mean: Tensor, std: Tensor, reduction: Reduction = "mean") -> Tensor:
-    """log N(x; mean, std^2 I), (B, ...) -> (B,) in at least float32, reduced over latent elements in float64.
+def gaussian_log_prob(
+    x: Tensor, mean: Tensor, std: Tensor, reduction: Reduction = "mean"
+) -> Tensor:
+    """log N(x; mean, std^2 I), (B, ...) -> (B,) in at least float32, reduced over latent elements
+    in float64.
 
-    ``mean`` divides by the number of elements d, as ddpo-pytorch and flow_grpo do: every beta and clip range of that
-    family is in those units (beta_sum = beta_mean / d, clip_sum = d clip_mean). ``sum`` is the density itself.
+    ``mean`` divides by the number of elements d, as ddpo-pytorch and flow_grpo do: every beta and
+    clip range of that family is in those units (beta_sum = beta_mean / d, clip_sum = d clip_mean).
+    ``sum`` is the density itself.
     """
     scale = _like(std, x.double())
-    density = -0.5 * ((x.double() - mean.double()) / scale) ** 2 - scale.log() - 0.5 * math.log(2 * math.pi)
+    density = (
+        -0.5 * ((x.double() - mean.double()) / scale) ** 2
+        - scale.log()
+        - 0.5 * math.log(2 * math.pi)
+    )
     flat = density.flatten(1)
     reduced = flat.mean(1) if reduction == "mean" else flat.sum(1)
     return reduced.to(torch.promote_types(x.dtype, torch.float32))

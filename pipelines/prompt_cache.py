@@ -1,4 +1,6 @@
-"""Encoded texts on disk: an encoder of gigabytes runs once for a text, whatever run asks for it again."""
+"""Encoded texts on disk: an encoder of gigabytes runs once for a text, whatever run asks for it
+again.
+"""
 
 import os
 from collections.abc import Mapping
@@ -15,25 +17,33 @@ PROBES = 4096  # elements of every weight that its fingerprint looks at
 
 def default_folder() -> Path:
     """$ALIGN_GEN_CACHE, or the user's cache."""
-    return Path(os.environ.get("ALIGN_GEN_CACHE") or Path.home() / ".cache" / "align_gen") / "prompts"
+    return (
+        Path(os.environ.get("ALIGN_GEN_CACHE") or Path.home() / ".cache" / "align_gen") / "prompts"
+    )
 
 
 def fingerprint(encoders: Mapping[str, Any], *settings: Any) -> str:
-    """What decides an encoding: configurations, weights (some elements of each, evenly spaced), and the settings."""
+    """What decides an encoding: configurations, weights (some elements of each, evenly spaced), and
+    the settings.
+    """
     digest = sha256(repr(settings).encode())
     for name, encoder in sorted(encoders.items()):
         digest.update(f"{name}{encoder.config.to_json_string()}".encode())
         for key, weight in encoder.state_dict().items():
             flat = weight.detach().flatten()
             some = flat[:: max(1, len(flat) // PROBES)].float().cpu()
-            digest.update(f"{key}{tuple(weight.shape)}{weight.dtype}".encode() + some.numpy().tobytes())
+            digest.update(
+                f"{key}{tuple(weight.shape)}{weight.dtype}".encode() + some.numpy().tobytes()
+            )
     return digest.hexdigest()[:32]
 
 
 class PromptCache:
-    """One safetensors file a text, in a folder for each fingerprint; beyond ``limit`` bytes the longest unused go.
+    """One safetensors file a text, in a folder for each fingerprint; beyond ``limit`` bytes the
+    longest unused go.
 
-    Processes may share it: files appear whole, and one that is gone or damaged is as one that never was.
+    Processes may share it: files appear whole, and one that is gone or damaged is as one that never
+    was.
     """
 
     def __init__(self, folder: Path | None = None, limit: int = 4 * 2**30):
@@ -57,7 +67,13 @@ class PromptCache:
                 file = self._file(key, text)
                 file.parent.mkdir(parents=True, exist_ok=True)
                 part = file.with_suffix(f".{os.getpid()}.part")
-                save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, part)
+                save_file(
+                    {
+                        name: value.detach().cpu().contiguous().clone()
+                        for name, value in tensors.items()
+                    },
+                    part,
+                )
                 os.replace(part, file)
             self._trim()
         except (OSError, SafetensorError):

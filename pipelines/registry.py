@@ -51,10 +51,12 @@ def _family(class_name: str) -> Any:
 
 
 def load(source: Any, *, dtype: Any = None, **options: Any) -> Model:
-    """A Model from a pipeline folder, a hub repository, a diffusers pipeline object, or a toy's name.
+    """A Model from a pipeline folder, a hub repository, a diffusers pipeline object, or a toy's
+    name.
 
-    The family is read from ``_class_name`` in model_index.json. Components that are null there are passed as explicit
-    None, without which some pipelines (SD3 without T5) do not load. Weights come from safetensors; no remote code runs.
+    The family is read from ``_class_name`` in model_index.json. Components that are null there are
+    passed as explicit None, without which some pipelines (SD3 without T5) do not load. Weights come
+    from safetensors; no remote code runs.
 
     Args:
         source: path, "owner/name", pipeline object, or one of ``TOYS``.
@@ -62,7 +64,8 @@ def load(source: Any, *, dtype: Any = None, **options: Any) -> Model:
         options: passed to ``from_pretrained`` (``variant``, ``revision`` …).
 
     Raises:
-        ValueError: the folder is no pipeline, or its class has no adapter; the message lists what exists.
+        ValueError: the folder is no pipeline, or its class has no adapter; the message lists what
+            exists.
     """
     if isinstance(source, Model):
         return source
@@ -79,10 +82,14 @@ def load(source: Any, *, dtype: Any = None, **options: Any) -> Model:
 
     index = _model_index(source, options.get("revision"))
     family = _family(index.get("_class_name", ""))
-    missing = {name: None for name, row in index.items() if isinstance(row, list) and row[0] is None}
+    missing = {
+        name: None for name, row in index.items() if isinstance(row, list) and row[0] is None
+    }
     pipeline_class = getattr(diffusers, index["_class_name"])
     with _quiet():
-        pipeline = pipeline_class.from_pretrained(source, torch_dtype=dtype or torch.float32, **{**missing, **options})
+        pipeline = pipeline_class.from_pretrained(
+            source, torch_dtype=dtype or torch.float32, **{**missing, **options}
+        )
     model = family(pipeline)
     return model
 
@@ -90,8 +97,9 @@ def load(source: Any, *, dtype: Any = None, **options: Any) -> Model:
 def import_xformers() -> None:
     """Import it, where it is installed, before diffusers does.
 
-    A build for another torch keeps the error of its import, the error its frame, and a frame its callers' with all that
-    they hold: the weights of a model that is being loaded would never be freed. In a thread of its own nobody called.
+    A build for another torch keeps the error of its import, the error its frame, and a frame its
+    callers' with all that they hold: the weights of a model that is being loaded would never be
+    freed. In a thread of its own nobody called.
     """
     if "xformers.ops" not in sys.modules and find_spec("xformers") is not None:
         thread = Thread(target=_try_import, args=("xformers.ops",))
@@ -110,7 +118,11 @@ def _quiet() -> Iterator[None]:
     import diffusers.utils.logging
     import transformers.utils.logging
 
-    silenced = [log for log in (diffusers.utils.logging, transformers.utils.logging) if log.is_progress_bar_enabled()]
+    silenced = [
+        log
+        for log in (diffusers.utils.logging, transformers.utils.logging)
+        if log.is_progress_bar_enabled()
+    ]
     advice = logging.getLogger("diffusers.models.modeling_utils")
     for log in silenced:
         log.disable_progress_bar()

@@ -39,10 +39,14 @@ class Rollout:
 
 
 def gaussian_noise(shape: Sequence[int], batch: int, generator: Generators) -> Tensor:
-    """(batch, *shape) from N(0, I) on the CPU; with one generator a sample, no sample depends on its batch mates."""
+    """(batch, *shape) from N(0, I) on the CPU; with one generator a sample, no sample depends on
+    its batch mates.
+    """
     if isinstance(generator, Sequence):
         if len(generator) != batch:
-            raise ValueError(f"generator: want one, or one for each of {batch} samples, got {len(generator)}")
+            raise ValueError(
+                f"generator: want one, or one for each of {batch} samples, got {len(generator)}"
+            )
         return torch.stack([torch.randn(tuple(shape), generator=g) for g in generator])
     return torch.randn((batch, *shape), generator=generator)
 
@@ -66,7 +70,9 @@ def trajectory(
     if latents is None:
         latents = gaussian_noise(condition.latent_shape, batch, generator)
     if latents.shape != (batch, *condition.latent_shape):
-        raise ValueError(f"latents: want {(batch, *condition.latent_shape)}, got {tuple(latents.shape)}")
+        raise ValueError(
+            f"latents: want {(batch, *condition.latent_shape)}, got {tuple(latents.shape)}"
+        )
     x = latents.to(model.device, torch.promote_types(model.dtype, torch.float32))
     yield x, None, None
     for t, s in times:
@@ -99,7 +105,8 @@ def rollout(
         generator: one, or a list of one a sample (then samples do not depend on their batch mates).
         latents: initial noise (B, *latent); drawn when not given.
         reduction: of log-probabilities over latent elements, see ``gaussian_log_prob``.
-        graph: make the log-probabilities differentiable, each through its own step; memory then grows with the steps.
+        graph: make the log-probabilities differentiable, each through its own step; memory then
+            grows with the steps.
     """
     times = model.times(num_inference_steps, condition.latent_shape)
     kept, log_probs, stochastic = [], [], []
@@ -118,7 +125,11 @@ def rollout(
         if mean is not None and std is not None and std > 0:
             log_probs.append(gaussian_log_prob(x, mean, std, reduction))
             stochastic.append(step)
-    stacked = torch.stack(log_probs, 1) if log_probs else torch.empty(len(condition), 0, device=kept[0].device)
+    stacked = (
+        torch.stack(log_probs, 1)
+        if log_probs
+        else torch.empty(len(condition), 0, device=kept[0].device)
+    )
     return Rollout(torch.stack(kept, 1), times, torch.tensor(stochastic, dtype=torch.long), stacked)
 
 
@@ -135,14 +146,18 @@ def step_log_prob(
 ) -> Tensor:
     """log p(x_s | x_t) of one stored step under the model as it is now, (b,); differentiable.
 
-    ``condition`` holds the chosen ``rows`` only. A ``step`` for each of them, (b,), goes with ``rows`` of that shape.
+    ``condition`` holds the chosen ``rows`` only. A ``step`` for each of them, (b,), goes with
+    ``rows`` of that shape.
     """
     t, s = trajectories.times[step].unbind(-1)
-    x_t, x_s = trajectories.latents[rows, step], trajectories.latents[rows, step + 1]
+    x_t = trajectories.latents[rows, step]
+    x_s = trajectories.latents[rows, step + 1]
     output = model.predict(x_t, t, condition, guidance_scale)
     mean, std = model.process.transition(x_t, output, t, s, eta)
     if not (std > 0).all():
-        raise ValueError(f"step {step}: std is 0, so it has no density; use the rollout's stochastic steps")
+        raise ValueError(
+            f"step {step}: std is 0, so it has no density; use the rollout's stochastic steps"
+        )
     return gaussian_log_prob(x_s, mean, std, reduction)
 
 
@@ -158,18 +173,27 @@ def sample(
     batch_size: int = 16,
     progress: Callable[[int], None] | None = None,
 ) -> Tensor:
-    """Finished media in [0, 1], (B, 3, H, W) or (B, F, 3, H, W), on the CPU. ``batch_size`` bounds memory only.
+    """Finished media in [0, 1], (B, 3, H, W) or (B, F, 3, H, W), on the CPU. ``batch_size`` bounds
+    memory only.
 
     ``progress`` is told how many samples were just finished.
     """
     times = model.times(num_inference_steps, condition.latent_shape)
     count = len(condition)
     if isinstance(generator, Sequence) and len(generator) != count:
-        raise ValueError(f"generator: want one, or one for each of {count} samples, got {len(generator)}")
+        raise ValueError(
+            f"generator: want one, or one for each of {count} samples, got {len(generator)}"
+        )
     if latents is not None and len(latents) != count:
-        raise ValueError(f"latents: want one for each of {count} samples, got {tuple(latents.shape)}")
-    if not isinstance(generator, Sequence):  # all drawn before the first batch, whose size then changes nothing
-        latents = gaussian_noise(condition.latent_shape, count, generator) if latents is None else latents
+        raise ValueError(
+            f"latents: want one for each of {count} samples, got {tuple(latents.shape)}"
+        )
+    if not isinstance(
+        generator, Sequence
+    ):  # all drawn before the first batch, whose size then changes nothing
+        latents = (
+            gaussian_noise(condition.latent_shape, count, generator) if latents is None else latents
+        )
         seeds = torch.randint(2**31, (count,), generator=generator).tolist()
         generator = [Generator().manual_seed(seed) for seed in seeds]
     media = []

@@ -12,8 +12,9 @@ from .process import Diffusion
 def ddim(scheduler: Any) -> Any:
     """DDIM on the pipeline's own noise schedule, spacing and offset, whatever sampler it came with.
 
-    Latent models do not clip samples; DDIM's default would, where the pipeline's own scheduler has no such option.
-    CogVideoX's schedule is shifted, which its own DDIM alone knows; that one never clips, whatever its files say.
+    Latent models do not clip samples; DDIM's default would, where the pipeline's own scheduler has
+    no such option. CogVideoX's schedule is shifted, which its own DDIM alone knows; that one never
+    clips, whatever its files say.
     """
     if "snr_shift_scale" in scheduler.config:
         return CogVideoXDDIMScheduler.from_config(scheduler.config, clip_sample=False)
@@ -44,24 +45,38 @@ def ddim_times(scheduler: Any, num_inference_steps: int) -> Tensor:
 
 
 def resolution_shift(config: Any, tokens: int) -> float:
-    """mu of dynamic shifting: linear in the number of image tokens (Esser et al. 2024, section 5.3.2)."""
-    few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-    low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+    """mu of dynamic shifting: linear in the number of image tokens (Esser et al. 2024, section
+    5.3.2).
+    """
+    few = config.get("base_image_seq_len", 256)
+    many = config.get("max_image_seq_len", 4096)
+    low = config.get("base_shift", 0.5)
+    high = config.get("max_shift", 1.15)
     return low + (high - low) * (tokens - few) / (many - few)
 
 
 def euler(scheduler: Any) -> Any:
     """A flow scheduler on the same grid that takes Euler's steps, which are what eta = 0 takes."""
-    higher = {"solver_order": 1, "disable_corrector": list(range(1000))} if "solver_order" in scheduler.config else {}
+    higher = (
+        {"solver_order": 1, "disable_corrector": list(range(1000))}
+        if "solver_order" in scheduler.config
+        else {}
+    )
     return type(scheduler).from_config(scheduler.config, **higher)
 
 
 def even_sigmas(num_inference_steps: int) -> list[float]:
-    """1, …, 1/n: the grid that pipelines bring which leave the shift to the scheduler, and the end to it as well."""
-    return torch.linspace(1.0, 1 / num_inference_steps, num_inference_steps, dtype=torch.float64).tolist()
+    """1, …, 1/n: the grid that pipelines bring which leave the shift to the scheduler, and the end
+    to it as well.
+    """
+    return torch.linspace(
+        1.0, 1 / num_inference_steps, num_inference_steps, dtype=torch.float64
+    ).tolist()
 
 
-def flow_times(scheduler: Any, num_inference_steps: int, tokens: int, sigmas: list[float] | None = None) -> Tensor:
+def flow_times(
+    scheduler: Any, num_inference_steps: int, tokens: int, sigmas: list[float] | None = None
+) -> Tensor:
     """(t, s) of every step, (n, 2) float64: t is the scheduler's sigma, 1 is noise.
 
     Args:
@@ -81,9 +96,11 @@ def flow_times(scheduler: Any, num_inference_steps: int, tokens: int, sigmas: li
 
 
 def network_time(scheduler: Any, t: Tensor) -> Tensor:
-    """What a flow pipeline tells its network at time t in [0, 1]: multistep schedulers cut it to an integer.
+    """What a flow pipeline tells its network at time t in [0, 1]: multistep schedulers cut it to an
+    integer.
 
-    At flow_shift 1, which no published model has, whole thousandths occur, and rounding decides which side they fall.
+    At flow_shift 1, which no published model has, whole thousandths occur, and rounding decides
+    which side they fall.
     """
     time = scheduler.config.num_train_timesteps * t
     return time.floor() if scheduler.config.get("use_flow_sigmas") else time

@@ -1,7 +1,9 @@
-"""Pipelines without weights: the real classes at their real size, of tensors that have a shape and no data.
+"""Pipelines without weights: the real classes at their real size, of tensors that have a shape and
+no data.
 
-A description is what the small files of a checkpoint say: the classes of the pipeline and of each component, with their
-configurations. It is read from a folder, without the weights, or from ``assets/published``.
+A description is what the small files of a checkpoint say: the classes of the pipeline and of each
+component, with their configurations. It is read from a folder, without the weights, or from
+``assets/published``.
 """
 
 import importlib
@@ -18,16 +20,34 @@ from torch.overrides import TorchFunctionMode
 from .registry import _family, _model_index, import_xformers
 
 PUBLISHED = Path(__file__).resolve().parent.parent / "assets" / "published"
-CONFIGS = ("config.json", "scheduler_config.json", "tokenizer_config.json", "preprocessor_config.json")
+CONFIGS = (
+    "config.json",
+    "scheduler_config.json",
+    "tokenizer_config.json",
+    "preprocessor_config.json",
+)
 LIBRARIES = ("diffusers", "transformers")
-KINDS = ("Scheduler", "Tokenizer", "TokenizerFast", "Processor", "ProcessorFast", "FeatureExtractor", "Pipeline")
+KINDS = (
+    "Scheduler",
+    "Tokenizer",
+    "TokenizerFast",
+    "Processor",
+    "ProcessorFast",
+    "FeatureExtractor",
+    "Pipeline",
+)
 Description = Mapping[str, Any]
 
 
-def skeleton(description: Description, dtype: torch.dtype = torch.float32, device: torch.device | str = "meta") -> Any:
+def skeleton(
+    description: Description,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "meta",
+) -> Any:
     """The described pipeline, its modules on ``device``; scheduler and tokenizers are real.
 
-    Tokenizers have the described length and an alphabet for a vocabulary: which ids a text gets changes no shape.
+    Tokenizers have the described length and an alphabet for a vocabulary: which ids a text gets
+    changes no shape.
 
     Args:
         device: on any but meta they have random weights.
@@ -41,7 +61,8 @@ def skeleton(description: Description, dtype: torch.dtype = torch.float32, devic
 
 
 def make_fake(modules: Mapping[str, nn.Module], device: str = "cpu") -> "ShapesOnly":
-    """Turn modules on the meta device into ones that run, on a device that need not exist, and compute only shapes.
+    """Turn modules on the meta device into ones that run, on a device that need not exist, and
+    compute only shapes.
 
     Call them with real tensors, inside the context that is returned.
     """
@@ -70,27 +91,40 @@ def make_fake(modules: Mapping[str, nn.Module], device: str = "cpu") -> "ShapesO
 
 
 class ShapesOnly(TorchFunctionMode):
-    """Inside, fake and real tensors meet: what a fake one touches becomes fake, masks and lengths keep their values.
+    """Inside, fake and real tensors meet: what a fake one touches becomes fake, masks and lengths
+    keep their values.
 
-    Inside of ``everything``, all is fake: for work that looks at no value and makes large tensors of its own.
+    Inside of ``everything``, all is fake: for work that looks at no value and makes large tensors
+    of its own.
     """
 
     def __init__(self, everything: FakeTensorMode):
         super().__init__()
         self.everything = everything
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        if func is Tensor.__getitem__ and isinstance(args[0], FakeTensor) and _is_known_mask(args[1]):
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if (
+            func is Tensor.__getitem__
+            and isinstance(args[0], FakeTensor)
+            and _is_known_mask(args[1])
+        ):
             args = (args[0], args[1].nonzero(as_tuple=True))  # how many are chosen is then known
         return func(*args, **(kwargs or {}))
 
 
 def _is_known_mask(index: Any) -> bool:
-    return isinstance(index, Tensor) and index.dtype == torch.bool and not isinstance(index, FakeTensor)
+    return (
+        isinstance(index, Tensor)
+        and index.dtype == torch.bool
+        and not isinstance(index, FakeTensor)
+    )
 
 
 def describe_source(source: str) -> Description:
-    """The description of a pipeline folder, of a published checkpoint's hub name, or of another on the hub.
+    """The description of a pipeline folder, of a published checkpoint's hub name, or of another on
+    the hub.
 
     Raises:
         ValueError: it is none of them.
@@ -114,7 +148,11 @@ def read_description(folder: Path) -> dict[str, Any]:
         ValueError: a component's configuration is missing or not JSON.
     """
     index = json.loads((folder / "model_index.json").read_text())
-    scalars = {name: value for name, value in index.items() if name == "_class_name" or not name.startswith("_")}
+    scalars = {
+        name: value
+        for name, value in index.items()
+        if name == "_class_name" or not name.startswith("_")
+    }
     components = {}
     for name, row in index.items():
         if isinstance(row, list):
@@ -130,7 +168,9 @@ def _read_component(folder: Path, library: str, kind: str) -> dict[str, Any]:
             config = json.loads((folder / name).read_text())
             kept = {key: value for key, value in config.items() if not key.startswith("_")}
             found = {"class": f"{library}.{kind}", "config": kept}
-            return found | ({"model_max_length": config.get("model_max_length")} if "Tokenizer" in kind else {})
+            return found | (
+                {"model_max_length": config.get("model_max_length")} if "Tokenizer" in kind else {}
+            )
     raise ValueError(f"{folder}: no configuration (want one of {CONFIGS})")
 
 
@@ -138,8 +178,12 @@ def _class(library: str, name: str) -> Any:
     if library not in LIBRARIES:  # files name it, and files are not trusted
         raise ValueError(f"component class {library}.{name}: want one of {LIBRARIES}")
     found = getattr(importlib.import_module(library), name, None)
-    if not isinstance(found, type) or (not name.endswith(KINDS) and not issubclass(found, nn.Module)):
-        raise ValueError(f"component class {library}.{name}: want a network, a scheduler, a tokenizer or a processor")
+    if not isinstance(found, type) or (
+        not name.endswith(KINDS) and not issubclass(found, nn.Module)
+    ):
+        raise ValueError(
+            f"component class {library}.{name}: want a network, a scheduler, a tokenizer or a processor"
+        )
     return found
 
 
@@ -168,15 +212,21 @@ def _build(part: Mapping[str, Any] | None, dtype: torch.dtype, device: torch.dev
 
 
 def alphabet_tokenizer(length: int | None, ends: bool) -> Any:
-    """A tokenizer of one token a character. ``ends``: a start and an end are put around a text, as CLIP's does."""
+    """A tokenizer of one token a character. ``ends``: a start and an end are put around a text, as
+    CLIP's does.
+    """
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     words = ["<pad>", "<s>", "</s>", "<unk>", *map(chr, range(32, 127))]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     around = "<s> $A </s>" if ends else "$A </s>"
-    tokenizer.post_processor = processors.TemplateProcessing(single=around, special_tokens=[("<s>", 1), ("</s>", 2)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=around, special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token="<s>",

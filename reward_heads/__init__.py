@@ -18,7 +18,15 @@ _NAMES = {
     "reward_set": "registry",
 }
 
-__all__ = ["MissingContext", "RewardFailure", "RewardHead", "RewardSet", "Scores", "load", "reward_set"]
+__all__ = [
+    "MissingContext",
+    "RewardFailure",
+    "RewardHead",
+    "RewardSet",
+    "Scores",
+    "load",
+    "reward_set",
+]
 
 
 def __getattr__(name: str) -> Any:

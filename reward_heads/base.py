@@ -30,11 +30,15 @@ class RewardHead(ABC):
         """One score a sample, (B,)."""
 
     def judge(self, media: Tensor, prompts: Sequence[str], **context: Any) -> tuple[Tensor, ...]:
-        """Scores (B,), and, from a head that estimates it, how unsure each is: a deviation, (B,)."""
+        """Scores (B,), and, from a head that estimates it, how unsure each is: a deviation,
+        (B,).
+        """
         return (self(media, prompts, **context),)
 
     def provenance(self) -> dict[str, Any]:
-        """What a score depends on besides the picture: scores are comparable only where this agrees."""
+        """What a score depends on besides the picture: scores are comparable only where this
+        agrees.
+        """
         return {"weights_sha256": None, "preprocessing": "none", "dtype": "float32", "options": {}}
 
     def to(self, device: torch.device | str) -> "RewardHead":
@@ -70,4 +74,6 @@ class CallableHead(RewardHead):
 def check_images(images: Tensor) -> None:
     """Reward input: float (B, 3, H, W), RGB, [0, 1]."""
     if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
-        raise ValueError(f"images: want float (B, 3, H, W), got {images.dtype} {tuple(images.shape)}")
+        raise ValueError(
+            f"images: want float (B, 3, H, W), got {images.dtype} {tuple(images.shape)}"
+        )

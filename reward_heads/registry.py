@@ -50,7 +50,9 @@ def load(name: str | Callable[..., Any], **options: Any) -> RewardHead:
     elif ":" in name:
         made = _import(name)
     else:
-        raise ValueError(f"no reward {name!r}; have {sorted(HEADS)}, or package.module:attribute, or file.py:attribute")
+        raise ValueError(
+            f"no reward {name!r}; have {sorted(HEADS)}, or package.module:attribute, or file.py:attribute"
+        )
     if not inspect.isclass(made) and not options:
         return made if isinstance(made, RewardHead) else CallableHead(made, name)
     try:
@@ -68,9 +70,9 @@ def load(name: str | Callable[..., Any], **options: Any) -> RewardHead:
 def reward_set(spec: RewardSet | Sequence[Any] | Mapping[Any, Any]) -> RewardSet:
     """A RewardSet from names, callables, or a mapping to weights or options.
 
-    ``["clip"]``, ``{"clip": 1.0, my_function: 0.2}`` and
-    ``{"shiny": {"name": "clip", "weight": 2.0, "path": …}}`` are all accepted; ``name`` defaults to the key.
-    ``offload: true`` lets a head wait on the CPU between its turns.
+    ``["clip"]``, ``{"clip": 1.0, my_function: 0.2}`` and ``{"shiny": {"name": "clip", "weight":
+    2.0, "path": …}}`` are all accepted; ``name`` defaults to the key. ``offload: true`` lets a head
+    wait on the CPU between its turns.
     """
     if isinstance(spec, RewardSet):
         return spec
@@ -81,10 +83,13 @@ def reward_set(spec: RewardSet | Sequence[Any] | Mapping[Any, Any]) -> RewardSet
     for key, value in rows:
         options = dict(value) if isinstance(value, Mapping) else {"weight": value}
         weight = options.pop("weight", None)
-        if not isinstance(weight, int | float | None) or (weight is not None and not math.isfinite(weight)):
+        if not isinstance(weight, int | float | None) or (
+            weight is not None and not math.isfinite(weight)
+        ):
             raise ValueError(f"reward {key!r}: weight: want a number, got {weight!r}")
         weight = 1.0 if weight is None else float(weight)
-        own, waits = label(key), options.pop("offload", False)
+        own = label(key)
+        waits = options.pop("offload", False)
         if not isinstance(waits, bool):
             raise ValueError(f"reward {own!r}: offload: want true or false, got {waits!r}")
         offload |= {own} if waits else set()

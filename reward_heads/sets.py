@@ -27,9 +27,11 @@ class Scores:
     """Scores of B samples.
 
     Attributes:
-        combined: what the set's combination makes of the heads, (B,) float32; their weighted sum unless told otherwise.
+        combined: what the set's combination makes of the heads, (B,) float32; their weighted sum
+            unless told otherwise.
         heads: each head's own scores, (B,) float32.
-        uncertainty: a deviation of ``combined``, (B,), where a head estimates one or heads are an ensemble; else None.
+        uncertainty: a deviation of ``combined``, (B,), where a head estimates one or heads are an
+            ensemble; else None.
     """
 
     combined: Tensor
@@ -41,7 +43,8 @@ class Scores:
 class RewardSet:
     """Named heads and how they combine. The same object serves training, galleries and guidance.
 
-    ``offload``: names of heads that wait on the CPU and come to the device, one after the other, to score.
+    ``offload``: names of heads that wait on the CPU and come to the device, one after the other, to
+    score.
     """
 
     heads: dict[str, RewardHead]
@@ -78,8 +81,9 @@ class RewardSet:
     def start(self, media: Tensor, prompts: Sequence[str], **context: Any) -> "Future[Scores]":
         """Score in the background, without gradients: a slow or remote head overlaps other work."""
         self.require(context)
-        # A pool of its own each time: OpenMP keeps a team of threads for as long as the thread that computed lives, and
-        # the teams then disturb each other: everything after was 1.5 times slower on two cores.
+        # A pool of its own each time: OpenMP keeps a team of threads for as long as the thread that
+        # computed lives, and the teams then disturb each other: everything after was 1.5 times
+        # slower on two cores.
         pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reward")
         try:
             return pool.submit(torch.no_grad()(self), media, prompts, **context)
@@ -92,7 +96,9 @@ class RewardSet:
             for key in head.needs:
                 if key not in context:
                     offered = sorted(context) or "nothing"
-                    raise MissingContext(f"reward {name!r} needs {key!r}, which is not given (given: {offered})")
+                    raise MissingContext(
+                        f"reward {name!r} needs {key!r}, which is not given (given: {offered})"
+                    )
 
     def provenance(self) -> dict[str, dict[str, Any]]:
         return {name: head.provenance() for name, head in self.heads.items()}
@@ -118,29 +124,42 @@ class RewardSet:
                 head.to(self.device)
             # Some heads answer from the CPU whatever they are given; scores of one set must add up.
             told = {key: context[key] for key in head.needs}
-            found = [each.to(media.device, torch.float32) for each in _judge(head, media, prompts, told)]
+            found = [
+                each.to(media.device, torch.float32) for each in _judge(head, media, prompts, told)
+            ]
         except Exception as error:
-            raise RewardFailure(f"reward {name!r} failed: {type(error).__name__}: {error}") from error
+            raise RewardFailure(
+                f"reward {name!r} failed: {type(error).__name__}: {error}"
+            ) from error
         finally:
             if name in self.offload:
                 head.to("cpu")
         for score in found:
             if score.shape != (len(media),):
-                raise RewardFailure(f"reward {name!r} returned shape {tuple(score.shape)}, want ({len(media)},)")
+                raise RewardFailure(
+                    f"reward {name!r} returned shape {tuple(score.shape)}, want ({len(media)},)"
+                )
             if not bool(score.isfinite().all()):
                 bad = int((~score.isfinite()).sum())
-                raise RewardFailure(f"reward {name!r} returned {bad} non-finite of {len(media)} scores")
+                raise RewardFailure(
+                    f"reward {name!r} returned {bad} non-finite of {len(media)} scores"
+                )
         if len(found) > 1:
             spreads[name] = found[1]
         return found[0]
 
 
-def _judge(head: RewardHead, media: Tensor, prompts: Sequence[str], context: Mapping[str, Any]) -> tuple[Tensor, ...]:
+def _judge(
+    head: RewardHead, media: Tensor, prompts: Sequence[str], context: Mapping[str, Any]
+) -> tuple[Tensor, ...]:
     """Scores (B,), and their spread where the head has one.
 
-    A head of pictures sees every frame of a video, and the video's score is their mean; so is its spread.
+    A head of pictures sees every frame of a video, and the video's score is their mean; so is its
+    spread.
     """
-    whole = len(media) <= AT_ONCE or bool(context)  # not cut: which of a context's tensors have rows is not known
+    whole = len(media) <= AT_ONCE or bool(
+        context
+    )  # not cut: which of a context's tensors have rows is not known
     if head.media == "video" or (media.ndim == 4 and whole):
         return head.judge(media, prompts, **context)
     frames = media.shape[1] if media.ndim == 5 else 1
@@ -148,7 +167,9 @@ def _judge(head: RewardHead, media: Tensor, prompts: Sequence[str], context: Map
     told = [prompt for prompt in prompts for _ in range(frames)]
     seen = zip(pictures.split(AT_ONCE), batched(told, AT_ONCE), strict=True)
     parts = [head.judge(part, texts, **context) for part, texts in seen]
-    columns = (torch.cat([each.to(media.device) for each in column]) for column in zip(*parts, strict=True))
+    columns = (
+        torch.cat([each.to(media.device) for each in column]) for column in zip(*parts, strict=True)
+    )
     return tuple(column.unflatten(0, (-1, frames)).mean(1) for column in columns)
 
 

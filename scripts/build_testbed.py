@@ -2,7 +2,8 @@
 
     python scripts/build_testbed.py --out build/testbed
 
-Downloads nine npm packages with ``npm pack``, composites every picture on white at 64x64, and writes
+Downloads nine npm packages with ``npm pack``, composites every picture on white at 64x64, and
+writes
 
     pictures.npy    uint8 (N, 64, 64, 3)        RGB
     masks.npy       uint8 (N, 64, 64)           alpha, a free segmentation mask
@@ -31,7 +32,10 @@ PACKAGES = {
     "emoji-datasource-google@16.0.0": "emoji-datasource-google-16.0.0.tgz",
     "emoji-datasource-twitter@16.0.0": "emoji-datasource-twitter-16.0.0.tgz",
     "emojibase-data@17.0.0": "emojibase-data-17.0.0.tgz",
-    **{f"@lobehub/fluent-emoji-anim-{n}@1.0.0": f"lobehub-fluent-emoji-anim-{n}-1.0.0.tgz" for n in range(1, 5)},
+    **{
+        f"@lobehub/fluent-emoji-anim-{n}@1.0.0": f"lobehub-fluent-emoji-anim-{n}-1.0.0.tgz"
+        for n in range(1, 5)
+    },
 }
 ANIMATED = [archive for archive in PACKAGES.values() if "anim" in archive]
 FRAMES = 24
@@ -39,9 +43,16 @@ STYLES = {  # style -> (archive, folder inside it)
     "3d": ("lobehub-fluent-emoji-3d-1.1.0.tgz", "package/assets/"),
     "flat": ("lobehub-fluent-emoji-flat-1.1.0.tgz", "package/assets/"),
     "noto": ("emoji-datasource-google-16.0.0.tgz", "package/img/google/64/"),
-    "twemoji": ("emoji-datasource-twitter-16.0.0.tgz", "package/img/twitter/64/"),  # evaluation only
+    "twemoji": (
+        "emoji-datasource-twitter-16.0.0.tgz",
+        "package/img/twitter/64/",
+    ),  # evaluation only
 }
-GROUPS = {0: "smileys", 3: "animals-nature", 4: "food-drink"}  # a narrow domain: small models learn it well
+GROUPS = {
+    0: "smileys",
+    3: "animals-nature",
+    4: "food-drink",
+}  # a narrow domain: small models learn it well
 SIZE = 64
 
 
@@ -73,7 +84,9 @@ def things(archive: Path) -> Iterator[dict[str, Any]]:
         stream = tar.extractfile("package/en/data.json")
         assert stream is not None
         rows = json.load(stream)
-    yield from sorted((row for row in rows if row.get("group") in GROUPS), key=lambda row: row["order"])
+    yield from sorted(
+        (row for row in rows if row.get("group") in GROUPS), key=lambda row: row["order"]
+    )
 
 
 def described(thing: dict[str, Any]) -> dict[str, Any]:
@@ -95,7 +108,9 @@ def rgba(data: bytes) -> Image.Image:
     if data.lstrip()[:4] in (b"<svg", b"<?xm"):
         import resvg_py
 
-        data = bytes(resvg_py.svg_to_bytes(svg_string=data.decode(), width=4 * SIZE, height=4 * SIZE))
+        data = bytes(
+            resvg_py.svg_to_bytes(svg_string=data.decode(), width=4 * SIZE, height=4 * SIZE)
+        )
     return shrunk(Image.open(io.BytesIO(data)))
 
 
@@ -123,15 +138,22 @@ def on_white(picture: Image.Image) -> np.ndarray:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("build/testbed"))
-    parser.add_argument("--npm", type=Path, help="folder of the downloaded archives (default OUT/npm)")
+    parser.add_argument(
+        "--npm", type=Path, help="folder of the downloaded archives (default OUT/npm)"
+    )
     args = parser.parse_args()
     archives: Path = args.npm or args.out / "npm"
     args.out.mkdir(parents=True, exist_ok=True)
     fetch(archives)
 
-    files = {style: read_folder(archives / archive, prefix) for style, (archive, prefix) in STYLES.items()}
+    files = {
+        style: read_folder(archives / archive, prefix)
+        for style, (archive, prefix) in STYLES.items()
+    }
     pictures, masks, rows = [], [], []
     for thing in things(archives / "emojibase-data-17.0.0.tgz"):
         for style, available in files.items():
@@ -159,7 +181,9 @@ def main() -> None:
     np.save(args.out / "videos.npy", np.stack(videos))
     (args.out / "videos.jsonl").write_text("".join(json.dumps(row) + "\n" for row in video_rows))
     counts = {style: sum(row["style"] == style for row in rows) for style in STYLES}
-    print(f"{len(rows)} pictures of {len({row['thing'] for row in rows})} things: {counts}; {len(videos)} videos")
+    print(
+        f"{len(rows)} pictures of {len({row['thing'] for row in rows})} things: {counts}; {len(videos)} videos"
+    )
 
 
 if __name__ == "__main__":

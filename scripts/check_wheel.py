@@ -1,8 +1,10 @@
-"""Prove that the wheel stands alone: build it, install it in an empty environment, run the demo far from the checkout.
+"""Prove that the wheel stands alone: build it, install it in an empty environment, run the demo far
+from the checkout.
 
     python scripts/check_wheel.py                          # a real installation, torch and all
-    python scripts/check_wheel.py --packages-from .venv    # the libraries of an existing environment; minutes less
-    python scripts/check_wheel.py --quick                  # the command line only, no demo
+    python scripts/check_wheel.py --packages-from .venv    # the libraries of an existing
+    environment; minutes less python scripts/check_wheel.py --quick                  # the command
+    line only, no demo
 
 The interpreter that runs this needs hatchling (extra "dev").
 """
@@ -22,7 +24,9 @@ WHERE = "import align_gen, align_gen.pipelines; print(align_gen.__file__); print
 
 
 def run(*command: str | Path, cwd: Path, env: dict[str, str] | None = None) -> str:
-    """Standard output of a command that must succeed; its errors go to the terminal as they come."""
+    """Standard output of a command that must succeed; its errors go to the terminal as they
+    come.
+    """
     print("$", shlex.join(map(str, command)), flush=True)
     done = subprocess.run(command, cwd=cwd, env=env, stdout=subprocess.PIPE, text=True, check=True)
     return done.stdout.strip()
@@ -50,8 +54,8 @@ def install(wheel: Path, environment: Path, torch: list[str], packages_from: Pat
         run(*pip, *torch, cwd=environment)
         run(*pip, wheel, cwd=environment)
     else:
-        # A path line adds the folder after the environment's own and runs no .pth in it, so that an editable
-        # installation of this checkout over there stays unseen.
+        # A path line adds the folder after the environment's own and runs no .pth in it, so that an
+        # editable installation of this checkout over there stays unseen.
         libraries = site_packages(packages_from / "bin" / "python")
         (site_packages(programs / "python") / "libraries.pth").write_text(f"{libraries}\n")
         run(*pip, "--no-deps", wheel, cwd=environment)
@@ -60,15 +64,23 @@ def install(wheel: Path, environment: Path, torch: list[str], packages_from: Pat
 
 def clean_environment(home: Path) -> dict[str, str]:
     """No way back to the checkout, no network, no model from an earlier download."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL_ENV"))}
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("PYTHON", "VIRTUAL_ENV"))
+    }
     return kept | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
 
 
 def check(programs: Path, work: Path, arguments: list[str], quick: bool) -> None:
-    """Run the installed program from ``work``; AssertionError if another copy runs or too little is written."""
+    """Run the installed program from ``work``; AssertionError if another copy runs or too little is
+    written.
+    """
     env = clean_environment(work / "hub")
     for file in run(programs / "python", "-c", WHERE, cwd=work, env=env).splitlines():
-        assert Path(file).is_relative_to(programs.parent), f"imported from {file}, not from {programs.parent}"
+        assert Path(file).is_relative_to(programs.parent), (
+            f"imported from {file}, not from {programs.parent}"
+        )
     if quick:
         assert "finetune" in run(programs / "align-gen", "--help", cwd=work, env=env)
         assert "emoji-sd" in run(programs / "align-gen", "list", "assets", cwd=work, env=env)
@@ -82,13 +94,23 @@ def check(programs: Path, work: Path, arguments: list[str], quick: bool) -> None
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="align-gen --help and list assets instead of the demo")
-    parser.add_argument("--packages-from", type=Path, metavar="VENV", help="take the libraries of this environment")
-    parser.add_argument(
-        "--torch", default="torch torchvision", help="what pip installs as torch (default: %(default)s)"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("demo", nargs="*", metavar="-- DEMO_OPTION", help="further options of align-gen demo")
+    parser.add_argument(
+        "--quick", action="store_true", help="align-gen --help and list assets instead of the demo"
+    )
+    parser.add_argument(
+        "--packages-from", type=Path, metavar="VENV", help="take the libraries of this environment"
+    )
+    parser.add_argument(
+        "--torch",
+        default="torch torchvision",
+        help="what pip installs as torch (default: %(default)s)",
+    )
+    parser.add_argument(
+        "demo", nargs="*", metavar="-- DEMO_OPTION", help="further options of align-gen demo"
+    )
     arguments = parser.parse_args()
     packages_from = arguments.packages_from.resolve() if arguments.packages_from else None
     with tempfile.TemporaryDirectory(prefix="align-gen-wheel-") as folder:

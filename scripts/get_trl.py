@@ -1,8 +1,10 @@
-"""Put TRL 0.23.1, the last with a DDPOTrainer, beside the environment for `align-gen bench --against trl`.
+"""Put TRL 0.23.1, the last with a DDPOTrainer, beside the environment for `align-gen bench
+--against trl`.
 
     python scripts/get_trl.py [--folder build/trl]
 
-Without its dependencies, which would change the environment's own; what its import needs beyond them comes along.
+Without its dependencies, which would change the environment's own; what its import needs beyond
+them comes along.
 """
 
 import argparse
@@ -14,10 +16,22 @@ PACKAGES = ("trl==0.23.1", "pandas", "python-dateutil", "six", "tzdata")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--folder", type=Path, default=Path("build/trl"))
     args = parser.parse_args()
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target", str(args.folder)]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--upgrade",
+        "--target",
+        str(args.folder),
+    ]
     subprocess.run([*pip, *PACKAGES], check=True)
     print(f"PYTHONPATH={args.folder} align-gen bench --against trl")
 

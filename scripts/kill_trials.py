@@ -2,11 +2,12 @@
 
     python scripts/kill_trials.py [--trials 20] [--seed 0] [--full]
 
-A short run of emoji-sd (LoRA, or every weight with --full; with an average; epochs end inside of steps) is finished
-once, undisturbed. Then, again and again, it is started in a process of its own and killed: half of the times at a
-random moment of that run's time, half of the times just before a random one of the file operations by which it writes,
-checkpoints among them. Then the same call finishes it. Weights, optimizer, metrics and galleries must be the same to
-the last bit; what differs is printed, and the exit code is 1.
+A short run of emoji-sd (LoRA, or every weight with --full; with an average; epochs end inside of
+steps) is finished once, undisturbed. Then, again and again, it is started in a process of its own
+and killed: half of the times at a random moment of that run's time, half of the times just before a
+random one of the file operations by which it writes, checkpoints among them. Then the same call
+finishes it. Weights, optimizer, metrics and galleries must be the same to the last bit; what
+differs is printed, and the exit code is 1.
 """
 
 import argparse
@@ -34,7 +35,9 @@ WRITES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree")
 
 
 def recipe_of(folder: Path, full: bool) -> Recipe:
-    """Three steps of two prompts out of three, so that an epoch ends inside of a step; measured after each."""
+    """Three steps of two prompts out of three, so that an epoch ends inside of a step; measured
+    after each.
+    """
     (folder / "train.txt").write_text("a cat\na red car\na tree\n")
     (folder / "eval.txt").write_text("a dog\nan apple\n")
     data = {
@@ -63,12 +66,19 @@ def fingerprint(run: Path) -> dict[str, str]:
             continue
         if name == "metrics.jsonl":
             lines = [json.loads(line) for line in file.read_text().splitlines()]
-            content = json.dumps([{k: v for k, v in line.items() if k != "seconds"} for line in lines]).encode()
-        elif file.suffix == ".safetensors":  # the order of its header's entries is another every time
+            content = json.dumps(
+                [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+            ).encode()
+        elif (
+            file.suffix == ".safetensors"
+        ):  # the order of its header's entries is another every time
             with safe_open(file, "np") as tensors:
                 about = sorted((tensors.metadata() or {}).items())
                 content = b"".join(
-                    [repr(about).encode(), *(tensors.get_tensor(key).tobytes() for key in tensors.keys())]  # noqa: SIM118
+                    [
+                        repr(about).encode(),
+                        *(tensors.get_tensor(key).tobytes() for key in tensors.keys()),  # noqa: SIM118
+                    ]
                 )
         else:
             content = file.read_bytes()
@@ -91,7 +101,9 @@ def in_process(work: Callable[[], Any], after: Callable[[int], None] = lambda pi
 
 
 def killed_before_write(recipe: Recipe, out: Path, number: int) -> None:
-    """The run, killed just before its ``number``-th file operation; the count where it got that far is in the file."""
+    """The run, killed just before its ``number``-th file operation; the count where it got that far
+    is in the file.
+    """
     count = 0
 
     def audit(event: str, arguments: tuple[Any, ...]) -> None:
@@ -120,21 +132,27 @@ def where(run: Path) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--full", action="store_true", help="train every weight")
     args = parser.parse_args()
     torch.set_num_threads(1)  # and no work before the forks: only imports
-    chance, folder = random.Random(args.seed), Path(tempfile.mkdtemp(prefix="kill-trials-"))
+    chance = random.Random(args.seed)
+    folder = Path(tempfile.mkdtemp(prefix="kill-trials-"))
     recipe = recipe_of(folder, args.full)
     whole = folder / "whole"
     started = time.monotonic()
     if in_process(partial(killed_before_write, recipe, whole, 0)):
         raise SystemExit("the undisturbed run failed")
-    seconds, writes = time.monotonic() - started, int(Path(f"{whole}.count").read_text())
+    seconds = time.monotonic() - started
+    writes = int(Path(f"{whole}.count").read_text())
     expected = fingerprint(whole)
-    print(f"undisturbed: {seconds:.1f} s, {writes} file operations, {len(expected)} files", flush=True)
+    print(
+        f"undisturbed: {seconds:.1f} s, {writes} file operations, {len(expected)} files", flush=True
+    )
     wrong = 0
     for trial in range(args.trials):
         out = folder / f"trial-{trial}"
@@ -149,9 +167,13 @@ def main() -> None:
         state = where(out) if status == -signal.SIGKILL else f"not killed ({status})"
         again = in_process(partial(finetune, recipe, out))
         found = fingerprint(out)
-        different = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+        different = sorted(
+            name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
+        )
         wrong += bool(different) or again != 0
-        verdict = "the same" if not different and again == 0 else f"DIFFERENT ({again}): {different[:5]}"
+        verdict = (
+            "the same" if not different and again == 0 else f"DIFFERENT ({again}): {different[:5]}"
+        )
         print(f"{trial + 1:3} killed {how}: {state}. Finished: {verdict}", flush=True)
         shutil.rmtree(out)
     shutil.rmtree(folder)

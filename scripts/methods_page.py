@@ -36,11 +36,19 @@ def change(summary: Summary, name: str) -> tuple[float, float, float]:
 
 def line(summary: Summary) -> str:
     """A row of Markdown."""
-    cells = [summary["arm"], str(summary["seed"]), f"{summary['denoiser_calls'] + summary['spent']:,}"]
+    cells = [
+        summary["arm"],
+        str(summary["seed"]),
+        f"{summary['denoiser_calls'] + summary['spent']:,}",
+    ]
     for name in ("reward", "heldout", "alignment"):
         cells.append("{:+.2f} [{:+.2f}, {:+.2f}]".format(*change(summary, name)))
     far = "" if summary["distance"] is None else f"{summary['distance']:,.0f}"
-    cells += [f"{summary['diversity']['ratio']:.2f}", far, f"{summary['seconds']:.0f}" if summary["seconds"] else ""]
+    cells += [
+        f"{summary['diversity']['ratio']:.2f}",
+        far,
+        f"{summary['seconds']:.0f}" if summary["seconds"] else "",
+    ]
     return "| " + " | ".join(cells) + " |"
 
 
@@ -54,12 +62,15 @@ def pareto(found: list[Summary], file: Path) -> None:
     for number, arm in enumerate(dict.fromkeys(summary["arm"] for summary in found)):
         own = [summary for summary in found if summary["arm"] == arm]
         middle, low, high = zip(*(change(summary, "heldout") for summary in own), strict=True)
-        far, colour = [summary["distance"] for summary in own], f"C{number % 10}"
+        far = [summary["distance"] for summary in own]
+        colour = f"C{number % 10}"
         axes.vlines(far, low, high, color=colour, alpha=0.4)
         axes.scatter(far, middle, label=arm, color=colour, marker="os^"[number // 10])
     axes.axhline(0, color="lightgrey", zorder=0)
     axes.set(
-        xscale="log", xlabel="distance from the reference, nats a trajectory", ylabel="held-out reward, change in std"
+        xscale="log",
+        xlabel="distance from the reference, nats a trajectory",
+        ylabel="held-out reward, change in std",
     )
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right upper", frameon=False)
@@ -71,7 +82,11 @@ def curves(found: list[tuple[Path, Summary]], file: Path) -> None:
     """The training reward of runs over many prompts, against calls."""
     figure, axes = pyplot.subplots(figsize=(8, 3.6), layout="constrained")
     for folder, summary in found:
-        rewards = [row["reward/combined"] for row in read_lines(folder / "metrics.jsonl") if "reward/combined" in row]
+        rewards = [
+            row["reward/combined"]
+            for row in read_lines(folder / "metrics.jsonl")
+            if "reward/combined" in row
+        ]
         each = summary["denoiser_calls"] / len(rewards)
         axes.plot([each * step for step in range(len(rewards))], rewards, label=summary["arm"])
     axes.set(xlabel="denoiser calls", ylabel="reward of the step's pictures")
@@ -82,15 +97,21 @@ def curves(found: list[tuple[Path, Summary]], file: Path) -> None:
 
 
 def sheet(found: list[tuple[Path, Summary]], file: Path) -> None:
-    """The same held-out pictures, drawn at random, from the untouched model and from each arm's first run."""
+    """The same held-out pictures, drawn at random, from the untouched model and from each arm's
+    first run.
+    """
     first = {summary["arm"]: galleries_of(path, summary) for path, summary in reversed(found)}
-    folders = [("untouched", next(iter(first.values()))[0])] + [(arm, first[arm][1]) for arm in reversed(first)]
+    folders = [("untouched", next(iter(first.values()))[0])] + [
+        (arm, first[arm][1]) for arm in reversed(first)
+    ]
     galleries = [(name, Gallery.load(folder)) for name, folder in folders]
     chosen = random.Random(0).sample(range(len(galleries[0][1])), COLUMNS)
     page = Image.new("RGB", (LABEL + COLUMNS * CELL, len(galleries) * CELL), "white")
     draw = ImageDraw.Draw(page)
     for row, (name, gallery) in enumerate(galleries):
-        draw.text((4, row * CELL + CELL // 2 - 6), name, fill="black", font=ImageFont.load_default(13))
+        draw.text(
+            (4, row * CELL + CELL // 2 - 6), name, fill="black", font=ImageFont.load_default(13)
+        )
         for column, place in enumerate(chosen):
             picture = Image.open(gallery.folder / gallery.rows[place]["file_name"]).convert("RGB")
             page.paste(picture, (LABEL + column * CELL, row * CELL))
@@ -101,7 +122,9 @@ def blocks(found: list[tuple[Path, Summary]]) -> dict[str, str]:
     """The tables of the page by name."""
     main = [(path, summary) for path, summary in found if summary["arm"] in (*MAIN, *RIVALS)]
     checks = [
-        unlearned_line(f"{summary['arm']}, {summary['seed']}", unlearned(*galleries_of(path, summary)))
+        unlearned_line(
+            f"{summary['arm']}, {summary['seed']}", unlearned(*galleries_of(path, summary))
+        )
         for path, summary in main
     ]
     head = "| run | colours | change | hue, before → after |\n|---|---|---|---|"
@@ -116,7 +139,8 @@ def blocks(found: list[tuple[Path, Summary]]) -> dict[str, str]:
 def filled(text: str, tables: dict[str, str]) -> str:
     """The page with the tables between their marks."""
     for name, rows in tables.items():
-        begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+        begin = f"<!-- {name} -->"
+        end = f"<!-- end of {name} -->"
         head, rest = text.split(begin)
         text = f"{head}{begin}\n{rows}\n{end}{rest.split(end)[1]}"
     return text
@@ -131,15 +155,22 @@ def galleries_of(folder: Path, summary: Summary) -> tuple[Path, Path]:
 
 def main() -> None:
     matplotlib.use("Agg")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs/methods"))
     parser.add_argument("--out", type=Path, default=Path("docs/results/methods.md"))
     args = parser.parse_args()
     order = [*ARMS, *RIVALS]
-    found = [(file.parent, json.loads(file.read_text())) for file in args.runs.glob("*/summary.json")]
+    found = [
+        (file.parent, json.loads(file.read_text())) for file in args.runs.glob("*/summary.json")
+    ]
     found.sort(key=lambda each: (order.index(each[1]["arm"]), each[1]["seed"]))
     near = [each for each in found if each[1]["arm"] in (*MAIN, *RIVALS)]
-    pareto([summary for _, summary in near if summary["distance"] is not None], args.out.with_name("pareto.png"))
+    pareto(
+        [summary for _, summary in near if summary["distance"] is not None],
+        args.out.with_name("pareto.png"),
+    )
     sheet(near, args.out.with_name("methods.jpg"))
     curves([each for each in found if each[1]["arm"] in MANY], args.out.with_name("many.png"))
     args.out.write_text(filled(args.out.read_text(), blocks(found)))

@@ -1,4 +1,6 @@
-"""What a user would try instead of training, and the trainer that TRL had: on the demo's model, prompts and judges."""
+"""What a user would try instead of training, and the trainer that TRL had: on the demo's model,
+prompts and judges.
+"""
 
 import json
 import shutil
@@ -20,11 +22,15 @@ from align_gen.training.recipe import Recipe
 
 
 def untrained(name: str, recipe: Recipe, like: Path, calls: int) -> Run:
-    """A gallery of the untouched model beside that of a run: "style in the prompt", or "best of N" at as many calls."""
+    """A gallery of the untouched model beside that of a run: "style in the prompt", or "best of N"
+    at as many calls.
+    """
     before = ScoresTable.of(like / "before")
     gallery = len(before.rows) * recipe.evaluate.num_inference_steps * 2
     if name == "style in the prompt":
-        return Run(like, recipe, before, rival(recipe, like, "words", words=WORDS), [{"step": 0}], 0)
+        return Run(
+            like, recipe, before, rival(recipe, like, "words", words=WORDS), [{"step": 0}], 0
+        )
     count = max(1, round((calls + gallery) / gallery))
     guide = BestOf(reward_set(bundled.reward_spec(recipe.rewards)), count)
     table = rival(recipe, like, "best-of", guide=guide)
@@ -39,7 +45,8 @@ def trl(recipe: Recipe, like: Path, folder: Path, calls: int, listen: Listener) 
     from align_gen.bench.trl import trl_trainer
 
     setting = Setting.of(recipe, Accelerator(cpu=True))
-    clip, each = recipe.method["clip"], setting.images * recipe.sampling.num_inference_steps * 2 * 2
+    clip = recipe.method["clip"]
+    each = setting.images * recipe.sampling.num_inference_steps * 2 * 2
     trainer = trl_trainer(setting, train_clip_range=clip, seed=recipe.run.seed)
     steps = round(calls / each)
     for number in range(steps):
@@ -49,7 +56,9 @@ def trl(recipe: Recipe, like: Path, folder: Path, calls: int, listen: Listener) 
     before = ScoresTable.of(like / "before")
     gallery = folder / "samples" / "final"
     if not (gallery / "metadata.jsonl").is_file():
-        prompts = [{key: value for key, value in row.items() if key != "file_name"} for row in before.rows]
+        prompts = [
+            {key: value for key, value in row.items() if key != "file_name"} for row in before.rows
+        ]
         sample(
             model, prompts, out=gallery, num_inference_steps=recipe.evaluate.num_inference_steps,
             guidance_scale=recipe.sampling.guidance_scale, height=64, width=64, batch_size=64,

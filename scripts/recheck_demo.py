@@ -2,9 +2,9 @@
 
     python scripts/recheck_demo.py runs/demo [--models assets/models]
 
-Reads the pictures and prompts of ``before/`` and ``samples/final/``, applies open_clip's own preprocessing, and prints
-reward, heldout and alignment before and after beside what ``summary.json`` claims; exits 1 when they differ by more
-than 1e-4.
+Reads the pictures and prompts of ``before/`` and ``samples/final/``, applies open_clip's own
+preprocessing, and prints reward, heldout and alignment before and after beside what
+``summary.json`` claims; exits 1 when they differ by more than 1e-4.
 """
 
 import argparse
@@ -15,11 +15,17 @@ import open_clip
 import torch
 from PIL import Image
 
-GOAL, BASELINE, ALPHA = "a glossy 3d emoji", "a flat icon", 1.0
+GOAL = "a glossy 3d emoji"
+BASELINE = "a flat icon"
+ALPHA = 1.0
 
 
-def embed(folder: Path, model_folder: Path) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Unit embeddings of a gallery's pictures and prompts (N, D), of the goal and the baseline (D,)."""
+def embed(
+    folder: Path, model_folder: Path
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Unit embeddings of a gallery's pictures and prompts (N, D), of the goal and the baseline
+    (D,).
+    """
     name = f"local-dir:{model_folder}"
     model, _, preprocess = open_clip.create_model_and_transforms(name)
     tokenizer = open_clip.get_tokenizer(name)
@@ -27,14 +33,18 @@ def embed(folder: Path, model_folder: Path) -> tuple[torch.Tensor, torch.Tensor,
     rows = [json.loads(line) for line in (folder / "metadata.jsonl").open()]
     pictures = torch.stack([preprocess(Image.open(folder / row["file_name"])) for row in rows])
     with torch.no_grad():
-        images = torch.cat([model.encode_image(part, normalize=True) for part in pictures.split(128)])
+        images = torch.cat(
+            [model.encode_image(part, normalize=True) for part in pictures.split(128)]
+        )
         prompts = model.encode_text(tokenizer([row["prompt"] for row in rows]), normalize=True)
         goal, baseline = model.encode_text(tokenizer([GOAL, BASELINE]), normalize=True)
     return images, prompts, goal, baseline
 
 
 def goal_baseline(images: torch.Tensor, goal: torch.Tensor, baseline: torch.Tensor) -> float:
-    """Mean of 1 - |(s - g) P|^2 / 2 with the matrix P = alpha d d^T / |d|^2 + (1 - alpha) I written out."""
+    """Mean of 1 - |(s - g) P|^2 / 2 with the matrix P = alpha d d^T / |d|^2 + (1 - alpha) I written
+    out.
+    """
     d = goal - baseline
     projection = ALPHA * torch.outer(d, d) / d.dot(d) + (1 - ALPHA) * torch.eye(len(d))
     return (1 - 0.5 * ((images - goal) @ projection).square().sum(1)).mean().item()
@@ -45,17 +55,28 @@ def figures(folder: Path, models: Path) -> dict[str, float]:
     reward = goal_baseline(images, goal, baseline)
     images, prompts, goal, baseline = embed(folder, models / "emoji-heldout-clip")
     alignment = (images * prompts).sum(1).mean().item()
-    return {"reward": reward, "heldout": goal_baseline(images, goal, baseline), "alignment": alignment}
+    return {
+        "reward": reward,
+        "heldout": goal_baseline(images, goal, baseline),
+        "alignment": alignment,
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path)
-    parser.add_argument("--models", type=Path, default=Path(__file__).parent.parent / "assets" / "models")
+    parser.add_argument(
+        "--models", type=Path, default=Path(__file__).parent.parent / "assets" / "models"
+    )
     args = parser.parse_args()
     claimed = json.loads((args.run / "summary.json").read_text())
     worst = 0.0
-    for when, folder in (("before", args.run / "before"), ("after", args.run / "samples" / "final")):
+    for when, folder in (
+        ("before", args.run / "before"),
+        ("after", args.run / "samples" / "final"),
+    ):
         for name, value in figures(folder, args.models).items():
             worst = max(worst, abs(value - claimed[name][when]))
             print(f"{name:10} {when:7} recomputed {value:.6f}  claimed {claimed[name][when]:.6f}")

@@ -1,12 +1,15 @@
-"""Every method on the emoji models at equal denoiser calls, on held-out prompts: the runs of docs/results/methods.md.
+"""Every method on the emoji models at equal denoiser calls, on held-out prompts: the runs of
+docs/results/methods.md.
 
-    python scripts/reproduce_methods.py [--arms prdp ddpo …] [--seeds 0 1 2] [--calls 82000] [--runs runs/methods]
+    python scripts/reproduce_methods.py [--arms prdp ddpo …] [--seeds 0 1 2] [--calls 82000] [--runs
+    runs/methods]
 
-Arms learn from the demo's prompts, reward, LoRA and sampler, each as long as its steps cost so many rows forward. A run
-that is there is not made again, and one that was interrupted goes on. Offline arms learn from pictures of the untouched
-model, drawn and scored once, whose calls count. The distance from the reference is measured alike for all: the mean log
-ratio of trajectories that the trained model draws on held-out prompts, in nats. scripts/methods_page.py makes the
-page's tables of what is there. Videos have a tenth of the calls.
+Arms learn from the demo's prompts, reward, LoRA and sampler, each as long as its steps cost so many
+rows forward. A run that is there is not made again, and one that was interrupted goes on. Offline
+arms learn from pictures of the untouched model, drawn and scored once, whose calls count. The
+distance from the reference is measured alike for all: the mean log ratio of trajectories that the
+trained model draws on held-out prompts, in nats. scripts/methods_page.py makes the page's tables of
+what is there. Videos have a tenth of the calls.
 """
 
 import argparse
@@ -35,7 +38,9 @@ from align_gen.training.recipe import Recipe
 Section = dict[str, Any]
 SMALL: Section = {"images_per_prompt": 8, "prompts_per_step": 8}
 SLOW = 2e-4  # regression on one's own pictures fell apart at the demo's 1.2e-3
-OWN: dict[str, Section] = {  # it learns the conditional branch, whose own pictures are unguided; guided ones add up
+OWN: dict[
+    str, Section
+] = {  # it learns the conditional branch, whose own pictures are unguided; guided ones add up
     "sampling": {"num_inference_steps": 20, "guidance_scale": 1.0, "eta": 0.0},
     "evaluate": {"guidance_scale": 3.0},
     "optim": {"lr": SLOW},
@@ -45,7 +50,9 @@ NFT = {"name": "nft", **SMALL, "times_per_image": 4, "advantage_limit": 1.0}
 OFFLINE = {"name": "dpo", "prompts_per_step": 64, "images_per_prompt": 2, "beta": 1000.0}
 MANY_PRDP = {"images_per_prompt": 2, "keep": None, "prompts_per_step": 32}
 MANY_DDPO = {**DDPO, "images_per_prompt": 1, "prompts_per_step": 64, "history": 32}
-VIDEO_SHARE = 10  # a row of eight frames costs about twenty times a picture's: this share of the calls
+VIDEO_SHARE = (
+    10  # a row of eight frames costs about twenty times a picture's: this share of the calls
+)
 FLAT = {"name": "clip", "goal": ["a flat icon"], "baseline": ["a glossy 3d emoji"], "alpha": 1.0}
 VIDEO: dict[str, Section] = {  # emoji-video draws in 3D already, so its goal is the other one
     "rewards": {"clip": {**FLAT, "path": "emoji-clip"}},
@@ -65,7 +72,13 @@ ARMS: dict[str, dict[str, Section]] = {  # sections of the recipe that differ fr
     "nft": {"method": NFT},
     "rwr": {
         **OWN,
-        "method": {"name": "rwr", **SMALL, "weights": "exponential", "beta": 1.0, "gradient_steps": 4},
+        "method": {
+            "name": "rwr",
+            **SMALL,
+            "weights": "exponential",
+            "beta": 1.0,
+            "gradient_steps": 4,
+        },
     },
     "raft": {**OWN, "method": {"name": "raft", **SMALL, "gradient_steps": 8}},
     "dpo, online": {
@@ -95,11 +108,25 @@ ARMS: dict[str, dict[str, Section]] = {  # sections of the recipe that differ fr
 RIVALS = ("style in the prompt", "best of N", "TRL's ddpo")
 DISTANCE = 32  # held-out prompts whose trajectories are drawn
 DRAWN: dict[str, dict[str, Any]] = {  # what offline arms learn from
-    "emoji-sd": {"seeds": (0, 1, 2, 3), "num_inference_steps": 20, "prompts": None, "batch_size": 64},
-    "emoji-flow": {"seeds": (0, 1, 2, 3), "num_inference_steps": 20, "prompts": None, "batch_size": 64},
+    "emoji-sd": {
+        "seeds": (0, 1, 2, 3),
+        "num_inference_steps": 20,
+        "prompts": None,
+        "batch_size": 64,
+    },
+    "emoji-flow": {
+        "seeds": (0, 1, 2, 3),
+        "num_inference_steps": 20,
+        "prompts": None,
+        "batch_size": 64,
+    },
     "emoji-video": {"seeds": (0, 1), "num_inference_steps": 8, "prompts": 160, "batch_size": 8},
 }
-BASES = {"emoji-sd": "emoji-sd-prdp", "emoji-flow": "emoji-flow-prdp", "emoji-video": "emoji-sd-prdp"}
+BASES = {
+    "emoji-sd": "emoji-sd-prdp",
+    "emoji-flow": "emoji-flow-prdp",
+    "emoji-video": "emoji-sd-prdp",
+}
 
 
 def model_of(arm: str) -> str:
@@ -108,11 +135,17 @@ def model_of(arm: str) -> str:
 
 
 def recipe_of(arm: str, seed: int, calls: int, folder: Path) -> tuple[Recipe, int]:
-    """The arm's recipe, as many steps as ``calls`` rows forward allow, and the rows that it spent before them."""
+    """The arm's recipe, as many steps as ``calls`` rows forward allow, and the rows that it spent
+    before them.
+    """
     model = model_of(arm)
-    base, sections, spent = Recipe.load(BASES[model]), {key: dict(value) for key, value in ARMS[arm].items()}, 0
+    base = Recipe.load(BASES[model])
+    sections = {key: dict(value) for key, value in ARMS[arm].items()}
+    spent = 0
     if "data" in sections:
-        sections["data"] = {key: str(folder / f"drawn-{model}" / name) for key, name in sections["data"].items()}
+        sections["data"] = {
+            key: str(folder / f"drawn-{model}" / name) for key, name in sections["data"].items()
+        }
         sections["prompts"] = {"train": None, "eval": base.prompts.eval}
         told = DRAWN[model]
         count = told["prompts"] or len(load_prompts(str(base.prompts.train)))
@@ -120,22 +153,34 @@ def recipe_of(arm: str, seed: int, calls: int, folder: Path) -> tuple[Recipe, in
     sections["run"] = {"seed": seed, "save_every": 20, "out": None, **sections.get("run", {})}
     recipe = base.replace(**sections)
     passes = 1 if recipe.sampling.guidance_scale == 1 else 2
-    each = methods.load(recipe.method["name"]).calls(recipe.method_options(), recipe.sampling, passes)["forwards"]
+    each = methods.load(recipe.method["name"]).calls(
+        recipe.method_options(), recipe.sampling, passes
+    )["forwards"]
     calls //= VIDEO_SHARE if model == "emoji-video" else 1
     return recipe.replace(run={"steps": max(1, round((calls - spent) / each))}), spent
 
 
 def prepare_data(arm: str, folder: Path, progress: Progress) -> None:
-    """Pictures of the untouched model on training prompts, scored; the best and the worst of each as pairs."""
+    """Pictures of the untouched model on training prompts, scored; the best and the worst of each
+    as pairs.
+    """
     model = model_of(arm)
-    recipe, gallery, told = Recipe.load(BASES[model]), folder / "drawn", dict(DRAWN[model])
+    recipe = Recipe.load(BASES[model])
+    gallery = folder / "drawn"
+    told = dict(DRAWN[model])
     rewards = ARMS[arm].get("rewards", recipe.rewards)
     if (folder / "pairs.parquet").is_file():
         return
     if not (gallery / "metadata.jsonl").is_file():
         prompts = load_prompts(str(recipe.prompts.train))[: told.pop("prompts")]
         say = lambda done, total: progress("draw", done, total, {})  # noqa: E731
-        options: dict[str, Any] = {"height": 64, "width": 64, "guidance_scale": 3.0, "progress": say, **told}
+        options: dict[str, Any] = {
+            "height": 64,
+            "width": 64,
+            "guidance_scale": 3.0,
+            "progress": say,
+            **told,
+        }
         sample(pipelines.load(bundled.model_path(model)), prompts, out=gallery, **options)
     score_file(gallery, bundled.reward_spec(rewards), gallery / SCORES)
     table = ScoresTable.of(gallery)
@@ -151,9 +196,12 @@ def prepare_data(arm: str, folder: Path, progress: Progress) -> None:
 
 
 def distance(recipe: Recipe, trained: pipelines.Model) -> float:
-    """KL(policy || reference) over whole trajectories, nats, estimated from the policy's own samples."""
+    """KL(policy || reference) over whole trajectories, nats, estimated from the policy's own
+    samples.
+    """
     sampling = Recipe.load(BASES[recipe.model.path]).sampling  # alike for all
-    base, fresh = load_model(recipe), load_model(recipe)
+    base = load_model(recipe)
+    fresh = load_model(recipe)
     prepare_model(recipe, fresh)
     state = prepare_state(recipe, fresh, Accelerator(cpu=True))
     prompts = [row["prompt"] for row in load_prompts(recipe.prompts.eval)][:DISTANCE]
@@ -183,7 +231,8 @@ def learn(arm: str, seed: int, calls: int, folder: Path, progress: Progress) -> 
 
 def rival(name: str, calls: int, folder: Path, progress: Progress) -> None:
     """The same of a rival, drawn beside the first run of ddpo."""
-    like, own = folder / "ddpo-0", folder / name.replace("'", "").replace(" ", "-").lower()
+    like = folder / "ddpo-0"
+    own = folder / name.replace("'", "").replace(" ", "-").lower()
     if (own / "summary.json").is_file():
         return
     recipe, _ = recipe_of("ddpo", 0, calls, folder)
@@ -192,11 +241,15 @@ def rival(name: str, calls: int, folder: Path, progress: Progress) -> None:
         figures_of(run, name, own / "summary.json", distance=distance(recipe, model))
     else:
         run = untrained(name, recipe, like, calls)
-        figures_of(run, name, own / "summary.json", before=str(like / "before"), after=run.after.folder)
+        figures_of(
+            run, name, own / "summary.json", before=str(like / "before"), after=run.after.folder
+        )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--arms", nargs="+", default=[*ARMS, *RIVALS], choices=[*ARMS, *RIVALS])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--calls", type=int, default=82_000)

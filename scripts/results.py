@@ -1,11 +1,12 @@
-"""Set demo runs side by side, the first beside the trivial rivals, and write docs/results.md and docs/demo.png.
+"""Set demo runs side by side, the first beside the trivial rivals, and write docs/results.md and
+docs/demo.png.
 
     python scripts/results.py runs/demo [runs/demo-1 … runs/placebo] [--out docs/results.md]
 
-Rivals draw the same held-out prompts with the same seeds from the untouched model: with the style's words in the
-prompt, and as the best of N by the optimised reward, N chosen so that the gallery costs as many denoiser calls as the
-training and its gallery did. All are judged by the same heads against the *bare* prompts. The picture shows pairs
-drawn at random, failures included.
+Rivals draw the same held-out prompts with the same seeds from the untouched model: with the style's
+words in the prompt, and as the best of N by the optimised reward, N chosen so that the gallery
+costs as many denoiser calls as the training and its gallery did. All are judged by the same heads
+against the *bare* prompts. The picture shows pairs drawn at random, failures included.
 """
 
 import argparse
@@ -33,8 +34,12 @@ WORDS = "a glossy 3d emoji of {}"
 PAIRS, CELL, MARGIN, LABEL = 12, 88, 4, 16  # of the picture; the last three in pixels
 
 
-def rival(recipe: Recipe, run: Path, name: str, guide: BestOf | None = None, words: str | None = None) -> ScoresTable:
-    """A gallery of the untouched model over the run's own prompts and seeds, scored by the run's heads."""
+def rival(
+    recipe: Recipe, run: Path, name: str, guide: BestOf | None = None, words: str | None = None
+) -> ScoresTable:
+    """A gallery of the untouched model over the run's own prompts and seeds, scored by the run's
+    heads.
+    """
     rows = [json.loads(line) for line in (run / "before" / "metadata.jsonl").open()]
     prompts = load_prompts(recipe.prompts.eval)
     things = {row["prompt"]: row["thing"] for row in prompts}
@@ -63,8 +68,11 @@ def rival(recipe: Recipe, run: Path, name: str, guide: BestOf | None = None, wor
 def line(name: str, calls: int, before: ScoresTable, table: ScoresTable, diversity: float) -> str:
     cells = [name, f"{calls:,}"]
     for column, change in compare(before, table).columns.items():
-        low, high = change.ci_low / change.std, change.ci_high / change.std
-        cells.append(f"{mean(table, column):.4f} ({change.delta / change.std:+.2f} [{low:+.2f}, {high:+.2f}])")
+        low = change.ci_low / change.std
+        high = change.ci_high / change.std
+        cells.append(
+            f"{mean(table, column):.4f} ({change.delta / change.std:+.2f} [{low:+.2f}, {high:+.2f}])"
+        )
     cells.append(f"{diversity:.2f}")
     return "| " + " | ".join(cells) + " |"
 
@@ -80,8 +88,13 @@ def rivals(recipe: Recipe, run: Path, summary: Mapping[str, Any], passes: int) -
 
     ``passes``: rows of the network a sample takes, with guidance.
     """
-    before, after = (ScoresTable.load(run / name / "scores.parquet") for name in ("before", "samples/final"))
-    before.folder, after.folder = str(run / "before"), str(run / "samples/final")  # wherever the run lies by now
+    before, after = (
+        ScoresTable.load(run / name / "scores.parquet") for name in ("before", "samples/final")
+    )
+    before.folder, after.folder = (
+        str(run / "before"),
+        str(run / "samples/final"),
+    )  # wherever the run lies by now
     gallery = len(before.rows) * recipe.evaluate.num_inference_steps * passes
     n = max(1, round((summary["denoiser_calls"] + gallery) / gallery))
     best_of = BestOf(reward_set(bundled.reward_spec(recipe.rewards)), n)
@@ -94,7 +107,9 @@ def rivals(recipe: Recipe, run: Path, summary: Mapping[str, Any], passes: int) -
     judge = bundled.model_path(recipe.eval_rewards["heldout"]["path"])
     spread = {name: Judged.of(table, judge).diversity for name, (_, table) in found.items()}
     ratio = {name: value / spread["untouched"] for name, value in spread.items()}
-    rows = "\n".join(line(name, calls, before, table, ratio[name]) for name, (calls, table) in found.items())
+    rows = "\n".join(
+        line(name, calls, before, table, ratio[name]) for name, (calls, table) in found.items()
+    )
     return f"""| | denoiser calls | {" | ".join(before.heads)} | diversity |
 |---|---|{"---|" * len(before.heads)}---|
 {rows}
@@ -107,10 +122,15 @@ def run_line(summary: Mapping[str, Any]) -> str:
     cells = [f"{summary['seed']}{', placebo' if summary['placebo'] else ''}"]
     for name in ("reward", "heldout", "alignment"):
         c = summary[name]
-        delta, low, high = (value / c["std"] for value in (c["after"] - c["before"], c["ci_low"], c["ci_high"]))
+        delta, low, high = (
+            value / c["std"] for value in (c["after"] - c["before"], c["ci_low"], c["ci_high"])
+        )
         cells.append(f"{delta:+.2f} [{low:+.2f}, {high:+.2f}], p = {c['p']:.4f}")
     recall = summary["recall_at_5"]
-    cells += [f"{summary['diversity']['ratio']:.3f}", f"{recall['before']:.3f} → {recall['after']:.3f}"]
+    cells += [
+        f"{summary['diversity']['ratio']:.3f}",
+        f"{recall['before']:.3f} → {recall['after']:.3f}",
+    ]
     cells += [f"{summary['clip_fraction']:.3f}", str(summary["steps"]), f"{summary['seconds']:.0f}"]
     return "| " + " | ".join(cells) + " |"
 
@@ -137,33 +157,49 @@ the U-Net, the same prompts, goal and judges.
 
 def picture(run: Path, seed: int = 0) -> Image.Image:
     """Random pairs of the held-out gallery: before above after, named below."""
-    before, after = Gallery.load(run / "before"), Gallery.load(run / "samples" / "final")
+    before = Gallery.load(run / "before")
+    after = Gallery.load(run / "samples" / "final")
     places = {(row["prompt"], row["seed"]): index for index, row in enumerate(after.rows)}
     chosen = random.Random(seed).sample(range(len(before)), min(PAIRS, len(before)))
     page = Image.new("RGB", (len(chosen) * (CELL + MARGIN), 2 * (CELL + MARGIN) + LABEL), "white")
-    draw, font = ImageDraw.Draw(page), ImageFont.load_default(size=10)
+    draw = ImageDraw.Draw(page)
+    font = ImageFont.load_default(size=10)
     for column, index in enumerate(chosen):
-        row, left = before.rows[index], column * (CELL + MARGIN)
+        row = before.rows[index]
+        left = column * (CELL + MARGIN)
         other = places[row["prompt"], row["seed"]]
         for top, file in ((0, before.path(index)), (CELL + MARGIN, after.path(other))):
             page.paste(Image.open(file).resize((CELL, CELL), Image.Resampling.BICUBIC), (left, top))
         name = row["thing"] if len(row["thing"]) <= 17 else row["thing"][:16] + "…"
-        draw.text((left + CELL / 2, 2 * (CELL + MARGIN)), name, fill="black", font=font, anchor="mt")
+        draw.text(
+            (left + CELL / 2, 2 * (CELL + MARGIN)), name, fill="black", font=font, anchor="mt"
+        )
     return page
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path, nargs="+", help="finished runs of align-gen demo; rivals meet the first")
-    parser.add_argument("--flow", type=Path, nargs="*", default=[], help="runs of align-gen demo --model emoji-flow")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "runs", type=Path, nargs="+", help="finished runs of align-gen demo; rivals meet the first"
+    )
+    parser.add_argument(
+        "--flow", type=Path, nargs="*", default=[], help="runs of align-gen demo --model emoji-flow"
+    )
     parser.add_argument("--out", type=Path, default=Path("docs/results.md"))
     args = parser.parse_args()
     summaries = [json.loads((run / "summary.json").read_text()) for run in args.runs]
-    first, summary = args.runs[0], summaries[0]
+    first = args.runs[0]
+    summary = summaries[0]
     recipe = Recipe.load(first / "recipe.yaml")
     picture(first).save(args.out.parent / "demo.png", optimize=True)
-    passes = pipelines.load(bundled.model_path(recipe.model.path)).passes(recipe.sampling.guidance_scale)
-    calls = methods.load(recipe.method["name"]).calls(recipe.method_options(), recipe.sampling, passes)
+    passes = pipelines.load(bundled.model_path(recipe.model.path)).passes(
+        recipe.sampling.guidance_scale
+    )
+    calls = methods.load(recipe.method["name"]).calls(
+        recipe.method_options(), recipe.sampling, passes
+    )
     learned = calls["backwards"] / calls["forwards"]
     command = " ".join(map(str, args.runs)) + flow_option(args.flow)
     args.out.write_text(f"""# Results

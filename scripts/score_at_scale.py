@@ -1,10 +1,12 @@
-"""Does the memory of scoring grow with the number of pictures, and does the report of many still open?
+"""Does the memory of scoring grow with the number of pictures, and does the report of many still
+open?
 
     python scripts/score_at_scale.py [--counts 1000 50000] [--rows 100000] [--folder build/scale]
 
-Writes WebDataset shards and a gallery of so many 64 x 64 JPEGs, scores each with emoji-clip and mean_hue by the command
-itself, and prints the largest resident memory of its process, seconds, and bytes of the file. Then a scores file of
-``--rows`` rows, and the size of its report without thumbnails and the seconds to make it.
+Writes WebDataset shards and a gallery of so many 64 x 64 JPEGs, scores each with emoji-clip and
+mean_hue by the command itself, and prints the largest resident memory of its process, seconds, and
+bytes of the file. Then a scores file of ``--rows`` rows, and the size of its report without
+thumbnails and the seconds to make it.
 """
 
 import argparse
@@ -22,13 +24,16 @@ from PIL import Image
 from align_gen.galleries.gallery import METADATA
 from align_gen.galleries.table import ScoresTable
 
-KINDS = 64  # different pictures; what is known is not scored again, so each gets a prompt of its own
+KINDS = (
+    64  # different pictures; what is known is not scored again, so each gets a prompt of its own
+)
 SHARD = 10_000
 
 
 def jpegs() -> list[bytes]:
     """Blurred noise."""
-    random, made = np.random.default_rng(0), []
+    random = np.random.default_rng(0)
+    made = []
     for _ in range(KINDS):
         buffer = io.BytesIO()
         small = Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8))
@@ -43,7 +48,10 @@ def write_shards(folder: Path, count: int, pictures: list[bytes]) -> Path:
     for start in range(0, count, SHARD):
         with tarfile.open(folder / f"{start // SHARD:03d}.tar", "w") as archive:
             for number in range(start, min(start + SHARD, count)):
-                parts = {"jpg": pictures[number % KINDS], "txt": f"a thing, number {number % 1000}".encode()}
+                parts = {
+                    "jpg": pictures[number % KINDS],
+                    "txt": f"a thing, number {number % 1000}".encode(),
+                }
                 for extension, content in parts.items():
                     info = tarfile.TarInfo(f"{number:06d}.{extension}")
                     info.size = len(content)
@@ -86,20 +94,36 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
 
 
 def report(folder: Path, count: int) -> tuple[float, float]:
-    """(megabytes, seconds) of the page of a scores file of so many rows, whose pictures are not there."""
-    rows = [{"file_name": f"{n}.png", "prompt": f"a thing, number {n % 1000}", "seed": n} for n in range(count)]
+    """(megabytes, seconds) of the page of a scores file of so many rows, whose pictures are not
+    there.
+    """
+    rows = [
+        {"file_name": f"{n}.png", "prompt": f"a thing, number {n % 1000}", "seed": n}
+        for n in range(count)
+    ]
     scores: dict[str, list[float | None]] = {
         name: np.random.default_rng(0).normal(size=count).tolist() for name in "ab"
     }
     ScoresTable(rows, scores, [None] * count, {}, {}).save(folder / "many.parquet")
-    page, started = folder / "report.html", time.monotonic()
-    command = [sys.executable, "-m", "align_gen", "report", str(folder / "many.parquet"), "--out", str(page)]
+    page = folder / "report.html"
+    started = time.monotonic()
+    command = [
+        sys.executable,
+        "-m",
+        "align_gen",
+        "report",
+        str(folder / "many.parquet"),
+        "--out",
+        str(page),
+    ]
     subprocess.run(command, check=True, capture_output=True)
     return page.stat().st_size / 1e6, time.monotonic() - started
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--counts", type=int, nargs="+", default=[1000, 50_000])
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--folder", type=Path, default=Path("build/scale"))
@@ -110,7 +134,10 @@ def main() -> None:
         for count in args.counts:
             source = write(args.folder / f"{kind}-{count}", count, pictures)
             memory, seconds = measure(source, args.folder / f"{kind}-{count}.parquet")
-            print(f"{kind:10} {count:9d} {memory:7.0f} {seconds:8.1f} {count / seconds:9.0f}", flush=True)
+            print(
+                f"{kind:10} {count:9d} {memory:7.0f} {seconds:8.1f} {count / seconds:9.0f}",
+                flush=True,
+            )
     size, seconds = report(args.folder, args.rows)
     print(f"report of {args.rows} rows: {size:.1f} MB in {seconds:.1f} s")
 

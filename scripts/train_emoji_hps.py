@@ -3,9 +3,9 @@
     python scripts/build_testbed.py --out build/testbed
     python scripts/train_emoji_hps.py --data build/testbed --out assets/models/emoji-hps
 
-The preferences are of two kinds: a clean picture to a spoilt one of the same thing, and a picture of what the prompt
-says to one of something else. Things of the bundled list emoji-heldout, and the style Twemoji, are never learned from
-and give the numbers of the card. A few minutes on one core.
+The preferences are of two kinds: a clean picture to a spoilt one of the same thing, and a picture
+of what the prompt says to one of something else. Things of the bundled list emoji-heldout, and the
+style Twemoji, are never learned from and give the numbers of the card. A few minutes on one core.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def load(data: Path, styles: tuple[str, ...]) -> tuple[Tensor, list[Row]]:
     return pixels.contiguous(), [rows[i] for i in keep]
 
 
-# --- ways to spoil a picture (3, 64, 64), by a strength in [0, 1] ----------------------------------------------------
+# --- ways to spoil a picture (3, 64, 64), by a strength in [0, 1] ---------------------------------
 
 
 def blur(picture: Tensor, strength: float, g: torch.Generator) -> Tensor:
@@ -111,20 +111,30 @@ SPOILS: dict[str, Callable[[Tensor, float, torch.Generator], Tensor]] = {
 def make_pairs(
     pixels: Tensor, rows: list[Row], wordings: tuple[str, ...], seed: int, ways: int, others: int
 ) -> list[Row]:
-    """Of every picture, ``ways`` pairs with itself spoilt, the ways in turn, and ``others`` with other things."""
-    g, rng, made = torch.Generator().manual_seed(seed), np.random.default_rng(seed), list[Row]()
+    """Of every picture, ``ways`` pairs with itself spoilt, the ways in turn, and ``others`` with
+    other things.
+    """
+    g = torch.Generator().manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    made = list[Row]()
     names = list(SPOILS)
     for index, row in enumerate(rows):
         same_style = [
-            i for i, each in enumerate(rows) if each["style"] == row["style"] and each["thing"] != row["thing"]
+            i
+            for i, each in enumerate(rows)
+            if each["style"] == row["style"] and each["thing"] != row["thing"]
         ]
         rejected = [(name, SPOILS[name](pixels[index], rng.random(), g).clamp(0, 1)) for name in
                     (names[(index + way) % len(names)] for way in range(ways))]  # fmt: skip
-        rejected += [("on prompt", pixels[i]) for i in rng.choice(same_style, others, replace=False)]
+        rejected += [
+            ("on prompt", pixels[i]) for i in rng.choice(same_style, others, replace=False)
+        ]
         for kind, picture in rejected:
             if (picture - pixels[index]).abs().mean() > LEAST:  # grey has no wrong colours
                 prompt = str(rng.choice(wordings)).format(row["thing"])
-                made.append({"kind": kind, "prompt": prompt, "chosen": pixels[index], "rejected": picture})
+                made.append(
+                    {"kind": kind, "prompt": prompt, "chosen": pixels[index], "rejected": picture}
+                )
     return made
 
 
@@ -140,12 +150,19 @@ def measure_on(head: ClipHead, pairs: list[Row]) -> Row:
     kinds = np.array([pair["kind"] for pair in pairs])
     chosen = {kind: torch.from_numpy(kinds == kind) for kind in (*SPOILS, "on prompt")}
     chosen = {"clean": torch.from_numpy(kinds != "on prompt"), **chosen}
-    found = {kind: measure(delta[where], torch.ones(int(where.sum())))["accuracy"] for kind, where in chosen.items()}
-    return found | {"calibration error": measure(delta, torch.ones(len(delta)))["calibration error"]}
+    found = {
+        kind: measure(delta[where], torch.ones(int(where.sum())))["accuracy"]
+        for kind, where in chosen.items()
+    }
+    return found | {
+        "calibration error": measure(delta, torch.ones(len(delta)))["calibration error"]
+    }
 
 
 def write_asset(work: Path, out: Path) -> None:
-    """The folder, its large matrices in 8 bits: all models together must stay small. Readers turn them into float32."""
+    """The folder, its large matrices in 8 bits: all models together must stay small. Readers turn
+    them into float32.
+    """
     from safetensors.torch import load_file, save_file
 
     out.mkdir(parents=True, exist_ok=True)
@@ -153,29 +170,46 @@ def write_asset(work: Path, out: Path) -> None:
         shutil.copyfile(work / name, out / name)
     weights = load_file(work / "open_clip_model.safetensors")
     large = {name for name, value in weights.items() if value.ndim >= 2 and value.numel() >= LARGE}
-    kept = {name: value.to(torch.float8_e4m3fn) if name in large else value for name, value in weights.items()}
+    kept = {
+        name: value.to(torch.float8_e4m3fn) if name in large else value
+        for name, value in weights.items()
+    }
     save_file(kept, out / "open_clip_model.safetensors")
 
 
 def measured(data: Path, held: set[str], heads: dict[str, ClipHead]) -> Row:
-    """The numbers of the card: every head on things that were not learned from, in seen and in unseen styles."""
+    """The numbers of the card: every head on things that were not learned from, in seen and in
+    unseen styles.
+    """
     facts: Row = {}
-    for seed, (name, styles) in enumerate({"seen styles": STYLES, "unseen style": (UNSEEN_STYLE,)}.items(), start=1):
+    for seed, (name, styles) in enumerate(
+        {"seen styles": STYLES, "unseen style": (UNSEEN_STYLE,)}.items(), start=1
+    ):
         pixels, rows = load(data, styles)
         there = [i for i, row in enumerate(rows) if row["thing"] in held]
-        pairs = make_pairs(pixels[there], [rows[i] for i in there], UNSEEN_WORDINGS, seed, ways=5, others=2)
+        pairs = make_pairs(
+            pixels[there], [rows[i] for i in there], UNSEEN_WORDINGS, seed, ways=5, others=2
+        )
         found = {whose: measure_on(head, pairs) for whose, head in heads.items()}
         for key in next(iter(found.values())):
             what = key if key == "calibration error" else f"accuracy, {key}"
-            facts |= {f"{what}, {name}, {whose}": round(values[key], 4) for whose, values in found.items()}
+            facts |= {
+                f"{what}, {name}, {whose}": round(values[key], 4) for whose, values in found.items()
+            }
         facts[f"pairs measured, {name}"] = len(pairs)
     return facts
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("build/testbed"), help="what build_testbed.py wrote")
-    parser.add_argument("--work", type=Path, default=Path("build/train/emoji-hps"), help="trained anew if not there")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data", type=Path, default=Path("build/testbed"), help="what build_testbed.py wrote"
+    )
+    parser.add_argument(
+        "--work", type=Path, default=Path("build/train/emoji-hps"), help="trained anew if not there"
+    )
     parser.add_argument("--out", type=Path, default=Path("assets/models/emoji-hps"))
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--rank", type=int, default=8)
@@ -194,11 +228,17 @@ def main() -> None:
                 held_out=0.05, dtype="float16", progress=progress,
             )  # fmt: skip
     write_asset(args.work, args.out)
-    heads = {"emoji-hps": ClipHead(str(args.out)), "emoji-clip": ClipHead(bundled.model_path("emoji-clip"))}
+    heads = {
+        "emoji-hps": ClipHead(str(args.out)),
+        "emoji-clip": ClipHead(bundled.model_path("emoji-clip")),
+    }
     trained = json.loads((args.work / MEASURED).read_text())
     facts = measured(args.data, held, heads)
     facts |= {"pairs learned from": trained["pairs"], "epochs": trained["options"]["epochs"]}
-    facts |= {"rank": trained["options"]["rank"], "training seconds (1 core)": round(trained["seconds"])}
+    facts |= {
+        "rank": trained["options"]["rank"],
+        "training seconds (1 core)": round(trained["seconds"]),
+    }
     table = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
     (args.out / "README.md").write_text(CARD.format(rows=table))
     (args.out / MEASURED).write_text(json.dumps(facts, indent=1) + "\n")

@@ -1,8 +1,10 @@
-"""Checks of pictures that no network has learned: how many colours they have, and whether they have the one asked for.
+"""Checks of pictures that no network has learned: how many colours they have, and whether they have
+the one asked for.
 
-Shading is what tells a glossy 3D emoji from a flat one, and shading is many colours. Counted over areas of 4 x 4
-pixels, which noise hardly moves, at 16 levels a channel, the real pictures that ship with the package have 70 of them
-where they are 3D and 33 where they are flat; flat ones with noise of 3 % have 39.
+Shading is what tells a glossy 3D emoji from a flat one, and shading is many colours. Counted over
+areas of 4 x 4 pixels, which noise hardly moves, at 16 levels a channel, the real pictures that ship
+with the package have 70 of them where they are 3D and 33 where they are flat; flat ones with noise
+of 3 % have 39.
 """
 
 import math
@@ -36,19 +38,26 @@ def asked_hue(prompt: str) -> float | None:
 
 
 def hue(media: Tensor, prompts: Sequence[str]) -> Tensor:
-    """1 where a picture's mean colour is within 30 degrees of the hue that its prompt names, else 0; (B,)."""
+    """1 where a picture's mean colour is within 30 degrees of the hue that its prompt names, else
+    0; (B,).
+    """
     red, green, blue = media.mean((-2, -1)).unbind(1)
-    along, across = red - (green + blue) / 2, (green - blue) * math.sqrt(3) / 2
+    along = red - (green + blue) / 2
+    across = (green - blue) * math.sqrt(3) / 2
     found = torch.rad2deg(torch.atan2(across, along))
     wanted = torch.tensor([asked_hue(prompt) or 0.0 for prompt in prompts])
     return (((found - wanted + 180) % 360 - 180).abs() <= NEAR).float()
 
 
 def unlearned(before: Path, after: Path) -> tuple[Change, Change]:
-    """Changes between two galleries: of the number of colours, and of the share that has the hue its prompt names."""
+    """Changes between two galleries: of the number of colours, and of the share that has the hue
+    its prompt names.
+    """
     galleries = [bare(Gallery.load(folder)) for folder in (before, after)]
     named = [
-        Gallery(gallery.folder, [row for row in gallery.rows if asked_hue(row["prompt"]) is not None])
+        Gallery(
+            gallery.folder, [row for row in gallery.rows if asked_hue(row["prompt"]) is not None]
+        )
         for gallery in galleries
     ]
     many = compare(*(score(gallery, reward_set([colours])) for gallery in galleries))
@@ -58,7 +67,9 @@ def unlearned(before: Path, after: Path) -> tuple[Change, Change]:
 
 def bare(gallery: Gallery) -> Gallery:
     """By the prompts that were meant, where others were asked."""
-    return Gallery(gallery.folder, [{**row, "prompt": row.get("bare", row["prompt"])} for row in gallery.rows])
+    return Gallery(
+        gallery.folder, [{**row, "prompt": row.get("bare", row["prompt"])} for row in gallery.rows]
+    )
 
 
 def line(name: str, changes: tuple[Change, Change]) -> str:

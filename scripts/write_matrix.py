@@ -2,8 +2,9 @@
 
     python scripts/write_matrix.py [--only FAMILY]
 
-A cell is two steps of the method on a tiny random pipeline of the real classes, with guidance: the loss is finite, what
-is trained changed, and the export loads into a fresh pipeline, which then draws the same. A cell that fails says why.
+A cell is two steps of the method on a tiny random pipeline of the real classes, with guidance: the
+loss is finite, what is trained changed, and the export loads into a fresh pipeline, which then
+draws the same. A cell that fails says why.
 """
 
 import argparse
@@ -63,7 +64,9 @@ def cell(family: str, method: str, lora: LoraOptions | None) -> str:
         losses = two_steps(one, method)
         if not all(map(math.isfinite, losses)):
             return f"loss {losses}"
-        moved = sum(not torch.equal(a, b) for a, b in zip(before, one.model.parameters(), strict=True))
+        moved = sum(
+            not torch.equal(a, b) for a, b in zip(before, one.model.parameters(), strict=True)
+        )
         if moved < 0.5 * len(before):
             return f"only {moved} of {len(before)} tensors changed"
         return reloaded(one, family)
@@ -73,7 +76,8 @@ def cell(family: str, method: str, lora: LoraOptions | None) -> str:
 
 def two_steps(one: Subject, method: str) -> list[float]:
     """Their losses."""
-    module, model = methods.load(method), one.model
+    module = methods.load(method)
+    model = one.model
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     state = TrainState(model, optimizer, Accelerator(cpu=True), max_grad_norm=1.0, micro_batch=4)
     dropout = {"dropout": 0.0} if model.wants and "dropout" in module.Options.model_fields else {}
@@ -85,7 +89,9 @@ def two_steps(one: Subject, method: str) -> list[float]:
         if module.kind(options) == "media":
             batch = Media(PROMPTS, batch.condition, batch.ids, one.pictures()[: len(PROMPTS)])
         with counted_calls(state):
-            losses.append(module.step(state, batch, model, reward_set([redness]), options, sampling)["loss"])
+            losses.append(
+                module.step(state, batch, model, reward_set([redness]), options, sampling)["loss"]
+            )
     return losses
 
 
@@ -104,7 +110,8 @@ def page(answers: dict[str, dict[str, str]]) -> str:
     """As Markdown."""
     columns = list(next(iter(answers.values())))
     rows = [
-        f"| {family} | " + " | ".join(cells[column] for column in columns) + " |" for family, cells in answers.items()
+        f"| {family} | " + " | ".join(cells[column] for column in columns) + " |"
+        for family, cells in answers.items()
     ]
     head = f"| family | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}"
     return f"""# Methods on families
@@ -119,7 +126,9 @@ fit; what was learned on real pictures stands in [results.md](results.md).
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", help="one family, to the terminal")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")

@@ -1,11 +1,12 @@
-"""Write docs/memory.md: what saves memory and how much, measured on the emoji model and estimated at real sizes.
+"""Write docs/memory.md: what saves memory and how much, measured on the emoji model and estimated
+at real sizes.
 
-    python scripts/write_memory.py
-    python scripts/write_memory.py --measure step [--set optim.micro_batch=8 …]    # one figure, bytes
+    python scripts/write_memory.py python scripts/write_memory.py --measure step [--set
+    optim.micro_batch=8 …]    # one figure, bytes
 
-A figure is measured in a process of its own: the growth of its resident memory over what the same work left behind when
-it was done once before, so that libraries do not count. Freed memory goes back to the system at once, where glibc would
-keep it for later.
+A figure is measured in a process of its own: the growth of its resident memory over what the same
+work left behind when it was done once before, so that libraries do not count. Freed memory goes
+back to the system at once, where glibc would keep it for later.
 """
 
 import argparse
@@ -25,7 +26,11 @@ from align_gen.training.engine import load_model, prepare_model, prepare_state
 from align_gen.training.memory import encode_and_free
 
 ROOT = Path(__file__).resolve().parent.parent
-GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "16384", "MALLOC_MMAP_MAX_": "1000000", "MALLOC_TRIM_THRESHOLD_": "0"}
+GIVE_BACK = {
+    "MALLOC_MMAP_THRESHOLD_": "16384",
+    "MALLOC_MMAP_MAX_": "1000000",
+    "MALLOC_TRIM_THRESHOLD_": "0",
+}
 RECIPE = "emoji-sd-prdp"
 SMALL = (
     "sampling.num_inference_steps=2", "method.prompts_per_step=2", "method.keep=null", "optim.micro_batch=32",
@@ -34,7 +39,7 @@ SMALL = (
 TEXTS = ["one apple", "one pear"]
 
 
-# --- one figure ------------------------------------------------------------------------------------------------------
+# --- one figure -----------------------------------------------------------------------------------
 
 
 def status(key: str) -> int:
@@ -53,8 +58,11 @@ def a_step(recipe: Recipe) -> None:
 
     model = load_model(recipe)
     prepare_model(recipe, model)
-    condition = model.encode_prompts(TEXTS, height=recipe.sampling.height, width=recipe.sampling.width)
-    state, batch = prepare_state(recipe, model, Accelerator(cpu=True)), Prompts(TEXTS, condition, [0, 1])
+    condition = model.encode_prompts(
+        TEXTS, height=recipe.sampling.height, width=recipe.sampling.width
+    )
+    state = prepare_state(recipe, model, Accelerator(cpu=True))
+    batch = Prompts(TEXTS, condition, [0, 1])
     step = methods.load(recipe.method["name"]).step
     step(state, batch, model, reward_set(["jpeg_size"]), recipe.method_options(), recipe.sampling)
 
@@ -68,7 +76,9 @@ def a_decoding(recipe: Recipe) -> None:
 
 
 def only_prompts(recipe: Recipe) -> None:
-    """Load the model, encode, and drop the text encoders where the recipe says so: what then stays."""
+    """Load the model, encode, and drop the text encoders where the recipe says so: what then
+    stays.
+    """
     kept.append(load_model(recipe))
     if recipe.memory.free_text_encoders:
         encode_and_free(kept[-1], TEXTS)
@@ -98,11 +108,13 @@ def measured(what: str, *overrides: str) -> float:
     """In a process of its own, MiB."""
     options = [part for override in overrides for part in ("--set", override)]
     command = [sys.executable, __file__, "--measure", what, *options]
-    done = subprocess.run(command, env={**os.environ, **GIVE_BACK}, stdout=subprocess.PIPE, check=True)
+    done = subprocess.run(
+        command, env={**os.environ, **GIVE_BACK}, stdout=subprocess.PIPE, check=True
+    )
     return int(json.loads(done.stdout.splitlines()[-1])) / 2**20
 
 
-# --- the page --------------------------------------------------------------------------------------------------------
+# --- the page -------------------------------------------------------------------------------------
 
 STEPS = {
     "micro-batch of 32, LoRA": (),
@@ -132,11 +144,21 @@ def size_row(name: str, path: str) -> str:
     settings += ["sampling.height=null", "sampling.width=null"]
     cells = []
     for more in (False, True):
-        recipe = Recipe.load("sd15-prdp", [f"model.path={path}", f"memory.checkpointing={more}".lower(), *settings])
+        recipe = Recipe.load(
+            "sd15-prdp", [f"model.path={path}", f"memory.checkpointing={more}".lower(), *settings]
+        )
         found = estimate(outline(recipe), recipe)
         cells.append(found)
     whole, saved = cells
-    columns = (whole.weights, whole.freed, whole.encoding, whole.decoding, whole.learning, saved.learning, saved.peak)
+    columns = (
+        whole.weights,
+        whole.freed,
+        whole.encoding,
+        whole.decoding,
+        whole.learning,
+        saved.learning,
+        saved.peak,
+    )
     return f"| {name} | {' | '.join(f'{size / 2**30:,.1f}' for size in columns)} |"
 
 
@@ -144,9 +166,12 @@ def page() -> str:
     """As Markdown."""
     steps = "\n".join(step_row(name, overrides) for name, overrides in STEPS.items())
     decoding = ", ".join(
-        f"{mode} {measured('decoding', f'memory.vae={mode}'):,.0f}" for mode in ("whole", "slices", "tiles")
+        f"{mode} {measured('decoding', f'memory.vae={mode}'):,.0f}"
+        for mode in ("whole", "slices", "tiles")
     )
-    prompts = [measured("prompts", f"memory.free_text_encoders={value}") for value in ("false", "true")]
+    prompts = [
+        measured("prompts", f"memory.free_text_encoders={value}") for value in ("false", "true")
+    ]
     sizes = "\n".join(size_row(name, path) for name, path in SIZES.items())
     return f"""# Memory
 
@@ -178,9 +203,13 @@ LoRA of rank 8, bfloat16, one picture at a time with guidance, GiB. Reward model
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--measure", choices=sorted(WORK))
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="over the recipe")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="over the recipe"
+    )
     args = parser.parse_args()
     if args.measure:
         print(measure(args.measure, Recipe.load(RECIPE, [*SMALL, *args.set])))

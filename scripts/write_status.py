@@ -1,8 +1,10 @@
-"""Write docs/status.md and the table in README.md: what was proven on what, each claim with the test that proves it.
+"""Write docs/status.md and the table in README.md: what was proven on what, each claim with the
+test that proves it.
 
     python scripts/write_status.py [--check]
 
-A claim without its test is a failure here; ``--check`` compares with the committed page and changes nothing.
+A claim without its test is a failure here; ``--check`` compares with the committed page and changes
+nothing.
 """
 
 import argparse
@@ -11,7 +13,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE, README = ROOT / "docs" / "status.md", ROOT / "README.md"
+PAGE = ROOT / "docs" / "status.md"
+README = ROOT / "README.md"
 MARKS = ("<!-- families: written by scripts/write_status.py -->", "<!-- end of families -->")
 LEVELS = {
     "real weights": "the published weights, or no weights are needed",
@@ -21,7 +24,11 @@ LEVELS = {
     "not run": "written, and never run on what it is for",
 }
 
-LAWS = ["tests/pipelines/test_families.py", "tests/align_gen/check/test_laws.py", "tests/pipelines/test_skeleton.py"]
+LAWS = [
+    "tests/pipelines/test_families.py",
+    "tests/align_gen/check/test_laws.py",
+    "tests/pipelines/test_skeleton.py",
+]
 
 # what -> (level, what was checked, the tests).
 FAMILIES: dict[str, tuple[str, str, list[str]]] = {
@@ -66,7 +73,11 @@ FAMILIES: dict[str, tuple[str, str, list[str]]] = {
         "exact x0, velocity, likelihood; PRDP reaches its closed form",
         ["tests/pipelines/families/test_toy.py", "tests/align_gen/methods/test_prdp.py"],
     ),
-    "published checkpoints of any of these": ("not run", "the same code; no published weights were loaded", []),
+    "published checkpoints of any of these": (
+        "not run",
+        "the same code; no published weights were loaded",
+        [],
+    ),
 }
 HEADS = "tests/reward_heads/heads"
 REWARDS: dict[str, tuple[str, str, list[str]]] = {
@@ -84,10 +95,21 @@ REWARDS: dict[str, tuple[str, str, list[str]]] = {
     "pick_score, siglip, aesthetic, image_reward": (
         "tiny random",
         "equal the reference formula on the real architecture, built small; published weights not run",
-        [f"{HEADS}/test_{name}.py" for name in ("pick_score", "siglip", "aesthetic", "image_reward")],
+        [
+            f"{HEADS}/test_{name}.py"
+            for name in ("pick_score", "siglip", "aesthetic", "image_reward")
+        ],
     ),
-    "clip (ViT-H-14 and other published weights)": ("not run", "the same code; no published weights were loaded", []),
-    "ocr": ("real weights", "reads rendered text with the models in rapidocr's wheel", [f"{HEADS}/test_ocr.py"]),
+    "clip (ViT-H-14 and other published weights)": (
+        "not run",
+        "the same code; no published weights were loaded",
+        [],
+    ),
+    "ocr": (
+        "real weights",
+        "reads rendered text with the models in rapidocr's wheel",
+        [f"{HEADS}/test_ocr.py"],
+    ),
     "jpeg_size, mean_hue, sharpness, colour": (
         "real weights",
         "no weights; arithmetic and laws",
@@ -185,7 +207,11 @@ RUNNING: dict[str, tuple[str, str, list[str]]] = {
         "the demo's end were mended and not run there again",
         ["tests/align_gen/test_cuda.py"],
     ),
-    "several GPUs (NCCL), several machines": ("not run", "the same code; launched as docs/running.md says", []),
+    "several GPUs (NCCL), several machines": (
+        "not run",
+        "the same code; launched as docs/running.md says",
+        [],
+    ),
     "`memory.shard` (FSDP2)": (
         "tiny random",
         "two gloo processes: metrics, weights, export as one process's, of a LoRA and of all weights; not run on GPUs",
@@ -201,7 +227,9 @@ def count_tests(file: str) -> int:
     if not path.is_file():
         return 0
     nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-    return sum(isinstance(node, ast.FunctionDef) and node.name.startswith("test_") for node in nodes)
+    return sum(
+        isinstance(node, ast.FunctionDef) and node.name.startswith("test_") for node in nodes
+    )
 
 
 def table(title: str, rows: dict[str, tuple[str, str, list[str]]]) -> list[str]:
@@ -212,7 +240,10 @@ def table(title: str, rows: dict[str, tuple[str, str, list[str]]]) -> list[str]:
         missing = [file for file in files if not count_tests(file)]
         if missing or (not files and level != "not run"):
             raise SystemExit(f"{what}: claimed without a test: {missing}")
-        links = ", ".join(f"[{Path(file).stem}](../{file}) ({count_tests(file)})" for file in files) or "none"
+        links = (
+            ", ".join(f"[{Path(file).stem}](../{file}) ({count_tests(file)})" for file in files)
+            or "none"
+        )
         lines.append(f"| {what} | **{level}** | {how} | {links} |")
     return [*lines, ""]
 
@@ -237,13 +268,19 @@ def page() -> str:
         "On a GPU only what the last table and [gpu.md](gpu.md) name was run; nothing on several machines.",
         "",
     ]
-    sections = [*table("Model families", FAMILIES), *table("Rewards", REWARDS), *table("Methods", METHODS)]
+    sections = [
+        *table("Model families", FAMILIES),
+        *table("Rewards", REWARDS),
+        *table("Methods", METHODS),
+    ]
     sections += table("Running", RUNNING)
     return "\n".join(head + sections)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
     for file, wanted in ((PAGE, page()), (README, readme())):

@@ -14,7 +14,9 @@ if "ALIGN_GEN_TEST_GPU" not in os.environ:
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Stable Diffusion as ``from_pretrained`` reads it. Only to be read: every test shares it."""
+    """A tiny Stable Diffusion as ``from_pretrained`` reads it. Only to be read: every test shares
+    it.
+    """
     from tests.tiny import stable_diffusion
 
     folder = tmp_path_factory.mktemp("models") / "tiny-sd"
@@ -24,7 +26,9 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tiny_model() -> Callable[..., Any]:
-    """Makes an adapter of a fresh tiny pipeline: ``tiny_model(scheduler=…, seed=…, **unet options)``."""
+    """Makes an adapter of a fresh tiny pipeline: ``tiny_model(scheduler=…, seed=…, **unet
+    options)``.
+    """
     from align_gen.pipelines.families.stable_diffusion import StableDiffusion
     from tests.tiny import stable_diffusion
 
@@ -33,7 +37,9 @@ def tiny_model() -> Callable[..., Any]:
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
-    """Tiny networks: sharing their work costs more than it saves; and bit-identity wants equal thread counts."""
+    """Tiny networks: sharing their work costs more than it saves; and bit-identity wants equal
+    thread counts.
+    """
     import torch
 
     torch.set_num_threads(1)
@@ -41,7 +47,9 @@ def one_thread() -> None:
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    """The global generator, from which peft draws a LoRA, starts alike in every test, whatever ran before."""
+    """The global generator, from which peft draws a LoRA, starts alike in every test, whatever ran
+    before.
+    """
     import torch
 
     torch.manual_seed(0)

@@ -1,4 +1,6 @@
-"""Arrows between modules point one way, read from the imports themselves; names and sizes the house forbids."""
+"""Arrows between modules point one way, read from the imports themselves; names and sizes the house
+forbids.
+"""
 
 import ast
 import subprocess
@@ -12,8 +14,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("pipelines", "reward_heads", "align_gen")
-# The wings of align_gen from the bottom to the top; those of one floor do not import each other, but for the hall's files.
-# "pipelines" and "reward_heads" are the two packages beside it.
+# The wings of align_gen from the bottom to the top; those of one floor do not import each other,
+# but for the hall's files. "pipelines" and "reward_heads" are the two packages beside it.
 HALL = {
     "errors", "strict", "distributed", "precision", "progress", "bundled", "peak_memory",
 }  # fmt: skip
@@ -28,7 +30,17 @@ FLOORS = [
     {"cli"},
     {"__init__", "__main__"},
 ]
-HEAVY = {"torch", "torchvision", "diffusers", "transformers", "open_clip", "accelerate", "peft", "pyarrow", "xformers"}
+HEAVY = {
+    "torch",
+    "torchvision",
+    "diffusers",
+    "transformers",
+    "open_clip",
+    "accelerate",
+    "peft",
+    "pyarrow",
+    "xformers",
+}
 MB = 1_000_000
 
 
@@ -36,14 +48,18 @@ MB = 1_000_000
 def our_entries() -> tuple[Path, ...]:
     """What is committed or about to be, relative to the root; links count as themselves."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    listed = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
     entries = tuple(Path(name) for name in listed)
     assert {Path("pyproject.toml"), Path("Makefile"), Path("align_gen/__init__.py")} <= set(entries)
     return entries
 
 
 def our_files() -> list[Path]:
-    return [path for path in our_entries() if (ROOT / path).is_file() and not (ROOT / path).is_symlink()]
+    return [
+        path for path in our_entries() if (ROOT / path).is_file() and not (ROOT / path).is_symlink()
+    ]
 
 
 def sources(package: str) -> list[Path]:
@@ -55,9 +71,11 @@ def tree_of(path: Path) -> ast.Module:
 
 
 def imports(path: Path) -> Iterator[tuple[str, ...]]:
-    """Every import of a file, wherever it stands, as dotted parts from the top; relative ones resolved.
+    """Every import of a file, wherever it stands, as dotted parts from the top; relative ones
+    resolved.
 
-    ``from a import b`` gives (a, b): b may be a module, and where it is not, the arrow to a is seen all the same.
+    ``from a import b`` gives (a, b): b may be a module, and where it is not, the arrow to a is seen
+    all the same.
     """
     for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
@@ -77,7 +95,9 @@ def absolute_imports(path: Path) -> Iterator[str]:
 
 
 def module_of(path: Path) -> tuple[str, ...]:
-    """The dotted parts of a file's module, as align_gen has it: its links lead to the two packages beside it."""
+    """The dotted parts of a file's module, as align_gen has it: its links lead to the two packages
+    beside it.
+    """
     parts = path.with_suffix("").parts
     parts = parts if parts[0] == "align_gen" else ("align_gen", *parts)
     return parts[:-1] if parts[-1] == "__init__" else parts
@@ -102,7 +122,9 @@ def as_ours(parts: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def as_module(parts: tuple[str, ...]) -> tuple[str, ...] | None:
-    """The module that an imported name is, or stands in; None for other libraries' and a package's version."""
+    """The module that an imported name is, or stands in; None for other libraries' and a package's
+    version.
+    """
     if parts[0] not in PACKAGES:
         return None
     ours = as_ours(parts)
@@ -114,12 +136,16 @@ def as_module(parts: tuple[str, ...]) -> tuple[str, ...] | None:
 
 
 def arrows() -> dict[tuple[str, ...], set[tuple[str, ...]]]:
-    """Which of our modules each module imports; faces (an ``__init__`` whose names resolve on first use) left out."""
+    """Which of our modules each module imports; faces (an ``__init__`` whose names resolve on first
+    use) left out.
+    """
     found = {}
     for module, path in modules().items():
         if path.name != "__init__.py":
             targets = {as_module(parts) for parts in imports(path)}
-            found[module] = {target for target in targets if target is not None and target != module}
+            found[module] = {
+                target for target in targets if target is not None and target != module
+            }
     return found
 
 
@@ -143,7 +169,9 @@ def floor(name: str) -> int:
         ("def f():\n    from ... import pipelines", ("pipelines",)),
     ],
 )
-def test_imports_are_resolved(line: str, expected: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_imports_are_resolved(
+    line: str, expected: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(globals(), "tree_of", lambda path: ast.parse(line))
     assert list(imports(Path("align_gen/methods/prdp.py"))) == [expected]
 
@@ -166,14 +194,23 @@ def test_the_scan_sees_the_three_packages() -> None:
 
 @pytest.mark.parametrize("package", ["pipelines", "reward_heads"])
 def test_sampling_and_judging_stand_alone(package: str) -> None:
-    """They import libraries, and themselves relatively; neither each other nor align_gen, nor by a name that only a
-    checkout has.
+    """They import libraries, and themselves relatively; neither each other nor align_gen, nor by a
+    name that only a checkout has.
     """
     found = {path: list(imports(path)) for path in sources(package)}
     assert any(parts[0] == package for every in found.values() for parts in every)
     foreign = {*PACKAGES, "scripts", "tests"} - {package}
-    assert not [f"{path}: {'.'.join(parts)}" for path, every in found.items() for parts in every if parts[0] in foreign]
-    assert not [str(path) for path in found if any(name.split(".")[0] == package for name in absolute_imports(path))]
+    assert not [
+        f"{path}: {'.'.join(parts)}"
+        for path, every in found.items()
+        for parts in every
+        if parts[0] in foreign
+    ]
+    assert not [
+        str(path)
+        for path in found
+        if any(name.split(".")[0] == package for name in absolute_imports(path))
+    ]
 
 
 def test_every_file_stands_in_a_wing() -> None:
@@ -203,12 +240,20 @@ def test_no_file_imports_itself_through_others() -> None:
     """Wherever the import stands, at the top of a file or in a function."""
     order = list(TopologicalSorter(arrows()).static_order())
     engine = order.index(("align_gen", "training", "engine"))
-    assert order.index(("align_gen", "losses", "rdp")) < order.index(("align_gen", "methods", "prdp"))
+    assert order.index(("align_gen", "losses", "rdp")) < order.index(
+        ("align_gen", "methods", "prdp")
+    )
     assert engine < order.index(("align_gen", "demo"))
 
 
 def test_scripts_are_used_by_nothing() -> None:
-    users = [path for package in PACKAGES for path in sources(package) for parts in imports(path) if "scripts" in parts]
+    users = [
+        path
+        for package in PACKAGES
+        for path in sources(package)
+        for parts in imports(path)
+        if "scripts" in parts
+    ]
     assert not users
 
 
@@ -217,7 +262,9 @@ def test_the_door_is_light(name: str) -> None:
     """At module level: no library that takes seconds to import, nothing printed."""
     light, names = (ast.FunctionDef, ast.ClassDef), set[str]()
     for node in tree_of(Path(name)).body:
-        if isinstance(node, light) or (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+        if isinstance(node, light) or (
+            isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        ):
             continue
         names |= {alias.name for alias in node.names} if isinstance(node, ast.Import) else set()
         names |= {node.module or "."} if isinstance(node, ast.ImportFrom) else set()
@@ -232,7 +279,11 @@ def test_no_folder_of_code_is_named_as_one_of_diffusers() -> None:
     spec = find_spec("diffusers")
     assert spec is not None
     assert spec.submodule_search_locations
-    theirs = {path.name for path in Path(spec.submodule_search_locations[0], "pipelines").iterdir() if path.is_dir()}
+    theirs = {
+        path.name
+        for path in Path(spec.submodule_search_locations[0], "pipelines").iterdir()
+        if path.is_dir()
+    }
     assert {"flux", "wan", "controlnet"} <= theirs
     ours = {part for package in PACKAGES for path in sources(package) for part in path.parent.parts}
     assert set(PACKAGES) <= ours
@@ -240,14 +291,25 @@ def test_no_folder_of_code_is_named_as_one_of_diffusers() -> None:
 
 
 def test_the_links_are_relative_and_few() -> None:
-    """Three folders of the package; and files of emoji-video that are emoji-sd's, so that they are kept once."""
-    links = {str(path): str((ROOT / path).readlink()) for path in our_entries() if (ROOT / path).is_symlink()}
-    shared = {path: target for path, target in links.items() if path.startswith("assets/models/emoji-video/")}
+    """Three folders of the package; and files of emoji-video that are emoji-sd's, so that they are
+    kept once.
+    """
+    links = {
+        str(path): str((ROOT / path).readlink())
+        for path in our_entries()
+        if (ROOT / path).is_symlink()
+    }
+    shared = {
+        path: target
+        for path, target in links.items()
+        if path.startswith("assets/models/emoji-video/")
+    }
     assert links.items() - shared.items() == {
         (f"align_gen/{name}", f"../{name}") for name in ("pipelines", "reward_heads", "assets")
     }
     assert shared and all(
-        target == path.replace("assets/models/emoji-video/", "../../emoji-sd/") for path, target in shared.items()
+        target == path.replace("assets/models/emoji-video/", "../../emoji-sd/")
+        for path, target in shared.items()
     )
 
 

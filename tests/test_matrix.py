@@ -1,4 +1,6 @@
-"""The page of methods on families is of today's methods and families, and says what a cell finds."""
+"""The page of methods on families is of today's methods and families, and says what a cell
+finds.
+"""
 
 import sys
 from importlib import import_module
@@ -23,4 +25,6 @@ def test_the_page_has_every_method_and_family() -> None:
 
 def test_a_cell_runs_and_a_cell_that_fails_says_why() -> None:
     assert matrix.cell("sd", "prdp", LoraOptions(rank=2)) == "yes"
-    assert "modules {'nothing'} not found" in matrix.cell("sd", "prdp", LoraOptions(2, target_modules=("nothing",)))
+    assert "modules {'nothing'} not found" in matrix.cell(
+        "sd", "prdp", LoraOptions(2, target_modules=("nothing",))
+    )

@@ -12,7 +12,17 @@ import align_gen
 
 ROOT = Path(__file__).resolve().parent.parent
 LINKED = ("pipelines", "reward_heads", "assets")
-HEAVY = {"torch", "torchvision", "diffusers", "transformers", "open_clip", "xformers", "accelerate", "peft", "pandas"}
+HEAVY = {
+    "torch",
+    "torchvision",
+    "diffusers",
+    "transformers",
+    "open_clip",
+    "xformers",
+    "accelerate",
+    "peft",
+    "pandas",
+}
 LANDMARKS = {  # one of every kind, so that an empty listing cannot pass
     "align_gen/__init__.py",
     "align_gen/cli.py",
@@ -31,8 +41,18 @@ LANDMARKS = {  # one of every kind, so that an empty listing cannot pass
 
 def in_checkout() -> set[str]:
     """Files of align_gen and of the three folders it links to, named as they are installed."""
-    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "align_gen", *LINKED]
-    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    command = [
+        "git",
+        "ls-files",
+        "--cached",
+        "--others",
+        "--exclude-standard",
+        "align_gen",
+        *LINKED,
+    ]
+    listed = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
     files = [name for name in listed if (ROOT / name).is_file()]
     return {name if name.startswith("align_gen/") else f"align_gen/{name}" for name in files}
 
@@ -68,7 +88,9 @@ def test_wheel_holds_every_file_once_and_under_align_gen(wheel: Path) -> None:
 
 def test_wheel_declares_the_command_and_carries_the_notices(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
-        (entry_points,) = [name for name in archive.namelist() if name.endswith(".dist-info/entry_points.txt")]
+        (entry_points,) = [
+            name for name in archive.namelist() if name.endswith(".dist-info/entry_points.txt")
+        ]
         info = entry_points.rpartition("/")[0]
         assert "align-gen = align_gen.cli:main" in archive.read(entry_points).decode()
         metadata = archive.read(f"{info}/METADATA").decode()
@@ -79,20 +101,30 @@ def test_wheel_declares_the_command_and_carries_the_notices(wheel: Path) -> None
 
 def test_sdist_makes_the_same_wheel(sdist: Path, wheel: Path, tmp_path: Path) -> None:
     with tarfile.open(sdist) as archive:
-        links = {member.name: member.linkname for member in archive if member.issym() or member.islnk()}
-        assert all("/assets/models/emoji-video/" in name and "emoji-sd/" in link for name, link in links.items())
+        links = {
+            member.name: member.linkname for member in archive if member.issym() or member.islnk()
+        }
+        assert all(
+            "/assets/models/emoji-video/" in name and "emoji-sd/" in link
+            for name, link in links.items()
+        )
         archive.extractall(tmp_path / "source", filter="data")
     (source,) = (tmp_path / "source").iterdir()
     assert not (source / "pipelines").exists()
-    assert sorted(installed_names(build("wheel", source, tmp_path / "again"))) == sorted(installed_names(wheel))
+    assert sorted(installed_names(build("wheel", source, tmp_path / "again"))) == sorted(
+        installed_names(wheel)
+    )
 
 
 @pytest.mark.parametrize(
-    "code", ["import align_gen", "import align_gen.pipelines, align_gen.reward_heads, align_gen.cli"]
+    "code",
+    ["import align_gen", "import align_gen.pipelines, align_gen.reward_heads, align_gen.cli"],
 )
 def test_import_is_cheap_and_silent(code: str) -> None:
     look = f"{code}; import sys; print(*sorted({HEAVY!r} & set(sys.modules)), end='')"
-    done = subprocess.run([sys.executable, "-c", look], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", look], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert (done.stdout, done.stderr) == ("", "")
 
 
@@ -105,7 +137,9 @@ def test_every_lazy_name_resolves_and_a_miss_lists_them() -> None:
         _ = align_gen.finetun
 
 
-@pytest.mark.parametrize("first", ["import align_gen.comparison", "from align_gen.comparison import compare", "pass"])
+@pytest.mark.parametrize(
+    "first", ["import align_gen.comparison", "from align_gen.comparison import compare", "pass"]
+)
 def test_compare_is_the_function_whatever_is_imported_first(first: str) -> None:
     code = f"{first}\nimport align_gen\nfor _ in range(2): assert align_gen.compare.__class__.__name__ == 'function'"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

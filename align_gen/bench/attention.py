@@ -12,7 +12,9 @@ from ..pipelines.attention import KERNELS, attend, why_not
 from .timing import seconds_of, spread
 
 KERNEL_NAMES = ("sdpa", *KERNELS, "xformers")
-SCORES_LIMIT = 2**31  # bytes of a score matrix beyond which "math", which makes it whole, is left out
+SCORES_LIMIT = (
+    2**31
+)  # bytes of a score matrix beyond which "math", which makes it whole, is left out
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class Shape:
     keys: int
 
 
-# At default resolutions, one prompt: 64 x 64 latents; 128 x 128; 64 x 64 patches and text; 21 x 30 x 52 patches.
+# At default resolutions, one prompt: 64 x 64 latents; 128 x 128; 64 x 64 patches and text; 21 x 30
+# x 52 patches.
 SHAPES = (
     Shape("SD 1.5, 64 x 64", 8, 40, 4096, 4096),
     Shape("SD 1.5, 32 x 32", 8, 80, 1024, 1024),
@@ -47,9 +50,10 @@ def bench_attention(
 ) -> Iterator[dict[str, Any]]:
     """Time every kernel that runs here on every shape, forward and with its backward pass.
 
-    Yields rows ``{model, kernel, heads, seconds, iqr, forward_seconds, ratio, error, why_not}``: medians; ``ratio`` is
-    that of the seconds to those of torch's own choice; ``error`` the largest difference from it, relative to the
-    largest output. The kernels of a shape take turns, so that what slows the machine slows all.
+    Yields rows ``{model, kernel, heads, seconds, iqr, forward_seconds, ratio, error, why_not}``:
+    medians; ``ratio`` is that of the seconds to those of torch's own choice; ``error`` the largest
+    difference from it, relative to the largest output. The kernels of a shape take turns, so that
+    what slows the machine slows all.
 
     Args:
         heads: of every shape, in place of the model's own number; a CPU has time for one.
@@ -57,26 +61,39 @@ def bench_attention(
     for shape in SHAPES:
         count = heads or shape.heads
         reasons = {name: _why_not(name, shape, count, dtype, device) for name in KERNEL_NAMES}
-        runs = {name: _Timed(name, shape, count, dtype, device) for name, reason in reasons.items() if reason is None}
+        runs = {
+            name: _Timed(name, shape, count, dtype, device)
+            for name, reason in reasons.items()
+            if reason is None
+        }
         for _ in range(repeats):
             for run in runs.values():
                 run()
         own = runs["sdpa"]
         for name, reason in reasons.items():
-            row: dict[str, Any] = {"model": shape.model, "kernel": name, "heads": count, "why_not": reason}
+            row: dict[str, Any] = {
+                "model": shape.model,
+                "kernel": name,
+                "heads": count,
+                "why_not": reason,
+            }
             if reason is None:
                 row |= runs[name].figures(own)
             yield row
 
 
-def _why_not(name: str, shape: Shape, heads: int, dtype: torch.dtype, device: torch.device) -> str | None:
+def _why_not(
+    name: str, shape: Shape, heads: int, dtype: torch.dtype, device: torch.device
+) -> str | None:
     if name == "math" and heads * shape.queries * shape.keys * dtype.itemsize > SCORES_LIMIT:
         return "its matrix of scores is too large"
     return why_not(name, shape.head_size, dtype, device)
 
 
 class _Timed:
-    def __init__(self, name: str, shape: Shape, heads: int, dtype: torch.dtype, device: torch.device):
+    def __init__(
+        self, name: str, shape: Shape, heads: int, dtype: torch.dtype, device: torch.device
+    ):
         self.name, self.device = name, device
         made = torch.Generator().manual_seed(0)
 
@@ -91,13 +108,16 @@ class _Timed:
     def __call__(self) -> None:
         with torch.no_grad():
             self.forward.append(seconds_of(lambda: attend(self.name, *self.inputs), self.device))
-        self.both.append(seconds_of(lambda: attend(self.name, *self.inputs).sum().backward(), self.device))
+        self.both.append(
+            seconds_of(lambda: attend(self.name, *self.inputs).sum().backward(), self.device)
+        )
         for tensor in self.inputs:
             tensor.grad = None
 
     def figures(self, other: "_Timed") -> dict[str, float]:
         with torch.no_grad():
-            ours, theirs = attend(self.name, *self.inputs), attend(other.name, *other.inputs)
+            ours = attend(self.name, *self.inputs)
+            theirs = attend(other.name, *other.inputs)
         seconds = statistics.median(self.both)
         return {
             "seconds": seconds,

@@ -1,4 +1,6 @@
-"""The same steps as one would write them over diffusers: no cache, no skipped call, every loop in the open."""
+"""The same steps as one would write them over diffusers: no cache, no skipped call, every loop in
+the open.
+"""
 
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +16,13 @@ if TYPE_CHECKING:
 
 def plain_step(setting: "Setting") -> None:
     """Draw, score, compare, learn."""
-    options, sampling = setting.recipe.method_options(), setting.recipe.sampling
-    group, batch = options.images_per_prompt, setting.state.micro_batch
-    lines = [setting.data.prompts[i % len(setting.data.prompts)] for i in range(options.prompts_per_step)]
+    options = setting.recipe.method_options()
+    sampling = setting.recipe.sampling
+    group = options.images_per_prompt
+    batch = setting.state.micro_batch
+    lines = [
+        setting.data.prompts[i % len(setting.data.prompts)] for i in range(options.prompts_per_step)
+    ]
     texts = [text for text in lines for _ in range(group)]
     network = _Network(setting, texts)
     times = setting.model.times(sampling.num_inference_steps, network.latent_shape)
@@ -24,7 +30,8 @@ def plain_step(setting: "Setting") -> None:
 
     with torch.no_grad():
         x = torch.randn(len(texts), *network.latent_shape).to(setting.model.device)
-        latents, old = [x], []
+        latents = [x]
+        old = []
         for t, s in times:
             mean, std = network.transition(x, t, s, chunks)
             x = mean + std * torch.randn_like(x)
@@ -42,7 +49,9 @@ def plain_step(setting: "Setting") -> None:
 
     def replay() -> Tensor:
         with torch.no_grad():
-            return torch.stack([torch.cat([log_prob(i, rows) for rows in chunks]) for i in steps], 1)
+            return torch.stack(
+                [torch.cat([log_prob(i, rows) for rows in chunks]) for i in steps], 1
+            )
 
     parameters = setting.model.parameters()
     if options.name == "ddpo":
@@ -52,7 +61,8 @@ def plain_step(setting: "Setting") -> None:
             log_probs_ref = replay()
     for _ in range(options.gradient_steps):
         if options.name == "prdp":
-            log_probs, coefficients = replay(), torch.zeros_like(log_probs_old)
+            log_probs = replay()
+            coefficients = torch.zeros_like(log_probs_old)
             for start in range(0, len(texts), group):
                 one = slice(start, start + group)
                 terms = (log_probs[one], log_probs_old[one], log_probs_ref[one], reward[one])
@@ -72,25 +82,34 @@ def plain_step(setting: "Setting") -> None:
 
 
 class _Network:
-    """The pipeline's denoiser with classifier-free guidance; texts are encoded here, as a pipeline's call does."""
+    """The pipeline's denoiser with classifier-free guidance; texts are encoded here, as a
+    pipeline's call does.
+    """
 
     def __init__(self, setting: "Setting", texts: list[str]):
-        self.model, self.scale = setting.model, setting.recipe.sampling.guidance_scale
+        self.model = setting.model
+        self.scale = setting.recipe.sampling.guidance_scale
         pipeline = self.model.pipeline
         self.flow = hasattr(pipeline, "transformer")
         with torch.no_grad():
             if self.flow:
                 long = {"max_sequence_length": 77, "do_classifier_free_guidance": False}
                 self.text, _, self.pooled, _ = pipeline.encode_prompt(texts, None, None, **long)
-                self.nothing, _, self.no_pooled, _ = pipeline.encode_prompt([""] * len(texts), None, None, **long)
+                self.nothing, _, self.no_pooled, _ = pipeline.encode_prompt(
+                    [""] * len(texts), None, None, **long
+                )
             else:
                 self.text, self.nothing = pipeline.encode_prompt(texts, self.model.device, 1, True)
         sampling = setting.recipe.sampling
         self.latent_shape = self.model.latent_shape(sampling.height or 64, sampling.width or 64)
 
     def transition(self, x: Tensor, t: Tensor, s: Tensor, chunks: list[slice]) -> Any:
-        """Mean and standard deviation of the next latents; ``chunks`` are x's rows among the texts."""
-        process, parts, start = self.model.process, [], 0
+        """Mean and standard deviation of the next latents; ``chunks`` are x's rows among the
+        texts.
+        """
+        process = self.model.process
+        parts = []
+        start = 0
         for rows in chunks:
             count = len(self.text[rows])
             parts.append(self._guided(x[start : start + count], t, rows))
@@ -98,14 +117,21 @@ class _Network:
         return process.transition(x, torch.cat(parts), t, s, 1.0)
 
     def _guided(self, x: Tensor, t: Tensor, rows: slice) -> Tensor:
-        both, text = torch.cat([x, x]), torch.cat([self.nothing[rows], self.text[rows]])
+        both = torch.cat([x, x])
+        text = torch.cat([self.nothing[rows], self.text[rows]])
         if self.flow:
             pooled = torch.cat([self.no_pooled[rows], self.pooled[rows]])
             time = (1000 * t).float().expand(len(both))
             output = self.model.pipeline.transformer(
-                both, encoder_hidden_states=text, pooled_projections=pooled, timestep=time, return_dict=False
+                both,
+                encoder_hidden_states=text,
+                pooled_projections=pooled,
+                timestep=time,
+                return_dict=False,
             )[0]
         else:
-            output = self.model.pipeline.unet(both, t, encoder_hidden_states=text, return_dict=False)[0]
+            output = self.model.pipeline.unet(
+                both, t, encoder_hidden_states=text, return_dict=False
+            )[0]
         without, with_text = output.chunk(2)
         return without + self.scale * (with_text - without)

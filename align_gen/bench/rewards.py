@@ -1,4 +1,5 @@
-"""Scoring pictures beside hpsv2 1.2.0, the published scorer, and beside the floor of what scoring takes.
+"""Scoring pictures beside hpsv2 1.2.0, the published scorer, and beside the floor of what scoring
+takes.
 
 `scripts/get_hpsv2.py` puts hpsv2 beside the environment.
 """
@@ -22,18 +23,25 @@ from ..reward_heads import RewardSet
 from ..reward_heads.heads.hps import HpsHead
 from .timing import Row, in_turns, row
 
-ARCHITECTURE, SIDE, BATCHES = "ViT-B-32", 512, (8, 16, 32, 64)
+ARCHITECTURE = "ViT-B-32"
+SIDE = 512
+BATCHES = (8, 16, 32, 64)
 ALONE = 16  # pictures of a round that hpsv2 is called for one by one
-OURS, ONE, KEPT, LIST = "score", "hpsv2, one by one", "hpsv2, one by one, kept loaded", "hpsv2, a list"
+OURS = "score"
+ONE = "hpsv2, one by one"
+KEPT = "hpsv2, one by one, kept loaded"
+LIST = "hpsv2, a list"
 BARS = {ONE: 5.0, LIST: 2.2, "floor": 0.95}  # images a second: ours ÷ its
 
 
 def bench_rewards(device: torch.device, *, rounds: int = 7, pictures: int = 64) -> list[Row]:
-    """JPEGs of 512 x 512 with one prompt, by a random ViT-B-32: ours, hpsv2 picture by picture, and a list at once.
+    """JPEGs of 512 x 512 with one prompt, by a random ViT-B-32: ours, hpsv2 picture by picture, and
+    a list at once.
 
-    All have the same weights, and building models is not timed. hpsv2 reads its checkpoint at every call; one more row
-    shows it without that. Our prompt is new in every round, so that it is encoded in each. The floor: encode the
-    pictures at the best batch size + read their files ÷ cores.
+    All have the same weights, and building models is not timed. hpsv2 reads its checkpoint at every
+    call; one more row shows it without that. Our prompt is new in every round, so that it is
+    encoded in each. The floor: encode the pictures at the best batch size + read their files ÷
+    cores.
 
     Raises:
         UserError: hpsv2 is not there.
@@ -43,18 +51,26 @@ def bench_rewards(device: torch.device, *, rounds: int = 7, pictures: int = 64) 
         gallery = write_jpegs(Path(name) / "gallery", pictures)
         head = HpsHead(str(checkpoint), architecture=ARCHITECTURE).to(device)
         judges = RewardSet({"hps": head}).to(device)
-        rival, paths = hpsv2(device), [str(gallery.path(index)) for index in range(pictures)]
+        rival = hpsv2(device)
+        paths = [str(gallery.path(index)) for index in range(pictures)]
         prompts = (f"a picture of round {n}" for n in itertools.count())
 
         def ours() -> None:
             prompt = next(prompts)
-            score(Gallery(gallery.folder, [{**row, "prompt": prompt} for row in gallery.rows]), judges)
+            score(
+                Gallery(gallery.folder, [{**row, "prompt": prompt} for row in gallery.rows]), judges
+            )
 
         works = {
             OURS: ours,
-            ONE: lambda: [rival.score(path, "a picture", cp=str(checkpoint)) for path in paths[:ALONE]],
+            ONE: lambda: [
+                rival.score(path, "a picture", cp=str(checkpoint)) for path in paths[:ALONE]
+            ],
             KEPT: lambda: kept_loaded(
-                rival, lambda: [rival.score(path, "a picture", cp=str(checkpoint)) for path in paths[:ALONE]]
+                rival,
+                lambda: [
+                    rival.score(path, "a picture", cp=str(checkpoint)) for path in paths[:ALONE]
+                ],
             ),
             LIST: lambda: rival.score(paths, "a picture", cp=str(checkpoint)),
             "encode": encode_best(head, gallery, device),
@@ -66,7 +82,10 @@ def bench_rewards(device: torch.device, *, rounds: int = 7, pictures: int = 64) 
             rival.score(paths[:1], "a picture", cp=str(checkpoint))
             seconds = in_turns(works, rounds, device)
     cores = os.cpu_count() or 1
-    floors = [encoded + read / cores for encoded, read in zip(seconds["encode"], seconds["read"], strict=True)]
+    floors = [
+        encoded + read / cores
+        for encoded, read in zip(seconds["encode"], seconds["read"], strict=True)
+    ]
     return [
         row(OURS, ARCHITECTURE, pictures, seconds[OURS], floors),
         row(ONE, ARCHITECTURE, min(ALONE, pictures), seconds[ONE]),
@@ -76,7 +95,9 @@ def bench_rewards(device: torch.device, *, rounds: int = 7, pictures: int = 64) 
 
 
 def speedups(rows: Sequence[Row]) -> dict[str, float]:
-    """Images a second of ours ÷ those of each row that `BARS` names; of the floor: what of its speed is reached."""
+    """Images a second of ours ÷ those of each row that `BARS` names; of the floor: what of its
+    speed is reached.
+    """
     by_name = {row.name: row for row in rows}
     ours = by_name[OURS]
     assert ours.ratio is not None
@@ -86,7 +107,8 @@ def speedups(rows: Sequence[Row]) -> dict[str, float]:
 
 def kept_loaded(rival: Any, work: Callable[[], Any]) -> Any:
     """Do the work without reading the checkpoint, whose weights the model has already."""
-    model, read = rival.model_dict["model"], rival.torch
+    model = rival.model_dict["model"]
+    read = rival.torch
     rival.torch = SimpleNamespace(**{**vars(torch), "load": lambda *_, **__: {"state_dict": None}})
     model.load_state_dict = lambda _: None
     try:
@@ -97,7 +119,8 @@ def kept_loaded(rival: Any, work: Callable[[], Any]) -> Any:
 
 
 def hpsv2(device: torch.device) -> Any:
-    """Its module of `score`, which takes the model from a table of its own: here the bench's architecture.
+    """Its module of `score`, which takes the model from a table of its own: here the bench's
+    architecture.
 
     Raises:
         UserError: it is not there.
@@ -110,10 +133,17 @@ def hpsv2(device: torch.device) -> Any:
             f"bench rewards: hpsv2 cannot be imported here ({error}); python scripts/get_hpsv2.py, then "
             "PYTHONPATH=build/hpsv2 align-gen bench rewards"
         ) from error
-    options = {"precision": "amp", "device": str(device), "light_augmentation": True, "output_dict": True}
+    options = {
+        "precision": "amp",
+        "device": str(device),
+        "light_augmentation": True,
+        "output_dict": True,
+    }
     model, _, preprocess = create_model_and_transforms(ARCHITECTURE, None, **options)
     rival.model_dict.update(model=model, preprocess_val=preprocess)
-    rival.device, rival.root_path = str(device), os.curdir  # else it makes a folder in the user's home
+    # else it makes a folder in the user's home
+    rival.device = str(device)
+    rival.root_path = os.curdir
     return rival
 
 
@@ -132,7 +162,12 @@ def write_jpegs(folder: Path, count: int) -> Gallery:
     """Blurred noise at the quality that cameras use, so that reading a file takes what it takes."""
     folder.mkdir()
     noise = torch.rand(count, 3, SIDE // 8, SIDE // 8, generator=torch.Generator().manual_seed(0))
-    pixels = torch.nn.functional.interpolate(noise, (SIDE, SIDE), mode="bicubic").clamp(0, 1).mul(255).byte()
+    pixels = (
+        torch.nn.functional.interpolate(noise, (SIDE, SIDE), mode="bicubic")
+        .clamp(0, 1)
+        .mul(255)
+        .byte()
+    )
     rows = [{"file_name": f"{number:05d}.jpg"} for number in range(count)]
     for picture, line in zip(pixels.permute(0, 2, 3, 1).numpy(), rows, strict=True):
         Image.fromarray(picture).save(folder / line["file_name"], quality=92)

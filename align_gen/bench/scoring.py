@@ -1,4 +1,6 @@
-"""Scoring a gallery beside its floor: the network's own time, and the reading of files on every core."""
+"""Scoring a gallery beside its floor: the network's own time, and the reading of files on every
+core.
+"""
 
 import os
 import tempfile
@@ -14,18 +16,23 @@ from ..galleries.scoring import score
 from ..reward_heads import reward_set
 from .timing import Row, in_turns, row
 
-PICTURES, BATCHES = 512, (16, 32, 64, 128)
+PICTURES = 512
+BATCHES = (16, 32, 64, 128)
 
 
 def bench_scoring(device: torch.device, *, rounds: int = 7) -> Row:
-    """512 pictures of 64 x 64 by emoji-clip. The floor: encode them at the best batch size + read them ÷ cores."""
+    """512 pictures of 64 x 64 by emoji-clip. The floor: encode them at the best batch size + read
+    them ÷ cores.
+    """
     judges = reward_set(bundled.reward_spec({"clip": {"path": "emoji-clip"}})).to(device)
     (head,) = judges.heads.values()
     texts = [f"picture {i % 64}" for i in range(PICTURES)]
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         media = torch.rand(PICTURES, 3, 8, 8, generator=torch.Generator().manual_seed(0))
         media = torch.nn.functional.interpolate(media, (64, 64), mode="bicubic").clamp(0, 1)
-        gallery = write_gallery(Path(folder) / "gallery", media, [{"prompt": text} for text in texts])
+        gallery = write_gallery(
+            Path(folder) / "gallery", media, [{"prompt": text} for text in texts]
+        )
         media = media.to(device)
 
         def encode(size: int) -> Callable[[], Any]:
@@ -33,10 +40,17 @@ def bench_scoring(device: torch.device, *, rounds: int = 7) -> Row:
 
         tried = in_turns({str(size): encode(size) for size in BATCHES}, 3, device)
         best = min(BATCHES, key=lambda size: min(tried[str(size)]))
-        works = {"score": lambda: score(gallery, judges), "encode": encode(best), "read": lambda: _read(gallery)}
+        works = {
+            "score": lambda: score(gallery, judges),
+            "encode": encode(best),
+            "read": lambda: _read(gallery),
+        }
         seconds = in_turns(works, rounds, device)
     cores = os.cpu_count() or 1
-    floors = [encoded + read / cores for encoded, read in zip(seconds["encode"], seconds["read"], strict=True)]
+    floors = [
+        encoded + read / cores
+        for encoded, read in zip(seconds["encode"], seconds["read"], strict=True)
+    ]
     return row("score", "emoji-clip", PICTURES, seconds["score"], floors)
 
 

@@ -11,7 +11,14 @@ from ..pipelines import Model
 from ..pipelines.attention import use_attention
 from ..reward_heads import RewardSet, reward_set
 from ..training.data import Data
-from ..training.engine import DTYPES, draw_batch, load_data, load_model, prepare_model, prepare_state
+from ..training.engine import (
+    DTYPES,
+    draw_batch,
+    load_data,
+    load_model,
+    prepare_model,
+    prepare_state,
+)
 from ..training.memory import encode_and_free
 from ..training.recipe import Recipe
 
@@ -29,7 +36,8 @@ class Setting:
     @classmethod
     def of(cls, recipe: Recipe, accelerator: Accelerator, model: Any = None) -> "Setting":
         """Made ready as in ``finetune``; rewards are summed and stay on the device."""
-        data, model = load_data(recipe), load_model(recipe, model)
+        data = load_data(recipe)
+        model = load_model(recipe, model)
         use_attention(model, recipe.model.attention, DTYPES[recipe.model.dtype], accelerator.device)
         prepare_model(recipe, model)
         state = prepare_state(recipe, model, accelerator)

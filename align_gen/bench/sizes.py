@@ -1,7 +1,7 @@
 """Training steps at the real size of published models, of random weights, on an accelerator.
 
-What a step costs, and what memory it takes beside the estimate of ``finetune --dry-run``, does not depend on what the
-weights are, so none are downloaded.
+What a step costs, and what memory it takes beside the estimate of ``finetune --dry-run``, does not
+depend on what the weights are, so none are downloaded.
 """
 
 import gc
@@ -24,7 +24,9 @@ SIZES: dict[str, tuple[str, ...]] = {  # hub name -> what differs from its defau
     "stabilityai/stable-diffusion-xl-base-1.0": (),
     "stabilityai/stable-diffusion-3.5-medium": (),
     "stabilityai/stable-diffusion-3.5-large": (),
-    "black-forest-labs/FLUX.1-dev": ("model.attention=flash",),  # cuDNN's, torch's own choice on an H200, failed there
+    "black-forest-labs/FLUX.1-dev": (
+        "model.attention=flash",
+    ),  # cuDNN's, torch's own choice on an H200, failed there
     "Qwen/Qwen-Image": (),
     "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": ("sampling.num_frames=33", "optim.micro_batch=1"),
     "Wan-AI/Wan2.1-T2V-14B-Diffusers": ("sampling.num_frames=33", "optim.micro_batch=1"),
@@ -42,7 +44,9 @@ STEP = (  # PRDP with LoRA in bfloat16, four pictures at once
 
 @dataclass(frozen=True)
 class SizeRow:
-    """One model. ``why_not``: what the step raised for want of memory; the figures are None then."""
+    """One model. ``why_not``: what the step raised for want of memory; the figures are None
+    then.
+    """
 
     model: str
     parameters: int  # of the denoiser
@@ -61,14 +65,18 @@ def recipe_of(model: str) -> Recipe:
     return Recipe.load("sd15-prdp", [f"model.path={model}", *STEP, *SIZES[model]])
 
 
-def bench_sizes(accelerator: Accelerator, models: tuple[str, ...] = tuple(SIZES)) -> Iterator[SizeRow]:
+def bench_sizes(
+    accelerator: Accelerator, models: tuple[str, ...] = tuple(SIZES)
+) -> Iterator[SizeRow]:
     """One row a model, each built, trained for two steps and dropped."""
     device = accelerator.device
     for name in models:
         recipe = recipe_of(name)
         shapes = outline(recipe)
         expected = estimate(shapes, recipe).peak
-        parameters = sum(part.numel() for module in shapes.trainable.values() for part in module.parameters())
+        parameters = sum(
+            part.numel() for module in shapes.trainable.values() for part in module.parameters()
+        )
         images = recipe.method["images_per_prompt"] * recipe.method["prompts_per_step"]
         del shapes
         torch.cuda.reset_peak_memory_stats(device)
@@ -87,7 +95,9 @@ def bench_sizes(accelerator: Accelerator, models: tuple[str, ...] = tuple(SIZES)
 
 def _second_step(recipe: Recipe, accelerator: Accelerator) -> float:
     """Seconds of the step after the one that chooses kernels; everything is let go at the end."""
-    model: Any = pipelines.load(skeleton(describe_source(recipe.model.path), torch.bfloat16, accelerator.device))
+    model: Any = pipelines.load(
+        skeleton(describe_source(recipe.model.path), torch.bfloat16, accelerator.device)
+    )
     model.prompt_cache = None  # real texts are kept there
     setting = Setting.of(recipe, accelerator, model)
     setting.step()

@@ -1,12 +1,14 @@
-"""A method's training step beside its floor: the calls that its algorithm needs, times what they cost bare.
+"""A method's training step beside its floor: the calls that its algorithm needs, times what they
+cost bare.
 
 The floor of a step is
 
     forwards x f + (forward and backwards) x b + images x (decoded + scored)
 
-with f, b the seconds of one row of the bare network, and the others of one image, each at the best of a few batch
-sizes. All are measured in turns with the step itself. Calls are counted while a step runs, so the floor has no call
-that the step leaves out; that none is made in vain is for the tables of ``methods.NAME.calls`` to say.
+with f, b the seconds of one row of the bare network, and the others of one image, each at the best
+of a few batch sizes. All are measured in turns with the step itself. Calls are counted while a step
+runs, so the floor has no call that the step leaves out; that none is made in vain is for the tables
+of ``methods.NAME.calls`` to say.
 """
 
 import contextlib
@@ -33,18 +35,27 @@ METHODS = {  # a step of 32 images each, of two prompts
     ],
     "grpo": ["method={name: grpo, images_per_prompt: 16, prompts_per_step: 2, clip: 4.0e-3}"],
     "nft": ["method={name: nft, images_per_prompt: 16, prompts_per_step: 2, times_per_image: 4}"],
-    "rwr": ["method={name: rwr, images_per_prompt: 16, prompts_per_step: 2, weights: exponential, gradient_steps: 4}"],
+    "rwr": [
+        "method={name: rwr, images_per_prompt: 16, prompts_per_step: 2, weights: exponential, gradient_steps: 4}"
+    ],
     "raft": ["method={name: raft, images_per_prompt: 2, prompts_per_step: 16, gradient_steps: 4}"],
-    "dpo, online": ["method={name: dpo, online: true, images_per_prompt: 2, prompts_per_step: 16, gradient_steps: 4}"],
+    "dpo, online": [
+        "method={name: dpo, online: true, images_per_prompt: 2, prompts_per_step: 16, gradient_steps: 4}"
+    ],
 }
 PLAIN = ("prdp", "ddpo")  # that a plain loop is written for
 BATCHES = (16, 32, 64)  # rows or images that bare calls are tried at
 
 
 def bench_steps(
-    accelerator: Accelerator, models: Sequence[str] = tuple(RECIPES), *, rounds: int = 7, against: Any = None
+    accelerator: Accelerator,
+    models: Sequence[str] = tuple(RECIPES),
+    *,
+    rounds: int = 7,
+    against: Any = None,
 ) -> Iterator[Row]:
-    """Rows of every method on every model: ours, the same as a plain loop, and a rival of ddpo on emoji-sd.
+    """Rows of every method on every model: ours, the same as a plain loop, and a rival of ddpo on
+    emoji-sd.
 
     Args:
         against: a factory of rivals, from a Setting to ``(name, images, work)``.
@@ -57,15 +68,24 @@ def bench_steps(
             setting.step()  # encodes texts, fills caches
             bare = Bare.of(setting)
             works: dict[str, Callable[[], Any]] = {"step": setting.step, **bare.works}
-            rival = against(setting) if against is not None and (name, method) == ("emoji-sd", "ddpo") else None
+            rival = (
+                against(setting)
+                if against is not None and (name, method) == ("emoji-sd", "ddpo")
+                else None
+            )
             if rival is not None:
                 works["rival"] = rival[2]
             if setting.recipe.method["name"] in PLAIN:
                 works["plain"] = lambda setting=setting: plain_step(setting)  # type: ignore[misc]
             counted: list[dict[str, int]] = []
-            works["step"] = lambda setting=setting, counted=counted: counted.append(count_calls(setting))  # type: ignore[misc]
+            works["step"] = lambda setting=setting, counted=counted: counted.append(
+                count_calls(setting)
+            )  # type: ignore[misc]
             seconds = in_turns(works, rounds, accelerator.device)
-            floors = [bare.floor(calls, {k: v[i] for k, v in seconds.items()}) for i, calls in enumerate(counted)]
+            floors = [
+                bare.floor(calls, {k: v[i] for k, v in seconds.items()})
+                for i, calls in enumerate(counted)
+            ]
             calls = {key: statistics.median(each[key] for each in counted) for key in counted[0]}
             yield row(method, name, setting.images, seconds["step"], floors, calls)
             if "plain" in seconds:
@@ -75,7 +95,9 @@ def bench_steps(
 
 
 def count_calls(setting: Setting) -> dict[str, int]:
-    """Take a step; rows that passed the network without and with a graph, images decoded and scored."""
+    """Take a step; rows that passed the network without and with a graph, images decoded and
+    scored.
+    """
     counts = {"forwards": 0, "backwards": 0, "decoded": setting.images, "scored": setting.images}
 
     def count(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -92,7 +114,9 @@ def count_calls(setting: Setting) -> dict[str, int]:
 
 @dataclass
 class Bare:
-    """The bare calls of a setting, each at its best batch size: ``works[kind]`` does ``sizes[kind]`` of them."""
+    """The bare calls of a setting, each at its best batch size: ``works[kind]`` does
+    ``sizes[kind]`` of them.
+    """
 
     works: dict[str, Callable[[], Any]]
     sizes: dict[str, int]
@@ -100,9 +124,16 @@ class Bare:
     @classmethod
     def of(cls, setting: Setting) -> "Bare":
         works, sizes = {}, {}
-        for kind, make in (("forwards", _forward), ("backwards", _backward), ("decoded", _decode), ("scored", _score)):
+        for kind, make in (
+            ("forwards", _forward),
+            ("backwards", _backward),
+            ("decoded", _decode),
+            ("scored", _score),
+        ):
             tried = {size: make(setting, size) for size in BATCHES}
-            seconds = in_turns({str(size): work for size, work in tried.items()}, 3, setting.model.device)
+            seconds = in_turns(
+                {str(size): work for size, work in tried.items()}, 3, setting.model.device
+            )
             best = min(BATCHES, key=lambda size: min(seconds[str(size)]) / size)
             works[kind], sizes[kind] = tried[best], best
         return cls(works, sizes)
@@ -113,8 +144,11 @@ class Bare:
 
 
 def _network_call(setting: Setting, rows: int) -> Callable[[], Tensor]:
-    """The trained network on real inputs of so many rows, as ``predict`` would call it with guidance."""
-    model, sampling = setting.model, setting.recipe.sampling
+    """The trained network on real inputs of so many rows, as ``predict`` would call it with
+    guidance.
+    """
+    model = setting.model
+    sampling = setting.recipe.sampling
     (network,) = model.trainable.values()
     texts = setting.data.prompts[: rows // 2]
     condition = model.encode_prompts(texts, height=sampling.height, width=sampling.width)
@@ -135,7 +169,8 @@ def _forward(setting: Setting, rows: int) -> Callable[[], Any]:
 
 
 def _backward(setting: Setting, rows: int) -> Callable[[], Any]:
-    call, parameters = _network_call(setting, rows), setting.model.parameters()
+    call = _network_call(setting, rows)
+    parameters = setting.model.parameters()
 
     def work() -> None:
         call().sum().backward()
@@ -146,8 +181,11 @@ def _backward(setting: Setting, rows: int) -> Callable[[], Any]:
 
 
 def _latents(setting: Setting, images: int) -> Tensor:
-    model, sampling = setting.model, setting.recipe.sampling
-    shape = model.latent_shape(sampling.height or model.default_size[0], sampling.width or model.default_size[1])
+    model = setting.model
+    sampling = setting.recipe.sampling
+    shape = model.latent_shape(
+        sampling.height or model.default_size[0], sampling.width or model.default_size[1]
+    )
     return torch.randn(images, *shape).to(model.device)
 
 

@@ -13,7 +13,9 @@ from ..precision import exact_float32
 
 @dataclass(frozen=True)
 class Row:
-    """What one line of `align-gen bench` says. ``ratio`` is the median of seconds ÷ floor, round by round."""
+    """What one line of `align-gen bench` says. ``ratio`` is the median of seconds ÷ floor, round by
+    round.
+    """
 
     name: str
     model: str
@@ -38,7 +40,9 @@ def seconds_of(work: Callable[[], Any], device: torch.device) -> float:
 
 
 @exact_float32()
-def in_turns(works: Mapping[str, Callable[[], Any]], rounds: int, device: torch.device) -> dict[str, list[float]]:
+def in_turns(
+    works: Mapping[str, Callable[[], Any]], rounds: int, device: torch.device
+) -> dict[str, list[float]]:
     """Seconds of every work in every round, in the precision that everything runs in."""
     found: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(rounds):
@@ -57,7 +61,11 @@ def row(
 ) -> Row:
     """Medians of what was measured."""
     middle = statistics.median(seconds)
-    ratio = None if floors is None else statistics.median(a / b for a, b in zip(seconds, floors, strict=True))
+    ratio = (
+        None
+        if floors is None
+        else statistics.median(a / b for a, b in zip(seconds, floors, strict=True))
+    )
     floor = None if floors is None else statistics.median(floors)
     return Row(name, model, middle, floor, ratio, spread(seconds), images / middle, calls)
 

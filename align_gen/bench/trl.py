@@ -1,4 +1,5 @@
-"""TRL 0.23.1's DDPOTrainer, the last that TRL had, on the same model, LoRA, rewards, images and steps.
+"""TRL 0.23.1's DDPOTrainer, the last that TRL had, on the same model, LoRA, rewards, images and
+steps.
 
 `scripts/get_trl.py` puts it beside the environment.
 """
@@ -54,7 +55,8 @@ def trl_trainer(setting: Setting, **options: Any) -> Any:
         ) from error
     from peft import LoraConfig
 
-    recipe, rewards = setting.recipe, setting.rewards
+    recipe = setting.recipe
+    rewards = setting.rewards
     lora = recipe.model.lora or Lora()
 
     class SameLora(DefaultDDPOStableDiffusionPipeline):  # type: ignore[misc]
@@ -67,7 +69,9 @@ def trl_trainer(setting: Setting, **options: Any) -> Any:
             self.sd_pipeline.unet.add_adapter(config)
             return self.sd_pipeline.unet
 
-    def reward(images: torch.Tensor, texts: tuple[str, ...], metadata: Any) -> tuple[torch.Tensor, dict[str, Any]]:
+    def reward(
+        images: torch.Tensor, texts: tuple[str, ...], metadata: Any
+    ) -> tuple[torch.Tensor, dict[str, Any]]:
         with torch.no_grad():
             return rewards(images.float(), texts).combined, {}
 

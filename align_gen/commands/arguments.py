@@ -11,15 +11,20 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 def parse_reward(text: str) -> tuple[str, dict[str, Any]]:
-    """Read [LABEL=]NAME[:key=value,…] as (label, options with "name"); values are YAML, lists in brackets."""
+    """Read [LABEL=]NAME[:key=value,…] as (label, options with "name"); values are YAML, lists in
+    brackets.
+    """
     import yaml
 
     from ..training.recipe import YamlLoader
 
-    match = re.fullmatch(r"(?:(?P<label>[\w-]+)=)?(?P<name>[^=]+?)(?::(?P<options>\w+=.*))?", text, re.DOTALL)
+    match = re.fullmatch(
+        r"(?:(?P<label>[\w-]+)=)?(?P<name>[^=]+?)(?::(?P<options>\w+=.*))?", text, re.DOTALL
+    )
     if match is None:
         raise UserError(f"--reward {text!r}: want [LABEL=]NAME[:key=value,…]")
-    name, options = match["name"], match["options"] or ""
+    name = match["name"]
+    options = match["options"] or ""
     try:
         parsed = yaml.load("{" + re.sub(r"(^|,)\s*(\w+)=", r"\1 \2: ", options) + "}", YamlLoader)
     except yaml.YAMLError as error:

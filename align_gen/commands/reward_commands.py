@@ -22,25 +22,45 @@ def score(
             help="A folder of pictures or videos; .tar shards, .parquet, or a URL of these; datasets:NAME[:SPLIT]."
         ),
     ],
-    reward: Annotated[list[str], typer.Option(help="[LABEL=]NAME[:key=value,…]; may be given several times.")],
-    out: Annotated[Path | None, typer.Option(help="Scores file; scores.parquet in the gallery without it.")] = None,
+    reward: Annotated[
+        list[str], typer.Option(help="[LABEL=]NAME[:key=value,…]; may be given several times.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Scores file; scores.parquet in the gallery without it.")
+    ] = None,
     suite: Annotated[
-        str | None, typer.Option(help="hpdv2: the folder holds its four styles; print its table beside published ones.")
+        str | None,
+        typer.Option(
+            help="hpdv2: the folder holds its four styles; print its table beside published ones."
+        ),
     ] = None,
     prompts: Annotated[
-        Path | None, typer.Option(help="Of the suite: the folder of its STYLE.json files, if not beside the pictures.")
+        Path | None,
+        typer.Option(
+            help="Of the suite: the folder of its STYLE.json files, if not beside the pictures."
+        ),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 64,
     combine: Annotated[
-        str, typer.Option(help="How rewards become one: sum, mean, median, min, mean_minus_std, soft_min.")
+        str,
+        typer.Option(
+            help="How rewards become one: sum, mean, median, min, mean_minus_std, soft_min."
+        ),
     ] = "sum",
     calibrate: Annotated[
-        str | None, typer.Option(help="A scored gallery whose scale each reward is put on before they combine.")
+        str | None,
+        typer.Option(
+            help="A scored gallery whose scale each reward is put on before they combine."
+        ),
     ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit 1 when a picture cannot be read.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit 1 when a picture cannot be read.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Score pictures with rewards. A corrupt one is a null row with the reason; what is known is not scored again."""
+    """Score pictures with rewards. A corrupt one is a null row with the reason; what is known is
+    not scored again.
+    """
     from accelerate import Accelerator
 
     from .. import bundled
@@ -68,30 +88,51 @@ def score(
         )
     crew = Accelerator()
     with Progress() as progress:
-        told = (lambda done, total: progress("score", done, total, {})) if crew.is_main_process else None
+        told = (
+            (lambda done, total: progress("score", done, total, {}))
+            if crew.is_main_process
+            else None
+        )
         found = score_file(source, judges, target, batch_size=batch_size, progress=told, crew=crew)
     if found is None:
         return
     if as_json:
         known = {name: None if math.isnan(value) else value for name, value in found.means.items()}
         print(
-            json.dumps({"means": known, "pictures": found.pictures, "failed": dict(found.failed), "out": str(target)})
+            json.dumps(
+                {
+                    "means": known,
+                    "pictures": found.pictures,
+                    "failed": dict(found.failed),
+                    "out": str(target),
+                }
+            )
         )
     else:
         for name, value in found.means.items():
             print(f"{name:16} {value:.5f}")
-        print(f"{found.pictures - len(found.failed)} of {found.pictures} pictures scored -> {target}")
+        print(
+            f"{found.pictures - len(found.failed)} of {found.pictures} pictures scored -> {target}"
+        )
     failed = found.failed
     for name, reason in failed[:FAILURES]:
         print(f"align-gen: {name}: {reason}", file=sys.stderr)
     if len(failed) > FAILURES:
-        print(f"align-gen: and {len(failed) - FAILURES} more; column 'error' of {target} has them all", file=sys.stderr)
+        print(
+            f"align-gen: and {len(failed) - FAILURES} more; column 'error' of {target} has them all",
+            file=sys.stderr,
+        )
     if failed and strict:
         raise typer.Exit(1)
 
 
 def _suite(
-    name: str, root: Path, prompts: Path | None, specs: list[tuple[str, dict[str, Any]]], batch_size: int, as_json: bool
+    name: str,
+    root: Path,
+    prompts: Path | None,
+    specs: list[tuple[str, dict[str, Any]]],
+    batch_size: int,
+    as_json: bool,
 ) -> None:
     """Score a benchmark's pictures and print its table."""
     from .. import bundled
@@ -112,17 +153,23 @@ def _suite(
 
 def pairs(
     source: Annotated[Path, typer.Argument(help="A scored gallery, or its scores file.")],
-    out: Annotated[Path, typer.Option(help="The Parquet file to write; the datasets library reads it too.")],
+    out: Annotated[
+        Path, typer.Option(help="The Parquet file to write; the datasets library reads it too.")
+    ],
     by: Annotated[
         str,
         typer.Option(
             help="margin: widest first. best_worst: top against bottom. bradley_terry: drawn by their scores."
         ),
     ] = "margin",
-    column: Annotated[str | None, typer.Option(help="The reward to choose by; without it all, standardised.")] = None,
+    column: Annotated[
+        str | None, typer.Option(help="The reward to choose by; without it all, standardised.")
+    ] = None,
     min_margin: Annotated[float, typer.Option(help="Pairs must differ by more.")] = 0.0,
     per_prompt: Annotated[int | None, typer.Option(help="At most so many of a prompt.")] = None,
-    temperature: Annotated[float, typer.Option(help="Of bradley_terry: 0 takes the best, a large one any.")] = 1.0,
+    temperature: Annotated[
+        float, typer.Option(help="Of bradley_terry: 0 takes the best, a large one any.")
+    ] = 1.0,
     seed: Annotated[int, typer.Option(help="Of bradley_terry.")] = 0,
     as_json: Json = False,
 ) -> None:
@@ -132,7 +179,12 @@ def pairs(
     from ..galleries.table import ScoresTable
 
     table = ScoresTable.of(source)
-    options = {"column": column, "min_margin": min_margin, "per_prompt": per_prompt, "temperature": temperature}
+    options = {
+        "column": column,
+        "min_margin": min_margin,
+        "per_prompt": per_prompt,
+        "temperature": temperature,
+    }
     found = mine(table, by=by, seed=seed, **options)  # type: ignore[arg-type]
     folder = source if source.is_dir() else table.folder
     if folder is None:
@@ -145,24 +197,41 @@ def pairs(
         print(json.dumps({**counts, "agreement": agreement, "out": str(out)}))
     else:
         print(f"{counts['pairs']} pairs of {counts['prompts']} prompts -> {out}")
-        print(f"heads agree with {agreement:.1%}; left out: {found.ties} ties, {found.unreadable} unreadable pictures")
+        print(
+            f"heads agree with {agreement:.1%}; left out: {found.ties} ties, {found.unreadable} unreadable pictures"
+        )
 
 
 def train_reward(
-    source: Annotated[Path, typer.Argument(help="Pairs: Parquet as `align-gen pairs` writes, or a folder of them.")],
-    base: Annotated[str, typer.Option(help="The CLIP to begin with: a bundled name, an open_clip folder, a hub name.")],
+    source: Annotated[
+        Path,
+        typer.Argument(help="Pairs: Parquet as `align-gen pairs` writes, or a folder of them."),
+    ],
+    base: Annotated[
+        str,
+        typer.Option(
+            help="The CLIP to begin with: a bundled name, an open_clip folder, a hub name."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="The folder to write.")],
     mode: Annotated[
-        str, typer.Option(help="lora: the whole CLIP learns, as HPS. frozen: a small head on its features.")
+        str,
+        typer.Option(
+            help="lora: the whole CLIP learns, as HPS. frozen: a small head on its features."
+        ),
     ] = "lora",
-    dimension: Annotated[list[str] | None, typer.Option(help="Of frozen; several may be given.")] = None,
+    dimension: Annotated[
+        list[str] | None, typer.Option(help="Of frozen; several may be given.")
+    ] = None,
     loss: Annotated[str, typer.Option(help="bt: Bradley-Terry. btt: with ties.")] = "bt",
     label_smoothing: Annotated[str, typer.Option(help="A share from 0 to 0.5, or votes.")] = "0",
     margin: Annotated[
         str | None, typer.Option(help="The column with the lead that the better one should have.")
     ] = None,
     rank: Annotated[int, typer.Option(help="Of lora.")] = 8,
-    hidden: Annotated[int, typer.Option(help="Of frozen: width of its hidden layer, 0 for none.")] = 0,
+    hidden: Annotated[
+        int, typer.Option(help="Of frozen: width of its hidden layer, 0 for none.")
+    ] = 0,
     epochs: Annotated[int, typer.Option(min=1)] = 4,
     batch_size: Annotated[int, typer.Option(min=1, help="Pairs at a time.")] = 32,
     lr: Annotated[float | None, typer.Option(help="The mode's own without it.")] = None,
@@ -181,7 +250,9 @@ def train_reward(
         try:
             smoothing = float(label_smoothing)
         except ValueError:
-            raise UserError(f"--label-smoothing {label_smoothing!r}: want a share from 0 to 0.5, or votes") from None
+            raise UserError(
+                f"--label-smoothing {label_smoothing!r}: want a share from 0 to 0.5, or votes"
+            ) from None
     with Progress() as progress:
         measured = train(
             source,
@@ -211,7 +282,9 @@ def train_reward(
             keys = ("accuracy", "accuracy with ties", "calibration error")
             told = ("none" if figures[key] is None else f"{figures[key]:.3f}" for key in keys)
             print("{:24} {:>12} {:>10} {:>18}".format(f"{which} {name}", *told))
-    print(f"{measured['held-out pairs']} pairs of {measured['held-out prompts']} prompts held out -> {out}")
+    print(
+        f"{measured['held-out pairs']} pairs of {measured['held-out prompts']} prompts held out -> {out}"
+    )
 
 
 EXAMPLES: dict[Callable[..., None], str] = {

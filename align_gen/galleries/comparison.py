@@ -1,4 +1,6 @@
-"""Compare two scored galleries picture by picture: pairs, intervals clustered by prompt, slices, regressions."""
+"""Compare two scored galleries picture by picture: pairs, intervals clustered by prompt, slices,
+regressions.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ OPERATORS: dict[str, Callable[[float, float], bool]] = {
 
 @dataclass(frozen=True)
 class Change:
-    """How one column moved from A to B, over pairs. All but counts, p and win_rate are in the column's own units."""
+    """How one column moved from A to B, over pairs. All but counts, p and win_rate are in the
+    column's own units.
+    """
 
     n: int  # pairs
     prompts: int  # clusters
@@ -55,10 +59,14 @@ class Comparison:
     columns: dict[str, Change]
     slices: dict[str, dict[str, Change]]  # value of the `by` column -> column -> change
     regressions: dict[str, list[Row]]  # column -> the pairs that fell most, worst first
-    unmatched: tuple[int, int]  # rows of A and of B left out: no partner, or one of the two could not be read
+    unmatched: tuple[
+        int, int
+    ]  # rows of A and of B left out: no partner, or one of the two could not be read
 
     def to_json(self) -> dict[str, Any]:
-        """Plain dicts and lists; what is not a number (NaN) becomes null, as JSON has no word for it."""
+        """Plain dicts and lists; what is not a number (NaN) becomes null, as JSON has no word for
+        it.
+        """
         result: dict[str, Any] = _without_nan(asdict(self))
         return result
 
@@ -88,10 +96,11 @@ def compare(
 ) -> Comparison:
     """Pair the rows of A and B that agree in the columns `on`, and measure each reward's change.
 
-    a, b: scores, a scores file, a gallery with scores.parquet in it, or a run directory, which stands for its final
-    samples; the same run directory twice compares its start with its end. With `rewards`, galleries are scored anew.
-    Pairs cluster by "prompt", or stand alone where there is none. Raises UserError when nothing pairs, a key occurs
-    twice on one side, or the sides of a column differ in provenance: weights, preprocessing, dtype or options.
+    a, b: scores, a scores file, a gallery with scores.parquet in it, or a run directory, which
+    stands for its final samples; the same run directory twice compares its start with its end. With
+    `rewards`, galleries are scored anew. Pairs cluster by "prompt", or stand alone where there is
+    none. Raises UserError when nothing pairs, a key occurs twice on one side, or the sides of a
+    column differ in provenance: weights, preprocessing, dtype or options.
     """
     paths = [Path(source).resolve() for source in (a, b) if not isinstance(source, ScoresTable)]
     same_run = len(paths) == 2 and paths[0] == paths[1]
@@ -123,21 +132,32 @@ def compare(
 
 
 def paired_change(
-    before: Sequence[float], after: Sequence[float], prompts: Sequence[str], *, resamples: int = 10_000, seed: int = 0
+    before: Sequence[float],
+    after: Sequence[float],
+    prompts: Sequence[str],
+    *,
+    resamples: int = 10_000,
+    seed: int = 0,
 ) -> Change:
-    """The change of paired scores (n,), where pairs of one prompt are not independent; a function of its arguments.
+    """The change of paired scores (n,), where pairs of one prompt are not independent; a function
+    of its arguments.
 
-    ci: prompts are drawn with replacement, each with all of its pairs; mean = sum of differences / number of pairs.
-    p: share of sign patterns over prompts whose total is at least as far from zero; all 2^prompts of them up to
-    EXACT_PROMPTS, else (1 + hits) / (1 + resamples) random ones.
+    ci: prompts are drawn with replacement, each with all of its pairs; mean = sum of differences /
+    number of pairs. p: share of sign patterns over prompts whose total is at least as far from
+    zero; all 2^prompts of them up to EXACT_PROMPTS, else (1 + hits) / (1 + resamples) random ones.
     """
-    old, new = np.asarray(before, np.float64), np.asarray(after, np.float64)
+    old = np.asarray(before, np.float64)
+    new = np.asarray(after, np.float64)
     if not len(old) == len(new) == len(prompts) > 0:
-        raise ValueError(f"want equally many, not {len(old)} before, {len(new)} after, {len(prompts)} prompts")
+        raise ValueError(
+            f"want equally many, not {len(old)} before, {len(new)} after, {len(prompts)} prompts"
+        )
     if not (np.isfinite(old).all() and np.isfinite(new).all()) or resamples < 1:
         raise ValueError("want finite scores and at least one resample")
     difference = new - old
-    place = {prompt: k for k, prompt in enumerate(sorted(set(prompts)))}  # sorted: the order of rows must not matter
+    place = {
+        prompt: k for k, prompt in enumerate(sorted(set(prompts)))
+    }  # sorted: the order of rows must not matter
     cluster = [place[prompt] for prompt in prompts]
     sums: Floats = np.bincount(cluster, difference).astype(np.float64)
     counts = np.bincount(cluster)
@@ -157,10 +177,12 @@ def paired_change(
 
 
 def verdict(comparison: Comparison, optimised: Sequence[str], held_out: Sequence[str]) -> str:
-    """One of "improved", "no change", "worse" and "reward hacking suspected", by the 95 % intervals.
+    """One of "improved", "no change", "worse" and "reward hacking suspected", by the 95 %
+    intervals.
 
-    Hacking: an optimised column rose while a held-out one fell. Worse: anything fell. Improved: an optimised column
-    rose (a held-out one, if none was optimised) and nothing fell. UserError for a column that was not compared.
+    Hacking: an optimised column rose while a held-out one fell. Worse: anything fell. Improved: an
+    optimised column rose (a held-out one, if none was optimised) and nothing fell. UserError for a
+    column that was not compared.
     """
     aim = [_change(comparison, name) for name in optimised]
     guard = [_change(comparison, name) for name in held_out]
@@ -173,34 +195,45 @@ def verdict(comparison: Comparison, optimised: Sequence[str], held_out: Sequence
 
 
 def parse_condition(text: str) -> Callable[[Comparison], bool]:
-    """A test of a comparison from "COLUMN.FIELD OP NUMBER", as in "heldout.ci_low < 0". OP is one of < <= > >=.
+    """A test of a comparison from "COLUMN.FIELD OP NUMBER", as in "heldout.ci_low < 0". OP is one
+    of < <= > >=.
 
-    UserError when it reads otherwise; and, from the test, when the column was not compared or the field is not a
-    number (an interval of one prompt), for a gate that cannot measure must not pass.
+    UserError when it reads otherwise; and, from the test, when the column was not compared or the
+    field is not a number (an interval of one prompt), for a gate that cannot measure must not pass.
     """
     names = [field.name for field in fields(Change)]
-    match = re.fullmatch(r"\s*(.+)\.(\w+)\s*(<=|>=|<|>)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*", text)
+    match = re.fullmatch(
+        r"\s*(.+)\.(\w+)\s*(<=|>=|<|>)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*", text
+    )
     if not match or match[2] not in names:
-        raise UserError(f"condition {text!r}: want COLUMN.FIELD OP NUMBER, FIELD of {', '.join(names)}, OP < <= > >=")
+        raise UserError(
+            f"condition {text!r}: want COLUMN.FIELD OP NUMBER, FIELD of {', '.join(names)}, OP < <= > >="
+        )
     column, field, sign, number = match.groups()
 
     def holds(comparison: Comparison) -> bool:
         value = float(getattr(_change(comparison, column), field))
         if math.isnan(value):
-            raise UserError(f"condition {text!r}: {column}.{field} is not a number; want more than one prompt")
+            raise UserError(
+                f"condition {text!r}: {column}.{field} is not a number; want more than one prompt"
+            )
         return OPERATORS[sign](value, float(number))
 
     return holds
 
 
-def _bootstrap(sums: Floats, counts: NDArray[np.int64], resamples: int, seed: int) -> tuple[float, float]:
+def _bootstrap(
+    sums: Floats, counts: NDArray[np.int64], resamples: int, seed: int
+) -> tuple[float, float]:
     k = len(sums)
     if k == 1:
         return math.nan, math.nan
     rng = np.random.default_rng([seed, 0])
     means = []
     for rows in _blocks(resamples, k):
-        times = rng.multinomial(k, np.full(k, 1 / k), size=rows)  # (rows, prompts): how often each was drawn
+        times = rng.multinomial(
+            k, np.full(k, 1 / k), size=rows
+        )  # (rows, prompts): how often each was drawn
         means.append((times @ sums) / (times @ counts))
     low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
     return float(low), float(high)
@@ -236,7 +269,9 @@ def _table(source: Source, rewards: Any, of_run: str) -> ScoresTable:
     if (path / "recipe.yaml").is_file():
         path = path / of_run
         if not path.is_dir():
-            raise UserError(f"{path}: no such folder; want a run that has finished, or one of its galleries")
+            raise UserError(
+                f"{path}: no such folder; want a run that has finished, or one of its galleries"
+            )
     if rewards is not None:
         return score(path, rewards)
     return ScoresTable.of(path)
@@ -247,28 +282,39 @@ def _columns(a: ScoresTable, b: ScoresTable, wanted: Sequence[str] | None) -> li
     names = shared if wanted is None else list(wanted)
     for name in names:
         if name not in shared:
-            raise UserError(f"column {name!r}: not scored on both sides; want one of {', '.join(shared) or 'none'}")
-        mine, other = a.provenance.get(name, {}), b.provenance.get(name, {})
+            raise UserError(
+                f"column {name!r}: not scored on both sides; want one of {', '.join(shared) or 'none'}"
+            )
+        mine = a.provenance.get(name, {})
+        other = b.provenance.get(name, {})
         for key in mine | other:
             if mine.get(key) != other.get(key):
                 values = f"{mine.get(key)!r} in A and {other.get(key)!r} in B"
-                raise UserError(f"column {name!r}: {key} differs, {values}; want both scored by the same reward")
+                raise UserError(
+                    f"column {name!r}: {key} differs, {values}; want both scored by the same reward"
+                )
     if not names:
-        raise UserError(f"no reward in common: A has {', '.join(a.heads)}; B has {', '.join(b.heads)}")
+        raise UserError(
+            f"no reward in common: A has {', '.join(a.heads)}; B has {', '.join(b.heads)}"
+        )
     return names
 
 
 def _pairs(a: ScoresTable, b: ScoresTable, names: Sequence[str], on: Sequence[str]) -> list[Pair]:
     """The rows of A and B that agree in `on` and have every column on both sides, in A's order."""
-    found_a, found_b = _index(a, on, "A"), _index(b, on, "B")
+    found_a = _index(a, on, "A")
+    found_b = _index(b, on, "B")
     pairs = []
     for key, i in found_a.items():
         if key in found_b:
-            before, after = _numbers(a, names, i), _numbers(b, names, found_b[key])
+            before = _numbers(a, names, i)
+            after = _numbers(b, names, found_b[key])
             if len(before) == len(after) == len(names):
                 pairs.append(Pair(key, a.rows[i], b.rows[found_b[key]], before, after))
     if not pairs:
-        raise UserError(f"nothing to compare: no readable row of A agrees with one of B in {', '.join(on)}")
+        raise UserError(
+            f"nothing to compare: no readable row of A agrees with one of B in {', '.join(on)}"
+        )
     return pairs
 
 
@@ -281,8 +327,12 @@ def _index(table: ScoresTable, on: Sequence[str], side: str) -> dict[str, int]:
     for index, row in enumerate(table.rows):
         missing = [name for name in on if name not in row]
         if missing:
-            raise UserError(f"{side} row {index}: no column {missing[0]!r} to pair on; it has {', '.join(row)}")
-        key = json.dumps({name: row[name] for name in on}, ensure_ascii=False)  # text, as values may be lists
+            raise UserError(
+                f"{side} row {index}: no column {missing[0]!r} to pair on; it has {', '.join(row)}"
+            )
+        key = json.dumps(
+            {name: row[name] for name in on}, ensure_ascii=False
+        )  # text, as values may be lists
         if found.setdefault(key, index) != index:
             raise UserError(f"{side}: {key} occurs twice; want one row for each {', '.join(on)}")
     return found
@@ -316,7 +366,9 @@ def _regressions(name: str, pairs: Sequence[Pair], on: Sequence[str], worst: int
 
 def _change(comparison: Comparison, name: str) -> Change:
     if name not in comparison.columns:
-        raise UserError(f"column {name!r}: not compared; want one of {', '.join(comparison.columns)}")
+        raise UserError(
+            f"column {name!r}: not compared; want one of {', '.join(comparison.columns)}"
+        )
     return comparison.columns[name]
 
 

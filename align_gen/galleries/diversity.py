@@ -11,7 +11,8 @@ from .gallery import Gallery, UnreadablePicture
 
 @torch.no_grad()
 def embeddings(gallery: Gallery, head: Any, batch_size: int = 64) -> dict[int, Tensor]:
-    """Unit vectors of the gallery's pictures by a head that has ``embed_images``, by row; unreadable ones are left out.
+    """Unit vectors of the gallery's pictures by a head that has ``embed_images``, by row;
+    unreadable ones are left out.
 
     A video is the mean of its frames' vectors, made a unit vector again.
     """
@@ -30,7 +31,9 @@ def embeddings(gallery: Gallery, head: Any, batch_size: int = 64) -> dict[int, T
 
 
 def diversity(rows: Sequence[Mapping[str, Any]], vectors: Mapping[int, Tensor]) -> float | None:
-    """Mean distance (1 - cosine) of two pictures of one prompt, each prompt alike; None without such pairs."""
+    """Mean distance (1 - cosine) of two pictures of one prompt, each prompt alike; None without
+    such pairs.
+    """
     groups: dict[str, list[Tensor]] = {}
     for index, vector in vectors.items():
         groups.setdefault(rows[index].get("prompt", ""), []).append(vector)
@@ -48,5 +51,7 @@ def _embed(waiting: list[tuple[int, Tensor]], head: Any) -> dict[int, Tensor]:
     frames = media.flatten(0, 1) if media.ndim == 5 else media
     vectors = head.embed_images(frames).float()
     if media.ndim == 5:
-        vectors = torch.nn.functional.normalize(vectors.unflatten(0, media.shape[:2]).mean(1), dim=-1)
+        vectors = torch.nn.functional.normalize(
+            vectors.unflatten(0, media.shape[:2]).mean(1), dim=-1
+        )
     return {index: vector.cpu() for (index, _), vector in zip(waiting, vectors, strict=True)}

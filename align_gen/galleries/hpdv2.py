@@ -1,4 +1,6 @@
-"""Benchmarks of published prompts: HPDv2, by whose tables HPS v2 and v2.1 are quoted (Wu et al., arXiv 2306.09341)."""
+"""Benchmarks of published prompts: HPDv2, by whose tables HPS v2 and v2.1 are quoted (Wu et al.,
+arXiv 2306.09341).
+"""
 
 from __future__ import annotations
 
@@ -20,9 +22,12 @@ STYLES = ("anime", "concept-art", "paintings", "photo")
 PROMPTS, GROUP = 800, 80  # of a style; consecutive pictures whose mean is one draw of its score
 KINDS = (".jpg", ".png")  # published galleries are JPEG, `align-gen sample` writes PNG
 BESIDE = (METADATA, SCORES)  # what a gallery may hold besides pictures
-HPS, ARCHITECTURE = "hps-", "ViT-H-14"  # what published figures were made with
+# what published figures were made with
+HPS = "hps-"
+ARCHITECTURE = "ViT-H-14"
 
-# Model -> the styles' scores in the order of STYLES, then the average. From the README of the published code.
+# Model -> the styles' scores in the order of STYLES, then the average. From the README of the
+# published code.
 PUBLISHED: dict[str, dict[str, tuple[float, ...]]] = {
     "v2.0": {
         "GLIDE": (23.34, 23.08, 23.27, 24.50, 23.55),
@@ -71,12 +76,23 @@ class Table:
         """Lines to print: a header, the user's models, and the published ones, marked."""
         width = max(len(line.model) for line in self.lines)
         kind = max(len(line.reward) for line in self.lines)
-        text = [" ".join([" " * kind, " " * width, *(f"{style:>14}" for style in STYLES), f"{'average':>8}"])]
+        text = [
+            " ".join(
+                [" " * kind, " " * width, *(f"{style:>14}" for style in STYLES), f"{'average':>8}"]
+            )
+        ]
         for line in self.lines:
             cells = [_cell(line, style) for style in STYLES]
             mark = " published" if line.published else ""
             text.append(
-                " ".join([f"{line.reward:{kind}}", f"{line.model:{width}}", *cells, f"{line.average:8.2f}{mark}"])
+                " ".join(
+                    [
+                        f"{line.reward:{kind}}",
+                        f"{line.model:{width}}",
+                        *cells,
+                        f"{line.average:8.2f}{mark}",
+                    ]
+                )
             )
         return text
 
@@ -97,11 +113,12 @@ def run_hpdv2(
 ) -> Table:
     """Score the 3200 pictures of `read_hpdv2`. A cosine is multiplied by 100, as tables print it.
 
-    Figures of HPS stand above the published ones of the same version where the model is the published ViT-H-14. What
-    antialias those were made with is not said; it moves them by tenths.
+    Figures of HPS stand above the published ones of the same version where the model is the
+    published ViT-H-14. What antialias those were made with is not said; it moves them by tenths.
 
     Raises:
-        UserError: a picture is missing, left over or unreadable; a reward needs more than pictures and prompts.
+        UserError: a picture is missing, left over or unreadable; a reward needs more than pictures
+            and prompts.
     """
     from ..reward_heads import reward_set
     from .scoring import score
@@ -113,15 +130,22 @@ def run_hpdv2(
     lines = []
     for name, head in judges.heads.items():
         points = _points(table.heads[name], cosine=head.range == (-1.0, 1.0))
-        by_style = {style: points[n * PROMPTS : (n + 1) * PROMPTS] for n, style in enumerate(STYLES)}
-        lines += [aggregate(by_style, name, Path(root).resolve().name), *published(name, table.provenance[name])]
+        by_style = {
+            style: points[n * PROMPTS : (n + 1) * PROMPTS] for n, style in enumerate(STYLES)
+        }
+        lines += [
+            aggregate(by_style, name, Path(root).resolve().name),
+            *published(name, table.provenance[name]),
+        ]
     return Table("hpdv2", lines)
 
 
 def aggregate(points: Mapping[str, Sequence[float]], reward: str, model: str) -> Line:
-    """A style's score is the mean of its groups' means, its deviation theirs (of the population); all count alike.
+    """A style's score is the mean of its groups' means, its deviation theirs (of the population);
+    all count alike.
 
-    `points` are the pictures' scores, times 100 where they are cosines, by style and in the order of files.
+    `points` are the pictures' scores, times 100 where they are cosines, by style and in the order
+    of files.
     """
     groups = {style: group_means(values) for style, values in points.items()}
     styles = {style: statistics.fmean(means) for style, means in groups.items()}
@@ -132,13 +156,18 @@ def aggregate(points: Mapping[str, Sequence[float]], reward: str, model: str) ->
 
 def group_means(values: Sequence[float]) -> list[float]:
     """Means of consecutive groups of 80."""
-    return [statistics.fmean(values[start : start + GROUP]) for start in range(0, len(values), GROUP)]
+    return [
+        statistics.fmean(values[start : start + GROUP]) for start in range(0, len(values), GROUP)
+    ]
 
 
 def published(reward: str, provenance: Mapping[str, Any]) -> list[Line]:
     """The published lines of a head's own version; none where it is not the published model."""
     options = provenance.get("options", {})
-    if not str(provenance["preprocessing"]).startswith(HPS) or options.get("architecture") != ARCHITECTURE:
+    if (
+        not str(provenance["preprocessing"]).startswith(HPS)
+        or options.get("architecture") != ARCHITECTURE
+    ):
         return []
     return [
         Line(reward, model, dict(zip(STYLES, figures, strict=False)), figures[-1], published=True)
@@ -147,42 +176,66 @@ def published(reward: str, provenance: Mapping[str, Any]) -> list[Line]:
 
 
 def read_hpdv2(root: str | Path, prompts: str | Path | None = None) -> Gallery:
-    """The benchmark's pictures, `{root}/{style}/{number:05d}.jpg` (or .png), with their prompts: 4 styles of 800.
+    """The benchmark's pictures, `{root}/{style}/{number:05d}.jpg` (or .png), with their prompts: 4
+    styles of 800.
 
-    `prompts` is the folder of `{style}.json`, each a list of 800 strings; None: they lie in `root`. Rows have
-    "file_name", "prompt", "style" and "number", and come style by style in the order of STYLES.
+    `prompts` is the folder of `{style}.json`, each a list of 800 strings; None: they lie in `root`.
+    Rows have "file_name", "prompt", "style" and "number", and come style by style in the order of
+    STYLES.
 
     Raises:
-        UserError: anything is missing, or lies there besides: a mean over other pictures is no figure of the
-            benchmark. Hidden files do not count.
+        UserError: anything is missing, or lies there besides: a mean over other pictures is no
+            figure of the benchmark. Hidden files do not count.
     """
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; want one with the folders {', '.join(STYLES)}")
-    _refuse_strays(root, {*STYLES, *(f"{style}.json" for style in STYLES)}, f"the folders {', '.join(STYLES)}")
+    _refuse_strays(
+        root, {*STYLES, *(f"{style}.json" for style in STYLES)}, f"the folders {', '.join(STYLES)}"
+    )
     texts = {style: _prompts(Path(prompts or root) / f"{style}.json") for style in STYLES}
-    names = {style: [_picture(root / style, number) for number in range(PROMPTS)] for style in STYLES}
-    missing = [f"{style}/{n:05d}.jpg" for style in STYLES for n, name in enumerate(names[style]) if name is None]
+    names = {
+        style: [_picture(root / style, number) for number in range(PROMPTS)] for style in STYLES
+    }
+    missing = [
+        f"{style}/{n:05d}.jpg"
+        for style in STYLES
+        for n, name in enumerate(names[style])
+        if name is None
+    ]
     if missing:
-        raise UserError(f"{root}: {len(missing)} of {len(STYLES) * PROMPTS} pictures are missing, first {missing[0]}")
+        raise UserError(
+            f"{root}: {len(missing)} of {len(STYLES) * PROMPTS} pictures are missing, first {missing[0]}"
+        )
     rows = []
     for style in STYLES:
-        _refuse_strays(root / style, {*BESIDE, *names[style]}, f"one picture 00000 to {PROMPTS - 1:05d} each")
+        _refuse_strays(
+            root / style, {*BESIDE, *names[style]}, f"one picture 00000 to {PROMPTS - 1:05d} each"
+        )
         for number, (name, prompt) in enumerate(zip(names[style], texts[style], strict=True)):
-            rows.append({"file_name": f"{style}/{name}", "prompt": prompt, "style": style, "number": number})
+            rows.append(
+                {"file_name": f"{style}/{name}", "prompt": prompt, "style": style, "number": number}
+            )
     return Gallery(root, rows)
 
 
 def _picture(folder: Path, number: int) -> str | None:
     """The name of a picture's file; None where there is none."""
-    return next((f"{number:05d}{kind}" for kind in KINDS if (folder / f"{number:05d}{kind}").is_file()), None)
+    return next(
+        (f"{number:05d}{kind}" for kind in KINDS if (folder / f"{number:05d}{kind}").is_file()),
+        None,
+    )
 
 
 def _refuse_strays(folder: Path, known: Iterable[str | None], wanted: str) -> None:
-    strays = sorted({path.name for path in folder.iterdir() if not path.name.startswith(".")} - set(known))
+    strays = sorted(
+        {path.name for path in folder.iterdir() if not path.name.startswith(".")} - set(known)
+    )
     if strays:
         more = f" and {len(strays) - 1} more" if len(strays) > 1 else ""
-        raise UserError(f"{folder}: holds {strays[0]!r}{more}, which the benchmark does not know; want {wanted}")
+        raise UserError(
+            f"{folder}: holds {strays[0]!r}{more}, which the benchmark does not know; want {wanted}"
+        )
 
 
 def _prompts(file: Path) -> list[str]:
@@ -193,7 +246,11 @@ def _prompts(file: Path) -> list[str]:
         raise UserError(f"{file}: no such file; {wanted}") from error
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file}: cannot be read as JSON ({str(error)[:80]}); {wanted}") from error
-    if not isinstance(found, list) or not all(isinstance(prompt, str) for prompt in found) or len(found) != PROMPTS:
+    if (
+        not isinstance(found, list)
+        or not all(isinstance(prompt, str) for prompt in found)
+        or len(found) != PROMPTS
+    ):
         held = f"a list of {len(found)}" if isinstance(found, list) else type(found).__name__
         raise UserError(f"{file}: holds {held}; {wanted}")
     return found
@@ -201,5 +258,7 @@ def _prompts(file: Path) -> list[str]:
 
 def _points(scores: Sequence[float | None], cosine: bool) -> list[float]:
     found = [score * (100.0 if cosine else 1.0) for score in scores if score is not None]
-    assert len(found) == len(scores)  # a strict score left none out; a gap would shift every group behind it
+    assert len(found) == len(
+        scores
+    )  # a strict score left none out; a gap would shift every group behind it
     return found

@@ -44,7 +44,8 @@ class Pairs(list[Row]):
 
     Attributes:
         unreadable: pictures without a score.
-        ties: pairs that were looked at and left out because nothing, or too little, is between them.
+        ties: pairs that were looked at and left out because nothing, or too little, is between
+            them.
     """
 
     def __init__(self, rows: Iterable[Row] = (), unreadable: int = 0, ties: int = 0):
@@ -71,7 +72,7 @@ class Media:
         return as_media(read_pixels(source, Path(self.name).suffix.lower()))
 
 
-# --- mining ----------------------------------------------------------------------------------------------------------
+# --- mining ---------------------------------------------------------------------------------------
 
 
 def pairs(
@@ -86,17 +87,19 @@ def pairs(
 ) -> Pairs:
     """Pairs of pictures of one prompt, the better one chosen.
 
-    A row has "prompt", "chosen" and "rejected" (media, relative to the gallery), "margin" (above zero), "agreement"
-    (the share of heads that would choose alike, ties half) and "margin/HEAD" for every head.
+    A row has "prompt", "chosen" and "rejected" (media, relative to the gallery), "margin" (above
+    zero), "agreement" (the share of heads that would choose alike, ties half) and "margin/HEAD" for
+    every head.
 
     Args:
         scores: of a gallery with prompts.
-        by: "margin": all pairs, the widest first. "best_worst": the best with the worst, then the second best with the
-            second worst. "bradley_terry": the chosen drawn by ``choice_probabilities`` of those that are not worst, the
-            rejected likewise by the negated scores of those below it; temperature 0 is in the limit the best and the
-            worst, infinity any pair.
-        column: the head to choose by, its margins in its own units. None: all heads, each in units of its standard
-            deviation over the gallery, averaged.
+        by: "margin": all pairs, the widest first. "best_worst": the best with the worst, then the
+            second best with the second worst. "bradley_terry": the chosen drawn by
+            ``choice_probabilities`` of those that are not worst, the rejected likewise by the
+            negated scores of those below it; temperature 0 is in the limit the best and the worst,
+            infinity any pair.
+        column: the head to choose by, its margins in its own units. None: all heads, each in units
+            of its standard deviation over the gallery, averaged.
         min_margin: pairs that are not wider are left out, as ties are.
         per_prompt: at most so many pairs of a prompt. None: all by "margin", else one.
         temperature: of "bradley_terry", in units of the margin.
@@ -107,8 +110,14 @@ def pairs(
     """
     _check(scores, by, column, min_margin, per_prompt, temperature)
     heads = {name: [_number(value) for value in values] for name, values in scores.heads.items()}
-    judged = {column: heads[column]} if column is not None else {n: _in_deviations(v) for n, v in heads.items()}
-    value = [_mean(each) for each in zip(*judged.values(), strict=True)]  # None where any head has none
+    judged = (
+        {column: heads[column]}
+        if column is not None
+        else {n: _in_deviations(v) for n, v in heads.items()}
+    )
+    value = [
+        _mean(each) for each in zip(*judged.values(), strict=True)
+    ]  # None where any head has none
     found = Pairs(unreadable=sum(each is None for each in value))
     groups: dict[str, list[int]] = {}
     for index, row in enumerate(scores.rows):
@@ -122,29 +131,43 @@ def pairs(
             candidates = _all_pairs(level) if by == "margin" else _opposites(level)
             limit = 1 if by == "best_worst" and per_prompt is None else per_prompt
             wide = [pair for pair in candidates if level[pair[0]] - level[pair[1]] > min_margin]
-            chosen, ties = list(islice(wide, limit)), len(candidates) - len(wide)
+            chosen = list(islice(wide, limit))
+            ties = len(candidates) - len(wide)
         found.ties += ties
         found += [_row(scores, heads, prompt, level, pair) for pair in chosen]
     if not found:
-        told = f"{len(groups)} prompts, {found.unreadable} pictures without a score, {found.ties} ties"
-        raise UserError(f"no pairs: {told}; want two pictures of one prompt that differ by more than {min_margin}")
+        told = (
+            f"{len(groups)} prompts, {found.unreadable} pictures without a score, {found.ties} ties"
+        )
+        raise UserError(
+            f"no pairs: {told}; want two pictures of one prompt that differ by more than {min_margin}"
+        )
     return found
 
 
 def choice_probabilities(scores: Sequence[float], temperature: float = 1.0) -> list[float]:
-    """softmax(r / temperature): who is chosen from a pool, K-way Bradley-Terry (Ferbach et al., arXiv 2407.09499)."""
+    """softmax(r / temperature): who is chosen from a pool, K-way Bradley-Terry (Ferbach et al.,
+    arXiv 2407.09499).
+    """
     top = max(scores)
     weights = [math.exp((score - top) / temperature) for score in scores]
     return [weight / sum(weights) for weight in weights]
 
 
 def _check(
-    scores: ScoresTable, by: str, column: str | None, min_margin: float, per_prompt: int | None, temperature: float
+    scores: ScoresTable,
+    by: str,
+    column: str | None,
+    min_margin: float,
+    per_prompt: int | None,
+    temperature: float,
 ) -> None:
     if by not in BY:
         raise UserError(f"by: {by!r}, want one of {', '.join(BY)}")
     if not scores.heads or (column is not None and column not in scores.heads):
-        raise UserError(f"column: {column!r} was not scored; want one of {', '.join(scores.heads) or 'none'}")
+        raise UserError(
+            f"column: {column!r} was not scored; want one of {', '.join(scores.heads) or 'none'}"
+        )
     if not 0 <= min_margin < math.inf:
         raise UserError(f"min_margin: {min_margin}, want a number from 0")
     if per_prompt is not None and per_prompt < 1:
@@ -156,7 +179,9 @@ def _check(
 def _prompt(row: Mapping[str, Any], index: int) -> str:
     prompt = row.get("prompt")
     if not isinstance(prompt, str):
-        raise UserError(f"row {index} ({row.get('file_name')}): has no prompt; pairs are of pictures of one prompt")
+        raise UserError(
+            f"row {index} ({row.get('file_name')}): has no prompt; pairs are of pictures of one prompt"
+        )
     return prompt
 
 
@@ -189,12 +214,20 @@ def _opposites(level: Mapping[int, float]) -> list[Index]:
 
 
 def _drawn(
-    level: Mapping[int, float], min_margin: float, count: int, temperature: float, seed: int, prompt: str
+    level: Mapping[int, float],
+    min_margin: float,
+    count: int,
+    temperature: float,
+    seed: int,
+    prompt: str,
 ) -> tuple[list[Index], int]:
-    """(Up to ``count`` different pairs, ties): the chosen by Bradley-Terry, then one that lies far enough below it."""
+    """(Up to ``count`` different pairs, ties): the chosen by Bradley-Terry, then one that lies far
+    enough below it.
+    """
     g = generator(seed, "pairs", 0, prompt)
     possible = [pair for pair in _all_pairs(level) if level[pair[0]] - level[pair[1]] > min_margin]
-    ties, drawn = len(level) * (len(level) - 1) // 2 - len(possible), list[Index]()
+    ties = len(level) * (len(level) - 1) // 2 - len(possible)
+    drawn = list[Index]()
     while possible and len(drawn) < count:
         better = list(dict.fromkeys(pair[0] for pair in possible))
         chosen = _draw(better, [level[index] for index in better], temperature, g)
@@ -220,7 +253,9 @@ def _row(
     pair: Index,
 ) -> Row:
     chosen, rejected = pair
-    margins = {name: _difference(values[chosen], values[rejected]) for name, values in heads.items()}
+    margins = {
+        name: _difference(values[chosen], values[rejected]) for name, values in heads.items()
+    }
     known = [margin for margin in margins.values() if margin is not None]
     return {
         "prompt": prompt,
@@ -236,25 +271,28 @@ def _difference(a: float | None, b: float | None) -> float | None:
     return None if a is None or b is None else a - b
 
 
-# --- keeping ---------------------------------------------------------------------------------------------------------
+# --- keeping --------------------------------------------------------------------------------------
 
 
 def write_pairs(path: str | Path, pairs: Sequence[Mapping[str, Any]], folder: str | Path) -> None:
     """Write pairs and their media as one Parquet file, whole or not at all.
 
-    "chosen" and "rejected" become the datasets library's own struct of bytes and path, and the schema names them
-    Image or Video, so that ``load_dataset("parquet", data_files=path)`` decodes them. "label" is 1, the first is
-    better, where a row brings none; every other column is kept, numbers and text as they are.
+    "chosen" and "rejected" become the datasets library's own struct of bytes and path, and the
+    schema names them Image or Video, so that ``load_dataset("parquet", data_files=path)`` decodes
+    them. "label" is 1, the first is better, where a row brings none; every other column is kept,
+    numbers and text as they are.
 
     Raises:
-        UserError: no pairs, pictures among videos, a file that lies outside ``folder`` or cannot be read, or no place.
+        UserError: no pairs, pictures among videos, a file that lies outside ``folder`` or cannot be
+            read, or no place.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     if not pairs:
         raise UserError("pairs: none to write")
-    folder, rows = Path(folder), [{"label": 1, **row} for row in pairs]
+    folder = Path(folder)
+    rows = [{"label": 1, **row} for row in pairs]
     kinds = {Path(str(row[side])).suffix.lower() in VIDEOS for row in rows for side in SIDES}
     if len(kinds) > 1:
         raise UserError(f"{folder}: pictures and videos in one file of pairs; want one kind")
@@ -275,25 +313,34 @@ def write_pairs(path: str | Path, pairs: Sequence[Mapping[str, Any]], folder: st
         with whole_file(Path(path)) as file, pq.ParquetWriter(file, schema) as writer:
             for start in range(0, len(rows), BATCH):
                 batch = [
-                    row | {s: _embedded(folder, row[s], checked) for s in SIDES} for row in rows[start : start + BATCH]
+                    row | {s: _embedded(folder, row[s], checked) for s in SIDES}
+                    for row in rows[start : start + BATCH]
                 ]
-                columns = [pa.array([_cell(row.get(n), kept.get(n)) for row in batch], types[n]) for n in names]
+                columns = [
+                    pa.array([_cell(row.get(n), kept.get(n)) for row in batch], types[n])
+                    for n in names
+                ]
                 writer.write_table(pa.Table.from_arrays(columns, schema=schema))
                 checked.clear()
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); want a file that can") from error
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); want a file that can"
+        ) from error
     except OverflowError as error:
         raise UserError(f"{path}: a whole number is beyond 64 bits ({error})") from error
 
 
 def read_pairs(path: str | Path) -> Pairs:
-    """What ``write_pairs`` wrote, or any Parquet file like it; or a folder with metadata.jsonl that names media files.
+    """What ``write_pairs`` wrote, or any Parquet file like it; or a folder with metadata.jsonl that
+    names media files.
 
-    A row has "prompt", ``Media`` for "chosen" and "rejected", and what else stands in it. In a folder, the keys may
-    be called "chosen_file_name" and "rejected_file_name", as the datasets library has them.
+    A row has "prompt", ``Media`` for "chosen" and "rejected", and what else stands in it. In a
+    folder, the keys may be called "chosen_file_name" and "rejected_file_name", as the datasets
+    library has them.
 
     Raises:
-        UserError: nothing there, broken, or a row without a prompt or without one of the two; names the row.
+        UserError: nothing there, broken, or a row without a prompt or without one of the two; names
+            the row.
     """
     path = Path(path)
     if path.is_dir():
@@ -308,14 +355,24 @@ def read_pairs(path: str | Path) -> Pairs:
 
 
 def _kind(values: Sequence[Any]) -> str:
-    """The type of a column, by Arrow's and the datasets library's common name; what mixes becomes JSON text."""
+    """The type of a column, by Arrow's and the datasets library's common name; what mixes becomes
+    JSON text.
+    """
     present = frozenset(type(value) for value in values if value is not None)
-    numbers = {frozenset({float}): "float64", frozenset({int, float}): "float64", frozenset({int}): "int64"}
+    numbers = {
+        frozenset({float}): "float64",
+        frozenset({int, float}): "float64",
+        frozenset({int}): "int64",
+    }
     return {**numbers, frozenset({bool}): "bool"}.get(present, "string")
 
 
 def _cell(value: Any, kind: str | None) -> Any:
-    return json.dumps(value) if kind == "string" and value is not None and not isinstance(value, str) else value
+    return (
+        json.dumps(value)
+        if kind == "string" and value is not None and not isinstance(value, str)
+        else value
+    )
 
 
 def _embedded(folder: Path, name: object, checked: dict[str, bytes]) -> dict[str, Any]:
@@ -325,7 +382,9 @@ def _embedded(folder: Path, name: object, checked: dict[str, bytes]) -> dict[str
         try:
             Media(file, path=folder / file).read()
         except UnreadablePicture as error:
-            raise UserError(f"{folder / file}: {error}; want every picture of a pair readable") from error
+            raise UserError(
+                f"{folder / file}: {error}; want every picture of a pair readable"
+            ) from error
         checked[file] = (folder / file).read_bytes()
     return {"bytes": checked[file], "path": file}
 
@@ -338,7 +397,9 @@ def _read_parquet(path: Path) -> Pairs:
         with pq.ParquetFile(path) as file:
             rows: list[Row] = file.read().to_pylist()
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"{path}: not a Parquet file of pairs ({' '.join(str(error).split())[:120]})") from error
+        raise UserError(
+            f"{path}: not a Parquet file of pairs ({' '.join(str(error).split())[:120]})"
+        ) from error
 
     def media(value: Any, where: str) -> Media:
         return _from_struct(path.parent, value, where)
@@ -362,7 +423,9 @@ def _read_folder(folder: Path) -> Pairs:
         except (ValueError, RecursionError) as error:
             raise UserError(f"{where}: not a line of JSON ({error})") from error
         if not isinstance(row, dict):
-            raise UserError(f'{where}: want an object like {{"prompt": "…", "chosen": "0.png", "rejected": "1.png"}}')
+            raise UserError(
+                f'{where}: want an object like {{"prompt": "…", "chosen": "0.png", "rejected": "1.png"}}'
+            )
         for side in SIDES:
             if f"{side}_file_name" in row:
                 row.setdefault(side, row.pop(f"{side}_file_name"))
@@ -379,12 +442,15 @@ def _checked(row: Row, where: str, media: Callable[[Any, str], Media]) -> Row:
 def _from_struct(folder: Path, value: Any, where: str) -> Media:
     if not isinstance(value, dict) or not {"bytes", "path"} <= value.keys():
         raise UserError(f"{where}: want bytes and path, as the datasets library keeps pictures")
-    data, name = value["bytes"], value["path"]
+    data = value["bytes"]
+    name = value["path"]
     if data is None:
         return _from_name(folder, name, where)
     if not isinstance(data, bytes):
         raise UserError(f"{where}: bytes are {type(data).__name__}, want bytes")
-    return Media(name if isinstance(name, str) and Path(name).suffix else f"unnamed{suffix_of(data)}", data)
+    return Media(
+        name if isinstance(name, str) and Path(name).suffix else f"unnamed{suffix_of(data)}", data
+    )
 
 
 def _from_name(folder: Path, value: Any, where: str) -> Media:
@@ -395,5 +461,7 @@ def _from_name(folder: Path, value: Any, where: str) -> Media:
 def _media_name(folder: Path, value: object, where: str) -> str:
     """The name of a file that lies in the folder, links followed; UserError otherwise."""
     if not isinstance(value, str) or not value:
-        raise UserError(f"{where}: file_name is {value!r}, want the name of a picture in the folder")
+        raise UserError(
+            f"{where}: file_name is {value!r}, want the name of a picture in the folder"
+        )
     return inside(folder, value, where)

@@ -1,4 +1,6 @@
-"""Prompt lists: a bundled name, a text file with one prompt a line, or JSON lines with further columns."""
+"""Prompt lists: a bundled name, a text file with one prompt a line, or JSON lines with further
+columns.
+"""
 
 import json
 from pathlib import Path
@@ -9,7 +11,8 @@ from ..errors import UserError
 
 
 def load_prompts(source: str | Path) -> list[dict[str, Any]]:
-    """Rows with at least "prompt", in file order; a prompt that stands twice is dropped, unless its seeds differ.
+    """Rows with at least "prompt", in file order; a prompt that stands twice is dropped, unless its
+    seeds differ.
 
     Raises:
         UserError: no such list, an empty one, or a line that is no prompt; names the file and line.
@@ -41,7 +44,9 @@ def require_disjoint(train: list[dict[str, Any]], held_out: list[dict[str, Any]]
 
     both = sorted({normal(row) for row in train} & {normal(row) for row in held_out})
     if both:
-        raise UserError(f"prompts.train and prompts.eval overlap in {len(both)} prompts, the first: {both[0]!r}")
+        raise UserError(
+            f"prompts.train and prompts.eval overlap in {len(both)} prompts, the first: {both[0]!r}"
+        )
 
 
 def _row(line: str, path: Path, number: int) -> dict[str, Any]:
@@ -49,7 +54,11 @@ def _row(line: str, path: Path, number: int) -> dict[str, Any]:
         row = json.loads(line)
     except ValueError as error:
         raise UserError(f"{path} line {number}: not JSON ({error})") from error
-    if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
+    if (
+        not isinstance(row, dict)
+        or not isinstance(row.get("prompt"), str)
+        or not row["prompt"].strip()
+    ):
         raise UserError(f'{path} line {number}: want an object with a "prompt"')
     seed = row.get("seed", 0)
     if type(seed) is not int or not 0 <= seed < 2**63:

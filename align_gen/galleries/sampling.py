@@ -42,20 +42,23 @@ def sample(
 ) -> Gallery:
     """One picture or video for every prompt and seed, as a gallery at ``out``, batch by batch.
 
-    A picture's own seed is a hash of (seed, prompt), written in its row: ``torch.Generator().manual_seed(row["seed"])``
-    given to the diffusers pipeline makes the same picture again, where it draws its noise in the shape of our latents
-    and steps as DDIM or Euler do. It depends on no other row, batch or process.
+    A picture's own seed is a hash of (seed, prompt), written in its row:
+    ``torch.Generator().manual_seed(row["seed"])`` given to the diffusers pipeline makes the same
+    picture again, where it draws its noise in the shape of our latents and steps as DDIM or Euler
+    do. It depends on no other row, batch or process.
 
     Args:
         model: a Model, a diffusers pipeline, or what ``pipelines.load`` takes.
-        prompts: texts, or rows with "prompt" and further columns, which the gallery keeps. A row with its own "seed",
-            as in a gallery's metadata, is made again exactly.
+        prompts: texts, or rows with "prompt" and further columns, which the gallery keeps. A row
+            with its own "seed", as in a gallery's metadata, is made again exactly.
         seeds: one picture of each prompt for every number; ``seed=3`` is short for ``seeds=[3]``.
         guide: steers sampling by a reward, see ``pipelines.guidance``.
         note: columns added to every row.
-        origin: what this function cannot know of the pictures' making, by the names of `align-gen sample`: model,
-            adapter, dtype … Kept with the settings in the column "made", so that a row alone makes its picture again.
-        crew: the processes that draw it together, a share each; they must all call this, and see the same disk.
+        origin: what this function cannot know of the pictures' making, by the names of `align-gen
+            sample`: model, adapter, dtype … Kept with the settings in the column "made", so that a
+            row alone makes its picture again.
+        crew: the processes that draw it together, a share each; they must all call this, and see
+            the same disk.
     """
     import torch
 
@@ -64,17 +67,29 @@ def sample(
     require_gallery(out)
     model = pipelines.load(model)
     if model.wants:
-        raise UserError(f"{type(model).__name__} wants {model.wants} beside each prompt, which no gallery has")
+        raise UserError(
+            f"{type(model).__name__} wants {model.wants} beside each prompt, which no gallery has"
+        )
     seeds = seeds if seed is None else (seed,)
     described = [{"prompt": row} if isinstance(row, str) else dict(row) for row in prompts]
     made = {**(origin or {}), "steps": num_inference_steps, "guidance": guidance_scale, "eta": eta}
-    made |= ({"size": f"{height}x{width}"} if height and width else {}) | ({"frames": num_frames} if num_frames else {})
+    made |= ({"size": f"{height}x{width}"} if height and width else {}) | (
+        {"frames": num_frames} if num_frames else {}
+    )
     rows = []
     for row in described:
-        own = [row["seed"]] if "seed" in row else [seed_of(number, "sample", 0, row["prompt"]) for number in seeds]
+        own = (
+            [row["seed"]]
+            if "seed" in row
+            else [seed_of(number, "sample", 0, row["prompt"]) for number in seeds]
+        )
         rows += [{**row, "seed": number, **(note or {}), "made": made} for number in own]
     options: dict[str, Any] = {"height": height, "width": width, "num_frames": num_frames}
-    size = (height or model.default_size[0], width or model.default_size[1], num_frames or model.default_frames)
+    size = (
+        height or model.default_size[0],
+        width or model.default_size[1],
+        num_frames or model.default_frames,
+    )
     model.latent_shape(*size)  # a size it has not is refused before anything is written
     draw = guide.sample if guide is not None else pipelines.sample
 

@@ -1,8 +1,10 @@
-"""Scoring: pictures are read ahead while heads run, batched by shape, and kept chunk by chunk, lest a kill lose much.
+"""Scoring: pictures are read ahead while heads run, batched by shape, and kept chunk by chunk, lest
+a kill lose much.
 
-On a CPU every core has a lane of its own, one thread that reads pictures and runs heads: two heads at once on one core
-each are faster than one head on two, which wait for each other after every layer. Heads that are not made for threads,
-and heads on an accelerator, run one after the other in the caller's thread, while the lanes read.
+On a CPU every core has a lane of its own, one thread that reads pictures and runs heads: two heads
+at once on one core each are faster than one head on two, which wait for each other after every
+layer. Heads that are not made for threads, and heads on an accelerator, run one after the other in
+the caller's thread, while the lanes read.
 """
 
 from __future__ import annotations
@@ -24,7 +26,15 @@ from typing import TYPE_CHECKING, Any
 from align_gen.errors import UserError
 from align_gen.galleries.gallery import VIDEOS, Gallery, UnreadablePicture, as_media, read_pixels
 from align_gen.galleries.sources import Item, Source, open_source
-from align_gen.galleries.table import COMBINED, CONTENT, UNCERTAINTY, ScoresTable, check_names, save_parts, versions
+from align_gen.galleries.table import (
+    COMBINED,
+    CONTENT,
+    UNCERTAINTY,
+    ScoresTable,
+    check_names,
+    save_parts,
+    versions,
+)
 from align_gen.precision import exact_float32
 
 if TYPE_CHECKING:
@@ -53,11 +63,19 @@ class Summary:
         for table in tables:
             pictures += len(table.rows)
             rows = zip(table.rows, table.errors, strict=True)
-            failed += [(str(row["file_name"]), reason) for row, reason in rows if reason is not None]
+            failed += [
+                (str(row["file_name"]), reason) for row, reason in rows if reason is not None
+            ]
             for name, column in table.heads.items():
-                sums[name] = sums.get(name, 0.0) + math.fsum(value for value in column if value is not None)
+                sums[name] = sums.get(name, 0.0) + math.fsum(
+                    value for value in column if value is not None
+                )
         read = pictures - len(failed)
-        return cls({name: total / read if read else math.nan for name, total in sums.items()}, pictures, failed)
+        return cls(
+            {name: total / read if read else math.nan for name, total in sums.items()},
+            pictures,
+            failed,
+        )
 
 
 @dataclass
@@ -94,13 +112,15 @@ def score(
 ) -> ScoresTable:
     """Give every picture of a gallery, or of anything that ``open_source`` opens, to every head.
 
-    Rows keep their order; one without a prompt is scored with "". An unreadable picture becomes a null row with the
-    reason; with `strict` it is a UserError once all are scored, which names the first. `progress(done, total)` after
-    each batch.
+    Rows keep their order; one without a prompt is scored with "". An unreadable picture becomes a
+    null row with the reason; with `strict` it is a UserError once all are scored, which names the
+    first. `progress(done, total)` after each batch.
     """
     opened, judges = _opened(source, rewards)
     make = _Tables(judges, opened.folder)
-    parts = [make(chunk) for _, chunk in judged(opened, judges, batch_size=batch_size, progress=progress)]
+    parts = [
+        make(chunk) for _, chunk in judged(opened, judges, batch_size=batch_size, progress=progress)
+    ]
     table = ScoresTable.join(parts) if parts else make([])
     failed = [index for index, reason in enumerate(table.errors) if reason is not None]
     if failed and strict:
@@ -121,13 +141,16 @@ def score_file(
     progress: Tell | None = None,
     crew: Accelerator | None = None,
 ) -> Summary | None:
-    """Score into a file, in memory that does not grow with the number of pictures; None from all processes but one.
+    """Score into a file, in memory that does not grow with the number of pictures; None from all
+    processes but one.
 
-    Each chunk is kept beside ``out`` as soon as it is scored. What an earlier call kept, finished or killed, is not
-    scored again where picture, prompt and heads are the same. A ``crew`` of processes shares the chunks.
+    Each chunk is kept beside ``out`` as soon as it is scored. What an earlier call kept, finished
+    or killed, is not scored again where picture, prompt and heads are the same. A ``crew`` of
+    processes shares the chunks.
     """
     opened, judges = _opened(source, rewards)
-    parts, make = out.with_name(f".{out.name}.parts"), _Tables(judges, opened.folder)
+    parts = out.with_name(f".{out.name}.parts")
+    make = _Tables(judges, opened.folder)
     place, ranks = (0, 1) if crew is None else (crew.process_index, crew.num_processes)
     wait = (lambda: None) if crew is None else crew.wait_for_everyone
     known = _known(out, parts, make)
@@ -136,14 +159,23 @@ def score_file(
         _begin(out, parts)
     wait()
     for number, chunk in judged(
-        opened, judges, batch_size=batch_size, progress=progress, known=known, place=place, ranks=ranks
+        opened,
+        judges,
+        batch_size=batch_size,
+        progress=progress,
+        known=known,
+        place=place,
+        ranks=ranks,
     ):
         make(chunk).save(parts / f"{number:06d}.parquet")
     wait()
     if place:
         return None
     files = sorted(parts.glob(PART))
-    tables: Callable[[], Iterator[ScoresTable]] = lambda: map(make.load, files) if files else iter([make([])])  # noqa: E731
+
+    def tables() -> Iterator[ScoresTable]:
+        return map(make.load, files) if files else iter([make([])])
+
     save_parts(tables, out)
     summary = Summary.of(tables())
     shutil.rmtree(parts, ignore_errors=True)
@@ -160,7 +192,9 @@ def judged(
     place: int = 0,
     ranks: int = 1,
 ) -> Iterator[tuple[int, list[Judged]]]:
-    """Numbered chunks of scored pictures, in order; of several processes, every ``ranks``-th chunk."""
+    """Numbered chunks of scored pictures, in order; of several processes, every ``ranks``-th
+    chunk.
+    """
     if batch_size < 1:
         raise UserError(f"batch_size: {batch_size}, want 1 or more")
     size = CHUNK if source.total is None else max(1, min(CHUNK, -(-source.total // ranks)))
@@ -168,7 +202,8 @@ def judged(
     tell = _Told(progress, None if source.total is None or ranks > 1 else source.total)
     with _lanes(judges) as lanes:
         waiting = _read_ahead(mine, lanes.pool, known or {}, max(2 * batch_size, READ_AT_ONCE))
-        number, batch_size = place, lanes.batch_size(batch_size, source.total)
+        number = place
+        batch_size = lanes.batch_size(batch_size, source.total)
         while chunk := _scored(islice(waiting, size), lanes.ask, batch_size, tell):
             yield number, chunk
             number += ranks
@@ -185,8 +220,14 @@ class _Lanes:
     score_too: bool
 
     def batch_size(self, asked: int, total: int | None) -> int:
-        """Of few pictures, so small that every lane has some batches, and none waits long for another's last."""
-        return asked if not self.score_too or total is None else min(asked, max(8, total // (4 * self.count)))
+        """Of few pictures, so small that every lane has some batches, and none waits long for
+        another's last.
+        """
+        return (
+            asked
+            if not self.score_too or total is None
+            else min(asked, max(8, total // (4 * self.count)))
+        )
 
     def ask(self, batch: list[Judged]) -> Future[None]:
         """Score a batch: in a lane, or here and now."""
@@ -231,11 +272,15 @@ def _ask(judges: RewardSet, batch: list[Judged]) -> None:
     columns |= {} if scores.uncertainty is None else {UNCERTAINTY: scores.uncertainty}
     lists = {name: column.tolist() for name, column in columns.items()}
     for place, each in enumerate(batch):
-        each.values, each.pixels = {name: column[place] for name, column in lists.items()}, None
+        each.values = {name: column[place] for name, column in lists.items()}
+        each.pixels = None
 
 
 def _scored(
-    pictures: Iterable[Judged], ask: Callable[[list[Judged]], Future[None]], batch_size: int, tell: _Told
+    pictures: Iterable[Judged],
+    ask: Callable[[list[Judged]], Future[None]],
+    batch_size: int,
+    tell: _Told,
 ) -> list[Judged]:
     """A chunk, once every batch of it is scored."""
     chunk: list[Judged] = []
@@ -262,8 +307,12 @@ def _scored(
     return chunk
 
 
-def _read_ahead(items: Iterable[Item], pool: ThreadPoolExecutor, known: Known, ahead: int) -> Iterator[Judged]:
-    """Every picture read, or why not, in order; at most `ahead` wait in memory, and one video a lane."""
+def _read_ahead(
+    items: Iterable[Item], pool: ThreadPoolExecutor, known: Known, ahead: int
+) -> Iterator[Judged]:
+    """Every picture read, or why not, in order; at most `ahead` wait in memory, and one video a
+    lane.
+    """
     waiting: deque[Future[list[Judged]]] = deque()
     stream = iter(items)
     while True:
@@ -299,7 +348,9 @@ def _read(item: Item, known: Known) -> Judged:
 
 
 def _by_shape(pictures: Iterable[Judged], batch_size: int) -> Iterator[list[Judged]]:
-    """Batches of one shape each; a video is a batch. When many shapes fill the memory, the fullest batch goes early."""
+    """Batches of one shape each; a video is a batch. When many shapes fill the memory, the fullest
+    batch goes early.
+    """
     open_batches: dict[tuple[int, ...], list[Judged]] = {}
     for each in pictures:
         shape = each.pixels.shape
@@ -315,7 +366,9 @@ class _Told:
     """Progress by counts; a stream of unknown length is as long as what is done."""
 
     def __init__(self, progress: Tell | None, total: int | None):
-        self.progress, self.total, self.done = progress, total, 0
+        self.progress = progress
+        self.total = total
+        self.done = 0
 
     def __call__(self, count: int) -> None:
         self.done += count
@@ -328,7 +381,7 @@ class _Told:
             self.progress(self.total, self.total)
 
 
-# --- tables ----------------------------------------------------------------------------------------------------------
+# --- tables ---------------------------------------------------------------------------------------
 
 
 class _Tables:
@@ -347,8 +400,11 @@ class _Tables:
             own[UNCERTAINTY] = [each.get(UNCERTAINTY) for each in values]
         own[CONTENT] = [each.content for each in chunk]
         heads = {name: [each.get(name) for each in values] for name in self.heads}
-        rows, errors = [dict(each.row) for each in chunk], [each.error for each in chunk]
-        return ScoresTable(rows, heads, errors, self.provenance, self.versions, self.folder, own, self.combination)
+        rows = [dict(each.row) for each in chunk]
+        errors = [each.error for each in chunk]
+        return ScoresTable(
+            rows, heads, errors, self.provenance, self.versions, self.folder, own, self.combination
+        )
 
     def load(self, file: Path) -> ScoresTable:
         """A part, with the gallery as it was named."""
@@ -363,17 +419,26 @@ class _Tables:
 
     def values(self, table: ScoresTable) -> dict[tuple[str | None, str], dict[str, float]]:
         """Its scores by picture and prompt."""
-        columns = {**table.heads, **{name: table.own[name] for name in (COMBINED, UNCERTAINTY) if name in table.own}}
+        columns = {
+            **table.heads,
+            **{name: table.own[name] for name in (COMBINED, UNCERTAINTY) if name in table.own},
+        }
         found = {}
         for place, row in enumerate(table.rows):
             if table.errors[place] is None:
                 key = (table.own[CONTENT][place], str(row.get("prompt", "")))
-                found[key] = {name: column[place] for name, column in columns.items() if column[place] is not None}
+                found[key] = {
+                    name: column[place]
+                    for name, column in columns.items()
+                    if column[place] is not None
+                }
         return found
 
 
 def _known(out: Path, parts: Path, make: _Tables) -> dict[tuple[str | None, str], dict[str, float]]:
-    """What earlier calls scored, by the same heads of the same versions; a file that cannot be read knows nothing."""
+    """What earlier calls scored, by the same heads of the same versions; a file that cannot be read
+    knows nothing.
+    """
     found: dict[tuple[str | None, str], dict[str, float]] = {}
     for file in (out, *sorted(parts.glob("*.parquet"))):
         try:
@@ -386,13 +451,17 @@ def _known(out: Path, parts: Path, make: _Tables) -> dict[tuple[str | None, str]
 
 
 def _begin(out: Path, parts: Path) -> None:
-    """Put an earlier call's parts aside, so that this one's are told from them; both are known to the next."""
+    """Put an earlier call's parts aside, so that this one's are told from them; both are known to
+    the next.
+    """
     try:
         parts.mkdir(parents=True, exist_ok=True)
         for file in sorted(parts.glob(PART)):
             file.rename(parts / f"known-{sum(1 for _ in parts.iterdir())}-{file.name}")
     except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror}); want a file that can") from error
+        raise UserError(
+            f"{out}: cannot be written ({error.strerror}); want a file that can"
+        ) from error
 
 
 def plain(value: Any) -> Any:
@@ -403,7 +472,9 @@ def plain(value: Any) -> Any:
 def _opened(
     source: str | Path | Gallery, rewards: RewardSet | Sequence[Any] | Mapping[str, Any]
 ) -> tuple[Source, RewardSet]:
-    """The source, and the rewards as a set that needs no more than pictures and prompts; UserError otherwise."""
+    """The source, and the rewards as a set that needs no more than pictures and prompts; UserError
+    otherwise.
+    """
     from align_gen.reward_heads import reward_set
 
     opened = open_source(source)

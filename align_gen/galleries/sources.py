@@ -1,6 +1,8 @@
-"""Where the pictures to be scored come from: folders, tar shards, Parquet, the datasets library, and URLs of these.
+"""Where the pictures to be scored come from: folders, tar shards, Parquet, the datasets library,
+and URLs of these.
 
-Every source is a stream of `Item`: what is known of a picture, and where its bytes are. Nothing is unpacked to disk.
+Every source is a stream of `Item`: what is known of a picture, and where its bytes are. Nothing is
+unpacked to disk.
 """
 
 from __future__ import annotations
@@ -13,7 +15,16 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import UserError
-from .gallery import METADATA, PICTURES, VIDEOS, Gallery, UnreadablePicture, parse_row, read_rows, suffix_of
+from .gallery import (
+    METADATA,
+    PICTURES,
+    VIDEOS,
+    Gallery,
+    UnreadablePicture,
+    parse_row,
+    read_rows,
+    suffix_of,
+)
 from .table import ERROR, OWN
 
 MEDIA = (*PICTURES, *VIDEOS)
@@ -37,7 +48,9 @@ class Remote:
 
 @dataclass(frozen=True)
 class Item:
-    """One picture or video. ``row`` has "file_name", usually "prompt"; ``content`` is its file, bytes, or why not."""
+    """One picture or video. ``row`` has "file_name", usually "prompt"; ``content`` is its file,
+    bytes, or why not.
+    """
 
     row: Mapping[str, Any]
     content: Path | Remote | bytes | UnreadablePicture
@@ -70,7 +83,9 @@ class Item:
         except UnreadablePicture:
             raise
         except Exception as error:  # a disk, or whatever stands behind a URL
-            raise UnreadablePicture(f"{type(error).__name__}: {' '.join(str(error).split())[:160]}") from error
+            raise UnreadablePicture(
+                f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -90,10 +105,11 @@ class Source:
 def open_source(source: str | Path | Gallery) -> Source:
     """A source by what it looks like.
 
-    A gallery or a folder of pictures; ``.tar`` shards of WebDataset (a file, a folder of them, or a pattern with ``*``:
-    members of one sample have one name, ``key.jpg`` and ``key.txt`` or ``key.json``); ``.parquet`` (a file, a folder or
-    a pattern) with a column of bytes or of the datasets library's pictures; ``datasets:NAME[:SPLIT]``; and tar or
-    Parquet at any URL that fsspec opens.
+    A gallery or a folder of pictures; ``.tar`` shards of WebDataset (a file, a folder of them, or a
+    pattern with ``*``: members of one sample have one name, ``key.jpg`` and ``key.txt`` or
+    ``key.json``); ``.parquet`` (a file, a folder or a pattern) with a column of bytes or of the
+    datasets library's pictures; ``datasets:NAME[:SPLIT]``; and tar or Parquet at any URL that
+    fsspec opens.
 
     Raises:
         UserError: nothing of these is there.
@@ -109,7 +125,9 @@ def open_source(source: str | Path | Gallery) -> Source:
         return Source(name, lambda: (item for file in files for item in _tar(file, opener)))
     if kinds == {"parquet"}:
         rows = sum(_parquet_rows(file, opener) for file in files)
-        return Source(name, lambda: (item for file in files for item in _parquet(file, opener)), rows)
+        return Source(
+            name, lambda: (item for file in files for item in _parquet(file, opener)), rows
+        )
     if kinds - {"tar", "parquet"}:
         raise UserError(f"{name}: holds shards of several kinds; want .tar or .parquet")
     if "://" in name and not name.startswith(("file://", "local://")):
@@ -118,8 +136,11 @@ def open_source(source: str | Path | Gallery) -> Source:
 
 
 def _of_folder(folder: Path) -> Source:
-    """A folder of ours, checked whole before anything is scored; its rows are never all in memory."""
-    total, columns = 0, set[str]()
+    """A folder of ours, checked whole before anything is scored; its rows are never all in
+    memory.
+    """
+    total = 0
+    columns = set[str]()
     for row in read_rows(folder):
         total += 1
         columns |= row.keys()
@@ -144,17 +165,29 @@ def _remote_gallery(name: str, opener: Any) -> Source:
     try:
         if opener.isfile(f"{root}/{METADATA}"):
             lines = enumerate(opener.cat_file(f"{root}/{METADATA}").split(b"\n"), start=1)
-            rows = [parse_row(line, f"{name}/{METADATA} line {number}") for number, line in lines if line.strip()]
+            rows = [
+                parse_row(line, f"{name}/{METADATA} line {number}")
+                for number, line in lines
+                if line.strip()
+            ]
         else:
             found = [PurePosixPath(str(file)).name for file in opener.ls(root, detail=False)]
             rows = [{"file_name": file} for file in sorted(found) if file.lower().endswith(MEDIA)]
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{name}: cannot be read ({type(error).__name__}: {' '.join(str(error).split())})") from error
+        raise UserError(
+            f"{name}: cannot be read ({type(error).__name__}: {' '.join(str(error).split())})"
+        ) from error
     if not rows:
-        raise UserError(f"{name}: no pictures; want {METADATA} with rows, or {', '.join(MEDIA)} files")
-    return Source(name, lambda: (Item(row, Remote(opener, f"{root}/{row['file_name']}")) for row in rows), len(rows))
+        raise UserError(
+            f"{name}: no pictures; want {METADATA} with rows, or {', '.join(MEDIA)} files"
+        )
+    return Source(
+        name,
+        lambda: (Item(row, Remote(opener, f"{root}/{row['file_name']}")) for row in rows),
+        len(rows),
+    )
 
 
 Opener = Any  # a filesystem of fsspec's
@@ -175,22 +208,30 @@ def _files(name: str) -> tuple[list[str], Opener]:
             inside = sorted(opener.ls(path, detail=False))
             shards = [file for file in inside if file.endswith((".tar", ".parquet"))]
             own = [file for file in shards if not file.endswith("/scores.parquet")]
-            files = own if not any(file.endswith(("/metadata.jsonl", *MEDIA)) for file in inside) else []
+            files = (
+                own
+                if not any(file.endswith(("/metadata.jsonl", *MEDIA)) for file in inside)
+                else []
+            )
         else:
             files = [path] if path.endswith((".tar", ".parquet")) else []
         missing = next((file for file in files if not opener.isfile(file)), None)
     except Exception as error:
-        raise UserError(f"{name}: cannot be read ({type(error).__name__}: {' '.join(str(error).split())})") from error
+        raise UserError(
+            f"{name}: cannot be read ({type(error).__name__}: {' '.join(str(error).split())})"
+        ) from error
     if missing is not None or ("*" in path and not files):
         raise UserError(f"{name}: no such file; want a folder of pictures, .tar or .parquet")
     return files, opener
 
 
-# --- tar -------------------------------------------------------------------------------------------------------------
+# --- tar ------------------------------------------------------------------------------------------
 
 
 def _tar(file: str, opener: Opener) -> Iterator[Item]:
-    """Samples of a shard, read once from front to back; nothing is written, whatever the members are called."""
+    """Samples of a shard, read once from front to back; nothing is written, whatever the members
+    are called.
+    """
     shard = PurePosixPath(file).name
     sample: dict[str, bytes] = {}
     current = ""
@@ -205,25 +246,34 @@ def _tar(file: str, opener: Opener) -> Iterator[Item]:
                     sample = {}
                 current = key
                 if member.size > MAX_BYTES:
-                    raise UserError(f"{file}: {member.name[:80]!r} is larger than {MAX_BYTES} bytes")
+                    raise UserError(
+                        f"{file}: {member.name[:80]!r} is larger than {MAX_BYTES} bytes"
+                    )
                 content = archive.extractfile(member)
                 sample[f".{extension.lower()}"] = content.read() if content is not None else b""
     except (tarfile.TarError, OSError, EOFError) as error:
         yield from _sample(shard, current, sample)  # what came whole before the damage
-        yield Item({"file_name": f"{shard}/(the rest)"}, UnreadablePicture(f"the shard is damaged: {error}"))
+        yield Item(
+            {"file_name": f"{shard}/(the rest)"},
+            UnreadablePicture(f"the shard is damaged: {error}"),
+        )
         return
     yield from _sample(shard, current, sample)
 
 
 def _sample(shard: str, key: str, parts: Mapping[str, bytes]) -> Iterator[Item]:
-    """The item of one sample, where it has a picture; texts beside it are its prompt and columns."""
+    """The item of one sample, where it has a picture; texts beside it are its prompt and
+    columns.
+    """
     picture = next((extension for extension in parts if extension in MEDIA), None)
     if picture is None:
         return
     row: dict[str, Any] = {}
     try:
         told = json.loads(parts.get(".json", b"{}"))
-        json.dumps(told, ensure_ascii=False).encode()  # half a surrogate pair could not be written again
+        json.dumps(
+            told, ensure_ascii=False
+        ).encode()  # half a surrogate pair could not be written again
         row |= told if isinstance(told, dict) else {}
     except (ValueError, RecursionError):
         pass  # the picture is there all the same
@@ -233,7 +283,7 @@ def _sample(shard: str, key: str, parts: Mapping[str, bytes]) -> Iterator[Item]:
     yield Item(_prompted(row) | {"file_name": f"{shard}/{key}{picture}"}, parts[picture])
 
 
-# --- Parquet and datasets --------------------------------------------------------------------------------------------
+# --- Parquet and datasets -------------------------------------------------------------------------
 
 
 def _parquet_rows(file: str, opener: Opener) -> int:
@@ -246,14 +296,17 @@ def _parquet_rows(file: str, opener: Opener) -> int:
             _columns(file, table.schema_arrow.names)
             return int(table.metadata.num_rows)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{file}: cannot be read as Parquet ({' '.join(str(error).split())[:120]})") from error
+        raise UserError(
+            f"{file}: cannot be read as Parquet ({' '.join(str(error).split())[:120]})"
+        ) from error
 
 
 def _parquet(file: str, opener: Opener) -> Iterator[Item]:
     import pyarrow.parquet as pq
 
     with opener.open(file, "rb") as stream:
-        table, number = pq.ParquetFile(stream), 0
+        table = pq.ParquetFile(stream)
+        number = 0
         picture = _columns(file, table.schema_arrow.names)
         for batch in table.iter_batches(64):
             for row in batch.to_pylist():
@@ -278,26 +331,39 @@ def _item(row: dict[str, Any], column: str, name: str) -> Item:
     told = value.get("path") if isinstance(value, Mapping) else None
     plain = {key: each for key, each in row.items() if isinstance(each, str | int | float | bool)}
     if not isinstance(content, bytes):
-        return Item(_prompted(plain) | {"file_name": f"{name}.png"}, UnreadablePicture("the row has no picture"))
+        return Item(
+            _prompted(plain) | {"file_name": f"{name}.png"},
+            UnreadablePicture("the row has no picture"),
+        )
     suffix = PurePosixPath(str(told or "")).suffix.lower()
     suffix = suffix if suffix in MEDIA else suffix_of(content)
     return Item(_prompted(plain) | {"file_name": f"{name}{suffix}"}, content)
 
 
 def _prompted(row: Mapping[str, Any]) -> dict[str, Any]:
-    """With "prompt", from the first column that is one; a column named as one of the scores' gets a dash after it."""
+    """With "prompt", from the first column that is one; a column named as one of the scores' gets a
+    dash after it.
+    """
     prompt = next((row[name] for name in PROMPT_COLUMNS if isinstance(row.get(name), str)), None)
     taken = (ERROR, *OWN)  # columns of the scores
-    kept = {f"{key}_" if key in taken else key: row[key] for key in row if key not in ("prompt", "file_name")}
+    kept = {
+        f"{key}_" if key in taken else key: row[key]
+        for key in row
+        if key not in ("prompt", "file_name")
+    }
     return kept if prompt is None else {"prompt": prompt, **kept}
 
 
 def _dataset(name: str) -> Iterator[Item]:
-    """Rows of a dataset of the datasets library, streamed; its pictures are read here, not by code of its own."""
+    """Rows of a dataset of the datasets library, streamed; its pictures are read here, not by code
+    of its own.
+    """
     try:
         import datasets
     except ImportError:
-        raise UserError(f"{DATASET}{name}: wants the datasets library (pip install align_gen[data])") from None
+        raise UserError(
+            f"{DATASET}{name}: wants the datasets library (pip install align_gen[data])"
+        ) from None
     path, _, split = name.partition(":")
     try:
         rows = datasets.load_dataset(path, split=split or "train", streaming=True)
@@ -308,6 +374,8 @@ def _dataset(name: str) -> Iterator[Item]:
         raise
     except Exception as error:  # no such dataset, no network, no such split
         said = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-        raise UserError(f"{DATASET}{name}: cannot be loaded ({said}); want a name, or a folder of Parquet") from error
+        raise UserError(
+            f"{DATASET}{name}: cannot be loaded ({said}); want a name, or a folder of Parquet"
+        ) from error
     for number, row in enumerate(rows):
         yield _item(dict(row), column, f"{number:06d}")

@@ -1,4 +1,6 @@
-"""Objectives as pure functions of tensors: they return per-sample or per-pair values, the caller reduces."""
+"""Objectives as pure functions of tensors: they return per-sample or per-pair values, the caller
+reduces.
+"""
 
 from .dpo import dpo_margin, gap_beta
 from .nft import nft_loss, optimality
@@ -6,7 +8,12 @@ from .policy_gradient import advantages, clipped_policy_gradient, gaussian_kl
 from .preference import bradley_terry, bradley_terry_ties, centring, preference_strength
 from .rdp import rdp_coefficients, rdp_loss
 from .reward_history import history_advantages, remembered
-from .reward_weights import choice_probabilities, effective_sample_size, exponential_weights, softmax_weights
+from .reward_weights import (
+    choice_probabilities,
+    effective_sample_size,
+    exponential_weights,
+    softmax_weights,
+)
 
 __all__ = [
     "advantages",

@@ -1,7 +1,9 @@
-"""Reward difference prediction with a proximal update: PRDP (Deng et al., CVPR 2024, arXiv 2402.08714).
+"""Reward difference prediction with a proximal update: PRDP (Deng et al., CVPR 2024, arXiv
+2402.08714).
 
-One prompt, B samples, S stochastic denoising steps. rhat_{i,t} = log pi_theta - log pi_ref of step t of sample i; a
-sample's rhat is the *mean* over its steps, as in the paper's listing (Supp. G). For a pair with reward gap dr > 0,
+One prompt, B samples, S stochastic denoising steps. rhat_{i,t} = log pi_theta - log pi_ref of step
+t of sample i; a sample's rhat is the *mean* over its steps, as in the paper's listing (Supp. G).
+For a pair with reward gap dr > 0,
 
     loss = max(u^2, v^2),  u = drhat - dr / beta,
 
@@ -13,19 +15,28 @@ from torch import Tensor
 
 
 def _pair_errors(
-    log_probs: Tensor, log_probs_old: Tensor, log_probs_ref: Tensor, rewards: Tensor, beta: float, clip: float
+    log_probs: Tensor,
+    log_probs_old: Tensor,
+    log_probs_ref: Tensor,
+    rewards: Tensor,
+    beta: float,
+    clip: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(winners, losers, u, v) over the P ordered pairs with a positive reward gap; ties are no pair."""
+    """(winners, losers, u, v) over the P ordered pairs with a positive reward gap; ties are no
+    pair.
+    """
     if log_probs.ndim != 2 or rewards.shape != log_probs.shape[:1]:
         raise ValueError(
             f"want log_probs (B, S) and rewards (B,), got {tuple(log_probs.shape)}, {tuple(rewards.shape)}"
         )
-    ratio, ratio_old = log_probs - log_probs_ref, log_probs_old - log_probs_ref
+    ratio = log_probs - log_probs_ref
+    ratio_old = log_probs_old - log_probs_ref
     clipped = torch.minimum(torch.maximum(ratio, ratio_old - clip), ratio_old + clip)
     gap = rewards[:, None] - rewards[None]
     winners, losers = torch.nonzero(gap > 0, as_tuple=True)
     target = gap[winners, losers].to(ratio.dtype) / beta
-    score, score_clipped = ratio.mean(1), clipped.mean(1)
+    score = ratio.mean(1)
+    score_clipped = clipped.mean(1)
     return (
         winners,
         losers,
@@ -35,16 +46,24 @@ def _pair_errors(
 
 
 def rdp_loss(
-    log_probs: Tensor, log_probs_old: Tensor, log_probs_ref: Tensor, rewards: Tensor, *, beta: float, clip: float
+    log_probs: Tensor,
+    log_probs_old: Tensor,
+    log_probs_ref: Tensor,
+    rewards: Tensor,
+    *,
+    beta: float,
+    clip: float,
 ) -> Tensor:
-    """Proximal RDP loss of every pair of one prompt's samples whose reward gap is positive, (P,). Eq. 14-21.
+    """Proximal RDP loss of every pair of one prompt's samples whose reward gap is positive, (P,).
+    Eq. 14-21.
 
     Args:
         log_probs: under the policy being trained, (B, S); gradients flow through it alone.
         log_probs_old: under the policy that sampled, (B, S).
         log_probs_ref: under the frozen reference, (B, S).
         rewards: (B,).
-        beta: KL weight, in the units of the log-probabilities as reduced (see ``gaussian_log_prob``).
+        beta: KL weight, in the units of the log-probabilities as reduced (see
+            ``gaussian_log_prob``).
         clip: how far a step's log-ratio may move from its old value, in the same units.
     """
     _, _, error, error_clipped = _pair_errors(
@@ -55,14 +74,23 @@ def rdp_loss(
 
 @torch.no_grad()
 def rdp_coefficients(
-    log_probs: Tensor, log_probs_old: Tensor, log_probs_ref: Tensor, rewards: Tensor, *, beta: float, clip: float
+    log_probs: Tensor,
+    log_probs_old: Tensor,
+    log_probs_ref: Tensor,
+    rewards: Tensor,
+    *,
+    beta: float,
+    clip: float,
 ) -> Tensor:
     """d mean(rdp_loss) / d log_probs, (B, S), zero when there is no pair.
 
-    The loss couples all steps of two trajectories through a sum, so one backward would hold every step's graph. With
-    these numbers known, each step is back-propagated alone: sum_{i,t} c_{i,t} log pi_theta has the same gradient.
+    The loss couples all steps of two trajectories through a sum, so one backward would hold every
+    step's graph. With these numbers known, each step is back-propagated alone: sum_{i,t} c_{i,t}
+    log pi_theta has the same gradient.
     """
-    winners, losers, error, error_clipped = _pair_errors(log_probs, log_probs_old, log_probs_ref, rewards, beta, clip)
+    winners, losers, error, error_clipped = _pair_errors(
+        log_probs, log_probs_old, log_probs_ref, rewards, beta, clip
+    )
     free = error**2 >= error_clipped**2  # the unclipped branch is the maximum
     scale = 2 / (log_probs.shape[1] * max(len(winners), 1))
 
@@ -70,6 +98,9 @@ def rdp_coefficients(
         total = torch.zeros(len(rewards), dtype=values.dtype, device=values.device)
         return scale * total.index_add(0, winners, values).index_add(0, losers, -values)
 
-    inside = (log_probs - log_probs_old).abs() <= clip  # the clipped branch has no gradient where it is flat
-    through, through_clipped = per_sample(error * free), per_sample(error_clipped * ~free)
+    inside = (
+        log_probs - log_probs_old
+    ).abs() <= clip  # the clipped branch has no gradient where it is flat
+    through = per_sample(error * free)
+    through_clipped = per_sample(error_clipped * ~free)
     return through[:, None] + through_clipped[:, None] * inside

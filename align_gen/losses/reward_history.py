@@ -1,4 +1,6 @@
-"""Rewards of a prompt remembered over steps, to hold a sample against (Black et al., ICLR 2024, arXiv 2305.13301)."""
+"""Rewards of a prompt remembered over steps, to hold a sample against (Black et al., ICLR 2024,
+arXiv 2305.13301).
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,13 +12,18 @@ History = dict[
 ]  # a prompt's latest rewards, oldest first; plain, so that JSON keeps it to the last bit
 
 
-def remembered(history: Mapping[str, list[float]], prompts: Sequence[str], rewards: Tensor, size: int) -> History:
-    """The history with a step's rewards added, ``size`` of each prompt at most: first in, first out.
+def remembered(
+    history: Mapping[str, list[float]], prompts: Sequence[str], rewards: Tensor, size: int
+) -> History:
+    """The history with a step's rewards added, ``size`` of each prompt at most: first in, first
+    out.
 
     ``history`` itself stays as it is. It grows with the number of prompts, not of steps.
     """
     if rewards.shape != (len(prompts),):
-        raise ValueError(f"want rewards ({len(prompts)},), one for each prompt, got {tuple(rewards.shape)}")
+        raise ValueError(
+            f"want rewards ({len(prompts)},), one for each prompt, got {tuple(rewards.shape)}"
+        )
     grown = dict(history)
     for prompt, reward in zip(prompts, rewards.tolist(), strict=True):
         grown[prompt] = [*grown.get(prompt, ()), reward][-size:]
@@ -33,8 +40,8 @@ def history_advantages(
 ) -> Tensor:
     """(r - mean) / std of a prompt's remembered rewards, within [-limit, limit]; (B,) in and out.
 
-    A prompt with fewer than ``min_count`` of them is held against ``everyone``, all rewards of the step. Where all of
-    those tie, the advantage is 0.
+    A prompt with fewer than ``min_count`` of them is held against ``everyone``, all rewards of the
+    step. Where all of those tie, the advantage is 0.
 
     Args:
         history: these rewards included, see ``remembered``.

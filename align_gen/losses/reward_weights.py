@@ -1,4 +1,5 @@
-"""What a sample counts for in regression on rewarded samples: RWR's weights, and one kept of several.
+"""What a sample counts for in regression on rewarded samples: RWR's weights, and one kept of
+several.
 
 Rewards are (B,), siblings of one prompt adjacent, ``group`` of them each.
 """
@@ -11,26 +12,38 @@ from .policy_gradient import advantages
 
 
 def softmax_weights(rewards: Tensor, group: int, beta: float, cap: float | None = None) -> Tensor:
-    """G softmax(r / beta) among siblings, at most ``cap``; (B,), mean 1 where the cap does not bind.
+    """G softmax(r / beta) among siblings, at most ``cap``; (B,), mean 1 where the cap does not
+    bind.
 
-    Self-normalised weights of the tilt p exp(r / beta) / Z (Peters & Schaal 2007; Black et al., arXiv 2305.13301, for
-    diffusion). Equal rewards weigh exactly 1; a constant added to a prompt's rewards changes nothing.
+    Self-normalised weights of the tilt p exp(r / beta) / Z (Peters & Schaal 2007; Black et al.,
+    arXiv 2305.13301, for diffusion). Equal rewards weigh exactly 1; a constant added to a prompt's
+    rewards changes nothing.
     """
     each = _siblings(rewards, group)
     tilt = ((each - each.amax(1, keepdim=True)) / beta).exp()
     return (tilt / tilt.mean(1, keepdim=True)).flatten().clamp(max=math.inf if cap is None else cap)
 
 
-def exponential_weights(rewards: Tensor, group: int, beta: float, cap: float | None = None) -> Tensor:
-    """exp(z / beta), z the reward's distance from its siblings' mean in their standard deviations; at most ``cap``.
+def exponential_weights(
+    rewards: Tensor, group: int, beta: float, cap: float | None = None
+) -> Tensor:
+    """exp(z / beta), z the reward's distance from its siblings' mean in their standard deviations;
+    at most ``cap``.
 
-    (B,). Flow-RWR (Liu et al., arXiv 2501.13918, eq. 9) with rewards of any unit; equal rewards weigh 1.
+    (B,). Flow-RWR (Liu et al., arXiv 2501.13918, eq. 9) with rewards of any unit; equal rewards
+    weigh 1.
     """
-    return (advantages(rewards, group, math.inf) / beta).exp().clamp(max=math.inf if cap is None else cap)
+    return (
+        (advantages(rewards, group, math.inf) / beta)
+        .exp()
+        .clamp(max=math.inf if cap is None else cap)
+    )
 
 
 def effective_sample_size(weights: Tensor, group: int) -> Tensor:
-    """(sum w)^2 / sum w^2 of every group, (B / G,): how many equal weights say as much, from 1 to G."""
+    """(sum w)^2 / sum w^2 of every group, (B / G,): how many equal weights say as much, from 1 to
+    G.
+    """
     each = _siblings(weights, group)
     return each.sum(1).square() / each.square().sum(1)
 
@@ -38,7 +51,8 @@ def effective_sample_size(weights: Tensor, group: int) -> Tensor:
 def choice_probabilities(rewards: Tensor, group: int, temperature: float) -> Tensor:
     """exp(r / temperature) / sum over siblings, (B,): the chance that a sibling is chosen.
 
-    K-way Bradley-Terry, by which people curate what models learn from (Ferbach et al., arXiv 2407.09499).
+    K-way Bradley-Terry, by which people curate what models learn from (Ferbach et al., arXiv
+    2407.09499).
     """
     return softmax_weights(rewards, group, temperature) / group
 

@@ -15,7 +15,8 @@ from ..strict import Strict
 class Prompts:
     """One step's prompts, one size bucket.
 
-    ``ids`` are their places in the run's whole stream of prompts: they seed the noise, whatever process draws it.
+    ``ids`` are their places in the run's whole stream of prompts: they seed the noise, whatever
+    process draws it.
     """
 
     texts: Sequence[str]
@@ -28,7 +29,9 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Pairs(Prompts):
-    """One step's preference pairs, a prompt each: pictures (B, 3, H, W) or videos (B, F, 3, H, W), in [0, 1]."""
+    """One step's preference pairs, a prompt each: pictures (B, 3, H, W) or videos (B, F, 3, H, W),
+    in [0, 1].
+    """
 
     chosen: Tensor
     rejected: Tensor
@@ -36,7 +39,9 @@ class Pairs(Prompts):
 
 @dataclass(frozen=True)
 class Media(Prompts):
-    """One step's given pictures (B, 3, H, W) or videos (B, F, 3, H, W), in [0, 1]; those of a prompt are adjacent."""
+    """One step's given pictures (B, 3, H, W) or videos (B, F, 3, H, W), in [0, 1]; those of a
+    prompt are adjacent.
+    """
 
     media: Tensor
 
@@ -51,7 +56,9 @@ class Sampling(Strict):
     num_inference_steps: int = Field(50, ge=1)
     guidance_scale: float = Field(5.0, ge=0)
     eta: float = Field(1.0, ge=0, le=1)
-    flow_sde: float | None = Field(None, gt=0)  # flow models: noise by Flow-GRPO's SDE of this level, times eta
+    flow_sde: float | None = Field(
+        None, gt=0
+    )  # flow models: noise by Flow-GRPO's SDE of this level, times eta
     height: int | None = Field(None, ge=8)
     width: int | None = Field(None, ge=8)
     num_frames: int | None = Field(None, ge=1)
@@ -59,4 +66,6 @@ class Sampling(Strict):
 
 def encode(model: Model, texts: Sequence[str], sampling: Sampling) -> Condition:
     """The texts' condition at the run's size."""
-    return model.encode_prompts(texts, height=sampling.height, width=sampling.width, num_frames=sampling.num_frames)
+    return model.encode_prompts(
+        texts, height=sampling.height, width=sampling.width, num_frames=sampling.num_frames
+    )

@@ -1,7 +1,8 @@
-"""DDPO: policy gradients with clipped importance ratios on single denoising steps (Black et al., arXiv 2305.13301).
+"""DDPO: policy gradients with clipped importance ratios on single denoising steps (Black et al.,
+arXiv 2305.13301).
 
-Every step of a trajectory is an action whose advantage is the finished picture's; there is no KL term, so the reward
-alone says where this ends: watch a held-out one.
+Every step of a trajectory is an action whose advantage is the finished picture's; there is no KL
+term, so the reward alone says where this ends: watch a held-out one.
 """
 
 from typing import Literal
@@ -21,13 +22,15 @@ from .trajectories import draw, log_probs_of, siblings, transitions
 
 
 class Options(Strict):
-    """clip is in the units of ``log_prob``: mean over latent elements, as published code has it, or sum.
+    """clip is in the units of ``log_prob``: mean over latent elements, as published code has it, or
+    sum.
 
-    Advantages are normalised among the images of one prompt, and held within ``advantage_limit``. With ``history``,
-    among the prompt's latest so many rewards, those of earlier steps too, as published; a prompt with fewer than
-    ``min_count`` of them is held against all images of the step. ``keep_graph`` learns from the very calls that drew
-    the pictures, which saves a third of the time; memory then grows with the denoising steps and the images of a step,
-    and it can be done for one gradient step only.
+    Advantages are normalised among the images of one prompt, and held within ``advantage_limit``.
+    With ``history``, among the prompt's latest so many rewards, those of earlier steps too, as
+    published; a prompt with fewer than ``min_count`` of them is held against all images of the
+    step. ``keep_graph`` learns from the very calls that drew the pictures, which saves a third of
+    the time; memory then grows with the denoising steps and the images of a step, and it can be
+    done for one gradient step only.
     """
 
     name: Literal["ddpo"] = "ddpo"
@@ -50,20 +53,29 @@ def kind(options: Options) -> Kind:
 def check(options: Options, sampling: Sampling) -> None:
     """What no single key shows: UserError when these settings cannot learn."""
     if sampling.eta == 0:
-        raise UserError("sampling.eta: 0 leaves no stochastic step, and ddpo needs log-probabilities; want eta > 0")
-    if options.images_per_prompt == 1 and (options.history is None or options.prompts_per_step == 1):
-        raise UserError("method.images_per_prompt: 1 has nothing to be compared with; want more, or method.history")
+        raise UserError(
+            "sampling.eta: 0 leaves no stochastic step, and ddpo needs log-probabilities; want eta > 0"
+        )
+    if options.images_per_prompt == 1 and (
+        options.history is None or options.prompts_per_step == 1
+    ):
+        raise UserError(
+            "method.images_per_prompt: 1 has nothing to be compared with; want more, or method.history"
+        )
     if options.history is not None and options.history < options.min_count:
-        raise UserError(f"method.history: {options.history} never holds method.min_count, {options.min_count}")
+        raise UserError(
+            f"method.history: {options.history} never holds method.min_count, {options.min_count}"
+        )
     if options.keep_graph and options.gradient_steps > 1:
         raise UserError("method.keep_graph: the pictures are drawn once, so want gradient_steps 1")
 
 
 def calls(options: Options, sampling: Sampling, passes: int) -> dict[str, int]:
-    """Rows through the denoiser per step, ``passes`` of them a sample (guidance): the floor of this algorithm.
+    """Rows through the denoiser per step, ``passes`` of them a sample (guidance): the floor of this
+    algorithm.
 
-    All images are drawn, and learned from once every gradient step, or while they are drawn. An upper bound: steps with
-    std 0 are not learned from, nor are prompts whose images all tie.
+    All images are drawn, and learned from once every gradient step, or while they are drawn. An
+    upper bound: steps with std 0 are not learned from, nor are prompts whose images all tie.
     """
     images = options.prompts_per_step * options.images_per_prompt
     each = sampling.num_inference_steps * passes * images
@@ -75,7 +87,12 @@ def calls(options: Options, sampling: Sampling, passes: int) -> dict[str, int]:
 
 
 def step(
-    state: TrainState, batch: Prompts, model: Model, rewards: RewardSet, options: Options, sampling: Sampling
+    state: TrainState,
+    batch: Prompts,
+    model: Model,
+    rewards: RewardSet,
+    options: Options,
+    sampling: Sampling,
 ) -> dict[str, float]:
     """Sample -> score -> compare -> learn; one on-policy round.
 
@@ -85,32 +102,45 @@ def step(
     condition, texts, generators = siblings(state, batch, group)
 
     # 1. Sample with the current policy, keeping every latent.
-    samples, media = draw(state, condition, generators, sampling, options.log_prob, graph=options.keep_graph)
+    samples, media = draw(
+        state, condition, generators, sampling, options.log_prob, graph=options.keep_graph
+    )
 
     # 2. Score; higher is better. 3. Compare siblings, or with what this prompt had before.
     with torch.no_grad():
         scores = rewards(media, texts)
     combined = state.gather(scores.combined)
-    advantage = compare(state, texts, scores.combined, combined, options).to(samples.log_probs.device)
+    advantage = compare(state, texts, scores.combined, combined, options).to(
+        samples.log_probs.device
+    )
     everyone = state.gather(advantage)
-    metrics = {f"reward/{name}": state.gather(value).mean().item() for name, value in scores.heads.items()}
+    metrics = {
+        f"reward/{name}": state.gather(value).mean().item() for name, value in scores.heads.items()
+    }
     metrics |= {"reward/combined": combined.mean().item(), "reward/std": combined.std().item()}
     metrics["zero_variance"] = (everyone.view(-1, group) == 0).all(1).double().mean().item()
 
     # 4. Learn: each kept transition again, under the moving policy; memory is that of one call.
-    steps, needed = len(samples.stochastic), [state.needs(value != 0) for value in advantage.tolist()]
+    steps = len(samples.stochastic)
+    needed = [state.needs(value != 0) for value in advantage.tolist()]
     told = torch.tensor(needed).nonzero().flatten()  # of the others the gradient is 0
-    terms, old = len(everyone) * steps, samples.log_probs.detach()
+    terms = len(everyone) * steps
+    old = samples.log_probs.detach()
     for _ in range(options.gradient_steps):
-        losses, changes = [advantage.new_zeros(0)], [advantage.new_zeros(0)]
+        losses = [advantage.new_zeros(0)]
+        changes = [advantage.new_zeros(0)]
         size = len(told) * steps if options.keep_graph else state.micro_batch
         for places, columns in transitions(len(told), steps, max(size, 1)):
             rows = told[places]
             if options.keep_graph:
                 log_probs = samples.log_probs[rows, columns]
             else:
-                log_probs = log_probs_of(state, samples, rows, columns, condition, sampling, options.log_prob)
-            loss = clipped_policy_gradient(log_probs, old[rows, columns], advantage[rows], options.clip)
+                log_probs = log_probs_of(
+                    state, samples, rows, columns, condition, sampling, options.log_prob
+                )
+            loss = clipped_policy_gradient(
+                log_probs, old[rows, columns], advantage[rows], options.clip
+            )
             state.backward(loss.sum() / terms)
             losses.append(loss.detach())
             changes.append((log_probs.detach() - old[rows, columns]).abs())
@@ -122,11 +152,17 @@ def step(
     return metrics
 
 
-def compare(state: TrainState, texts: list[str], reward: Tensor, everyone: Tensor, options: Options) -> Tensor:
-    """Advantages of this process's images, (B,): among siblings, or within what is remembered of their prompts."""
+def compare(
+    state: TrainState, texts: list[str], reward: Tensor, everyone: Tensor, options: Options
+) -> Tensor:
+    """Advantages of this process's images, (B,): among siblings, or within what is remembered of
+    their prompts.
+    """
     if options.history is None:
         return advantages(reward, options.images_per_prompt, options.advantage_limit)
     prompts = [text for each in state.gather_objects(texts) for text in each]
     history = remembered(state.memory.get("rewards", {}), prompts, everyone, options.history)
     state.memory["rewards"] = history  # the same in every process
-    return history_advantages(history, texts, reward, everyone, options.min_count, options.advantage_limit)
+    return history_advantages(
+        history, texts, reward, everyone, options.min_count, options.advantage_limit
+    )

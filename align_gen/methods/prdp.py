@@ -1,7 +1,8 @@
-"""PRDP: proximal reward difference prediction (Deng et al., CVPR 2024, arXiv 2402.08714), algorithm 1.
+"""PRDP: proximal reward difference prediction (Deng et al., CVPR 2024, arXiv 2402.08714), algorithm
+1.
 
-Regress the difference of two samples' log-ratios log pi_theta / pi_ref onto their reward difference / beta. At zero
-loss pi_theta is the KL-regularised optimum, with no estimate of its normaliser.
+Regress the difference of two samples' log-ratios log pi_theta / pi_ref onto their reward difference
+/ beta. At zero loss pi_theta is the KL-regularised optimum, with no estimate of its normaliser.
 """
 
 import warnings
@@ -24,9 +25,10 @@ from .trajectories import draw, log_probs_of, replay, siblings, slices, transiti
 class Options(Strict):
     """PRDP's own numbers; Table 4 of the paper gives three settings (recipes/paper).
 
-    beta and clip are in the units of ``log_prob``: mean over latent elements (as published code of this family does),
-    or sum. ``keep``: only this many of a prompt's images, the best and the worst half and half, are learned from. An
-    image costs one pass to draw and at least four to learn from, so pairs with wide gaps come cheap.
+    beta and clip are in the units of ``log_prob``: mean over latent elements (as published code of
+    this family does), or sum. ``keep``: only this many of a prompt's images, the best and the worst
+    half and half, are learned from. An image costs one pass to draw and at least four to learn
+    from, so pairs with wide gaps come cheap.
     """
 
     name: Literal["prdp"] = "prdp"
@@ -47,17 +49,23 @@ def kind(options: Options) -> Kind:
 def check(options: Options, sampling: Sampling) -> None:
     """What no single key shows: UserError when these settings cannot learn."""
     if sampling.eta == 0:
-        raise UserError("sampling.eta: 0 leaves no stochastic step, and prdp needs log-probabilities; want eta > 0")
+        raise UserError(
+            "sampling.eta: 0 leaves no stochastic step, and prdp needs log-probabilities; want eta > 0"
+        )
     if options.keep is not None and options.keep > options.images_per_prompt:
-        raise UserError(f"method.keep: {options.keep} is more than images_per_prompt, {options.images_per_prompt}")
+        raise UserError(
+            f"method.keep: {options.keep} is more than images_per_prompt, {options.images_per_prompt}"
+        )
 
 
 def calls(options: Options, sampling: Sampling, passes: int) -> dict[str, int]:
-    """Rows through the denoiser per step, ``passes`` of them a sample (guidance): the floor of this algorithm.
+    """Rows through the denoiser per step, ``passes`` of them a sample (guidance): the floor of this
+    algorithm.
 
-    All images are drawn. The kept ones pass the reference once and every gradient step forward and backward, from the
-    second on after a first pass that finds the coefficients. An upper bound: clipped calls are left out, and a step
-    with std 0 is not replayed. The first step replays one sample more, for ``replay_error``.
+    All images are drawn. The kept ones pass the reference once and every gradient step forward and
+    backward, from the second on after a first pass that finds the coefficients. An upper bound:
+    clipped calls are left out, and a step with std 0 is not replayed. The first step replays one
+    sample more, for ``replay_error``.
     """
     each = sampling.num_inference_steps * passes
     drawn = options.prompts_per_step * options.images_per_prompt
@@ -70,7 +78,12 @@ def calls(options: Options, sampling: Sampling, passes: int) -> dict[str, int]:
 
 
 def step(
-    state: TrainState, batch: Prompts, model: Model, rewards: RewardSet, options: Options, sampling: Sampling
+    state: TrainState,
+    batch: Prompts,
+    model: Model,
+    rewards: RewardSet,
+    options: Options,
+    sampling: Sampling,
 ) -> dict[str, float]:
     """Sample -> score -> compare -> learn; one on-policy round.
 
@@ -82,33 +95,51 @@ def step(
     # 1. Sample with the current policy, keeping every latent.
     samples, media = draw(state, condition, generators, sampling, options.log_prob)
 
-    # 2. Score in the background; higher is better. Then the reference's log-probabilities, once for all steps.
+    # 2. Score in the background; higher is better. Then the reference's log-probabilities, once for
+    # all steps.
     pending = rewards.start(media, texts)
     if options.keep is None:  # all are learned from: that pass need not wait
         log_probs_ref = reference(state, samples, condition, options, sampling)
     scores = pending.result()
     reward = scores.combined.to(samples.log_probs.device)
     if options.keep is not None:
-        kept, group = extremes(reward, group, options.keep), options.keep
-        samples, condition, reward = samples[kept], condition[kept], reward[kept]
+        kept = extremes(reward, group, options.keep)
+        group = options.keep
+        samples = samples[kept]
+        condition = condition[kept]
+        reward = reward[kept]
         log_probs_ref = reference(state, samples, condition, options, sampling)
 
-    # 3. Compare siblings, 4. learn. With theta = theta_old the first pass is the rollout's own log-probabilities.
+    # 3. Compare siblings, 4. learn. With theta = theta_old the first pass is the rollout's own
+    # log-probabilities.
     log_probs_old = samples.log_probs
     groups = informative(reward, group)
-    total = int(state.gather(torch.tensor([len(groups)])).sum())  # over all processes, whose gradients add up
-    metrics = {f"reward/{name}": state.gather(value).mean().item() for name, value in scores.heads.items()}
-    combined, prompts = state.gather(scores.combined), int(state.gather(torch.tensor([len(batch)])).sum())
+    total = int(
+        state.gather(torch.tensor([len(groups)])).sum()
+    )  # over all processes, whose gradients add up
+    metrics = {
+        f"reward/{name}": state.gather(value).mean().item() for name, value in scores.heads.items()
+    }
+    combined = state.gather(scores.combined)
+    prompts = int(state.gather(torch.tensor([len(batch)])).sum())
     metrics |= {"reward/combined": combined.mean().item(), "reward/std": combined.std().item()}
-    metrics |= {"zero_variance": 1 - total / prompts, "kl": kl(state.gather(log_probs_old - log_probs_ref))}
+    metrics |= {
+        "zero_variance": 1 - total / prompts,
+        "kl": kl(state.gather(log_probs_old - log_probs_ref)),
+    }
     if state.step == 0:
         metrics["replay_error"] = replay_error(state, samples, condition, options, sampling)
     if total == 0:
         return metrics | {"clip_fraction": 0.0}
     clipped = []
     for k in range(options.gradient_steps):
-        log_probs = log_probs_old if k == 0 else replay(state, samples, condition, sampling, options.log_prob)
-        coefficients, losses = torch.zeros_like(log_probs), [reward.new_zeros(0)]
+        log_probs = (
+            log_probs_old
+            if k == 0
+            else replay(state, samples, condition, sampling, options.log_prob)
+        )
+        coefficients = torch.zeros_like(log_probs)
+        losses = [reward.new_zeros(0)]
         for rows in groups:
             terms = (log_probs[rows], log_probs_old[rows], log_probs_ref[rows], reward[rows])
             coefficients[rows] = rdp_coefficients(*terms, beta=options.beta, clip=options.clip)
@@ -126,12 +157,16 @@ def step(
 
 
 def extremes(reward: Tensor, group: int, keep: int) -> Tensor:
-    """Rows of the ``keep`` best and worst, half and half, of every ``group`` siblings, in their order.
+    """Rows of the ``keep`` best and worst, half and half, of every ``group`` siblings, in their
+    order.
 
-    Every pair has the same optimum, so to choose among them moves no fixed point; the widest gaps tell the most.
+    Every pair has the same optimum, so to choose among them moves no fixed point; the widest gaps
+    tell the most.
     """
     order = reward.view(-1, group).argsort(dim=1, stable=True)
-    chosen = torch.cat([order[:, : keep // 2], order[:, group - (keep + 1) // 2 :]], 1).sort(1).values
+    chosen = (
+        torch.cat([order[:, : keep // 2], order[:, group - (keep + 1) // 2 :]], 1).sort(1).values
+    )
     return (chosen + torch.arange(0, len(reward), group, device=reward.device)[:, None]).flatten()
 
 
@@ -153,23 +188,27 @@ def backward(
 ) -> None:
     """Accumulate the gradient of sum c_{i,t} log pi_theta, one step of a few samples at a time.
 
-    Memory is that of one denoiser call, however many steps a trajectory has. Calls whose coefficients are all zero (the
-    pair is clipped there) are left out.
+    Memory is that of one denoiser call, however many steps a trajectory has. Calls whose
+    coefficients are all zero (the pair is clipped there) are left out.
     """
     count, steps = coefficients.shape
     for rows, columns in transitions(count, steps, state.micro_batch):
         weights = coefficients[rows, columns]
         if state.needs(bool(weights.any())):
-            log_probs = log_probs_of(state, samples, rows, columns, condition, sampling, options.log_prob)
+            log_probs = log_probs_of(
+                state, samples, rows, columns, condition, sampling, options.log_prob
+            )
             state.backward((weights * log_probs).sum())
 
 
 def replay_error(
     state: TrainState, samples: Rollout, condition: Condition, options: Options, sampling: Sampling
 ) -> float:
-    """Largest difference between stored and replayed log-probabilities of the first sample, run in a batch of its own.
+    """Largest difference between stored and replayed log-probabilities of the first sample, run in
+    a batch of its own.
 
-    Before any update it should be 0; what it is instead is the noise of the arithmetic, which must not reach the clip.
+    Before any update it should be 0; what it is instead is the noise of the arithmetic, which must
+    not reach the clip.
     """
     alone = replay(state, samples[:1], condition[:1], sampling, options.log_prob)
     error = (alone - samples.log_probs[:1]).abs().max().item()
@@ -188,7 +227,8 @@ def informative(reward: Tensor, group: int) -> list[slice]:
 
 
 def kl(log_ratios: Tensor) -> float:
-    """KL(pi_old || pi_ref) over whole trajectories, estimated from the policy's own samples; (B, S) in, nats out.
+    """KL(pi_old || pi_ref) over whole trajectories, estimated from the policy's own samples; (B, S)
+    in, nats out.
 
     A latent element's, where ``log_prob`` is the mean.
     """
@@ -196,7 +236,11 @@ def kl(log_ratios: Tensor) -> float:
 
 
 def kl_binding(log_ratios: Tensor, reward: Tensor, groups: list[slice], beta: float) -> float:
-    """mean |drhat| / mean |dr / beta|: near 1, the KL term holds the policy back; near 0, only the clip does."""
-    predicted = torch.stack([torch.pdist(log_ratios[rows].mean(1, keepdim=True)).mean() for rows in groups])
+    """mean |drhat| / mean |dr / beta|: near 1, the KL term holds the policy back; near 0, only the
+    clip does.
+    """
+    predicted = torch.stack(
+        [torch.pdist(log_ratios[rows].mean(1, keepdim=True)).mean() for rows in groups]
+    )
     target = torch.stack([torch.pdist(reward[rows, None]).mean() for rows in groups]) / beta
     return (predicted.mean() / target.mean()).item()

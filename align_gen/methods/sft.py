@@ -1,6 +1,8 @@
-"""Supervised fine-tuning: plain denoising of given pictures (Ho et al. 2020, arXiv 2006.11239; Liu et al. 2023).
+"""Supervised fine-tuning: plain denoising of given pictures (Ho et al. 2020, arXiv 2006.11239; Liu
+et al. 2023).
 
-The base that other methods are compared with, and what they reduce to where every picture counts alike.
+The base that other methods are compared with, and what they reduce to where every picture counts
+alike.
 """
 
 from typing import Literal
@@ -12,13 +14,22 @@ from ..pipelines import Model
 from ..reward_heads import RewardSet
 from ..strict import Strict
 from .batches import Kind, Media, Sampling
-from .denoising import Times, draw_noise, draw_times, drop_captions, noise_generators, squared_errors
+from .denoising import (
+    Times,
+    draw_noise,
+    draw_times,
+    drop_captions,
+    noise_generators,
+    squared_errors,
+)
 from .state import TrainState
 from .trajectories import slices
 
 
 class Options(Strict):
-    """``dropout``: share of captions left empty, which keeps the branch that guidance compares with."""
+    """``dropout``: share of captions left empty, which keeps the branch that guidance compares
+    with.
+    """
 
     name: Literal["sft"] = "sft"
     images_per_prompt: int = Field(1, ge=1)
@@ -43,17 +54,25 @@ def calls(options: Options, sampling: Sampling, passes: int) -> dict[str, int]:
 
 
 def step(
-    state: TrainState, batch: Media, model: Model, rewards: RewardSet, options: Options, sampling: Sampling
+    state: TrainState,
+    batch: Media,
+    model: Model,
+    rewards: RewardSet,
+    options: Options,
+    sampling: Sampling,
 ) -> dict[str, float]:
     """Noise given pictures, predict what was added; B pictures, one call's worth at a time."""
     generators = noise_generators(state, batch.ids)
-    total = int(state.gather(torch.tensor([len(batch)])).sum())  # over all processes, whose gradients add up
+    total = int(
+        state.gather(torch.tensor([len(batch)])).sum()
+    )  # over all processes, whose gradients add up
     errors = []
     for rows in slices(len(batch), state.micro_batch):
         with torch.no_grad():
             latents = model.encode(batch.media[rows].to(model.device))
         own = generators[rows]
-        t, noise = draw_times(model, own, options.times), draw_noise(latents, own)
+        t = draw_times(model, own, options.times)
+        noise = draw_noise(latents, own)
         condition = drop_captions(model, batch.condition[rows], own, options.dropout, sampling)
         error = squared_errors(model, latents, noise, t, condition, sampling)
         state.backward(error.sum() / total)

@@ -32,8 +32,12 @@ class TrainState:
     ema: "EMAModel | None" = None
     micro_batch: int = 16
     denoiser_calls: int = 0  # rows through the trained network, forward; guidance doubles them
-    memory: dict[str, Any] = field(default_factory=dict)  # what a method keeps from step to step; JSON
-    sharded: bool = False  # the network is cut over the processes, which must all call it equally often
+    memory: dict[str, Any] = field(
+        default_factory=dict
+    )  # what a method keeps from step to step; JSON
+    sharded: bool = (
+        False  # the network is cut over the processes, which must all call it equally often
+    )
 
     def backward(self, loss: torch.Tensor) -> None:
         self.accelerator.backward(loss)
@@ -56,22 +60,26 @@ class TrainState:
         return bool(self.gather(torch.tensor([flag])).any())
 
     def needs(self, call: bool) -> bool:
-        """Whether to call the network: this process has use for it, or the others wait for all to do so."""
+        """Whether to call the network: this process has use for it, or the others wait for all to
+        do so.
+        """
         return call or self.sharded
 
     def update(self) -> float:
         """Add up the processes' gradients, clip, take an optimizer step, follow with the average.
 
-        The sum is taken here, once, and not in hooks of the network: processes may then differ in how often they call
-        it, and in which of two networks. Without any gradient (everything was clipped away) nothing moves. Returns the
-        norm before clipping.
+        The sum is taken here, once, and not in hooks of the network: processes may then differ in
+        how often they call it, and in which of two networks. Without any gradient (everything was
+        clipped away) nothing moves. Returns the norm before clipping.
         """
         parameters = self.model.parameters()
         if not self.anywhere(any(parameter.grad is not None for parameter in parameters)):
             return 0.0
         if self.accelerator.num_processes > 1:
             for parameter in parameters:
-                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                parameter.grad = (
+                    torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                )
                 if not isinstance(parameter.grad, DTensor):  # those are summed already
                     torch.distributed.all_reduce(parameter.grad)
         norm = self.accelerator.clip_grad_norm_(parameters, self.max_grad_norm)

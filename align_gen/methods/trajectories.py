@@ -1,4 +1,6 @@
-"""What methods that weigh trajectories by their likelihood share: drawing them, and their likelihood as it is now."""
+"""What methods that weigh trajectories by their likelihood share: drawing them, and their
+likelihood as it is now.
+"""
 
 from collections.abc import Iterator
 
@@ -13,11 +15,19 @@ from .batches import Prompts, Sampling
 from .state import TrainState
 
 
-def siblings(state: TrainState, batch: Prompts, group: int) -> tuple[Condition, list[str], list[Generator]]:
-    """``group`` rows of each prompt, adjacent: their condition and texts, and a generator for each, of its own."""
+def siblings(
+    state: TrainState, batch: Prompts, group: int
+) -> tuple[Condition, list[str], list[Generator]]:
+    """``group`` rows of each prompt, adjacent: their condition and texts, and a generator for each,
+    of its own.
+    """
     texts = [text for text in batch.texts for _ in range(group)]
     places = [f"{i}/{j}" for i in batch.ids for j in range(group)]
-    return batch.condition.repeat(group), texts, [generator(state.seed, "rollout", state.step, it) for it in places]
+    return (
+        batch.condition.repeat(group),
+        texts,
+        [generator(state.seed, "rollout", state.step, it) for it in places],
+    )
 
 
 def draw(
@@ -51,12 +61,18 @@ def draw(
 
 @torch.no_grad()
 def replay(
-    state: TrainState, samples: Rollout, condition: Condition, sampling: Sampling, reduction: Reduction
+    state: TrainState,
+    samples: Rollout,
+    condition: Condition,
+    sampling: Sampling,
+    reduction: Reduction,
 ) -> Tensor:
     """Log-probabilities of the stored trajectories under the model as it is now, (B, S)."""
     found = torch.empty_like(samples.log_probs)
     for rows, columns in transitions(len(condition), len(samples.stochastic), state.micro_batch):
-        found[rows, columns] = log_probs_of(state, samples, rows, columns, condition, sampling, reduction)
+        found[rows, columns] = log_probs_of(
+            state, samples, rows, columns, condition, sampling, reduction
+        )
     return found
 
 
@@ -69,7 +85,9 @@ def log_probs_of(
     sampling: Sampling,
     reduction: Reduction,
 ) -> Tensor:
-    """Of some transitions, one call of the denoiser: column c is the c-th stochastic step; (b,), differentiable."""
+    """Of some transitions, one call of the denoiser: column c is the c-th stochastic step; (b,),
+    differentiable.
+    """
     return step_log_prob(
         state.model,
         samples,
@@ -83,7 +101,9 @@ def log_probs_of(
 
 
 def transitions(rows: int, columns: int, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """(rows, columns) of every transition, at most ``size`` at a time: step after step, several where few rows are."""
+    """(rows, columns) of every transition, at most ``size`` at a time: step after step, several
+    where few rows are.
+    """
     for places in slices(rows * columns, size):
         part = torch.arange(places.start, places.stop)
         yield part % rows, part // rows
@@ -97,4 +117,6 @@ def slices(total: int, size: int) -> list[slice]:
 def concatenate(parts: list[Rollout]) -> Rollout:
     """Rollouts over the same times as one, in order."""
     latents = torch.cat([part.latents for part in parts])
-    return Rollout(latents, parts[0].times, parts[0].stochastic, torch.cat([part.log_probs for part in parts]))
+    return Rollout(
+        latents, parts[0].times, parts[0].stochastic, torch.cat([part.log_probs for part in parts])
+    )

@@ -1,8 +1,8 @@
 """One HTML page of one or two scored galleries: what changed, by the numbers and by the pictures.
 
-The page is a single file: style, script, data and thumbnails are inside, and its content-security policy lets it
-reach nothing else. The template writes what needs no script (verdict, provenance); report.js draws the rest from one
-block of JSON.
+The page is a single file: style, script, data and thumbnails are inside, and its content-security
+policy lets it reach nothing else. The template writes what needs no script (verdict, provenance);
+report.js draws the rest from one block of JSON.
 """
 
 from __future__ import annotations
@@ -29,8 +29,15 @@ from align_gen.report.words import ROLES, digits_of, facts, summary, tiles, towa
 if TYPE_CHECKING:
     from torch import Tensor
 
-ORDER_SEED = 0  # of the default, random order: the same pictures come first each time the page is built
-OWN_KEYS = ("prompt", "seed", "file_name", "made")  # of a gallery's row: shown in places of their own
+ORDER_SEED = (
+    0  # of the default, random order: the same pictures come first each time the page is built
+)
+OWN_KEYS = (
+    "prompt",
+    "seed",
+    "file_name",
+    "made",
+)  # of a gallery's row: shown in places of their own
 
 Json = dict[str, Any]
 
@@ -54,14 +61,16 @@ def build_report(
 ) -> Path:
     """Write the page to `out`, whole or not at all, and return `out`.
 
-    Pictures come from the tables' folders; one that cannot be read becomes a placeholder with the reason. `before`
-    and `after` pair on prompt and seed (on the file's name where a row lacks them); without `before` the page shows
-    one gallery. optimised, held_out: columns of the comparison; its verdict depends on them. lowered: those of the
-    optimised whose weight is negative, shown as −NAME. metrics: one mapping a
-    step, with "step". alarm: what a guard of the run said, shown first and in red. provenance: shown in the foot,
-    packages and weights from `after` first. command: from a row of `after` to what makes the picture again, or None.
-    Pictures above `thumbnail` pixels a side are reduced to that. More than `limit` pairs are a random choice, and the
-    page says so. UserError when `out` cannot be written or a column of optimised or held_out was not compared.
+    Pictures come from the tables' folders; one that cannot be read becomes a placeholder with the
+    reason. `before` and `after` pair on prompt and seed (on the file's name where a row lacks
+    them); without `before` the page shows one gallery. optimised, held_out: columns of the
+    comparison; its verdict depends on them. lowered: those of the optimised whose weight is
+    negative, shown as −NAME. metrics: one mapping a step, with "step". alarm: what a guard of the
+    run said, shown first and in red. provenance: shown in the foot, packages and weights from
+    `after` first. command: from a row of `after` to what makes the picture again, or None. Pictures
+    above `thumbnail` pixels a side are reduced to that. More than `limit` pairs are a random
+    choice, and the page says so. UserError when `out` cannot be written or a column of optimised or
+    held_out was not compared.
     """
     pairs = _pairs(before, after)
     total = len(pairs)
@@ -70,7 +79,9 @@ def build_report(
     sides = {"after": (after, [j for _, j in pairs[:limit]])}
     if before is not None:
         sides["before"] = (before, [i for i, _ in pairs[:limit]])
-    shown = {side: _side(table, rows, list(columns), thumbnail) for side, (table, rows) in sides.items()}
+    shown = {
+        side: _side(table, rows, list(columns), thumbnail) for side, (table, rows) in sides.items()
+    }
     items = [_item(j, after.rows[j], command) for _, j in pairs[:limit]]
     for side, pictures in shown.items():
         for item, picture in zip(items, pictures, strict=True):
@@ -87,7 +98,9 @@ def build_report(
     data = {
         "paired": before is not None,
         "total": total,
-        "columns": [{"name": name, "role": role, "digits": digits[name]} for name, role in columns.items()],
+        "columns": [
+            {"name": name, "role": role, "digits": digits[name]} for name, role in columns.items()
+        ],
         "items": items,
         "curves": _curves(metrics, before, after),
     }
@@ -99,20 +112,28 @@ def build_report(
         summary=None if wanted is None else summary(wanted, aims, held_out, alarm),
         tiles=[] if wanted is None else tiles(wanted, aims, held_out),
         unmatched=(0, 0) if comparison is None else comparison.unmatched,
-        facts=facts({"packages": after.versions, "weights": after.provenance, **(provenance or {})}),
+        facts=facts(
+            {"packages": after.versions, "weights": after.provenance, **(provenance or {})}
+        ),
     )
     try:
         Path(out).parent.mkdir(parents=True, exist_ok=True)
         with whole_file(Path(out)) as file:
             file.write(page.encode("utf-8", "replace"))  # a title may hold half a surrogate pair
     except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror}); want a file that can") from error
+        raise UserError(
+            f"{out}: cannot be written ({error.strerror}); want a file that can"
+        ) from error
     return Path(out)
 
 
 def inert_json(data: Any) -> str:
-    """JSON that may stand in a <script> block: no character in it can end the block or a line of JavaScript."""
-    text = json.dumps(_finite(data), allow_nan=False, separators=(",", ":"))  # ASCII: U+2028 is escaped already
+    """JSON that may stand in a <script> block: no character in it can end the block or a line of
+    JavaScript.
+    """
+    text = json.dumps(
+        _finite(data), allow_nan=False, separators=(",", ":")
+    )  # ASCII: U+2028 is escaped already
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
@@ -121,7 +142,9 @@ def _render(**values: Any) -> str:
     from markupsafe import Markup
 
     folder = files(__package__ or "")
-    style, script = (folder.joinpath(name).read_text("utf-8") for name in ("report.css", "report.js"))
+    style, script = (
+        folder.joinpath(name).read_text("utf-8") for name in ("report.css", "report.js")
+    )
     environment = Environment(
         loader=PackageLoader(__package__ or ""),
         autoescape=True,
@@ -147,11 +170,19 @@ def _hash(block: str) -> str:
 
 
 def _columns(
-    after: ScoresTable, before: ScoresTable | None, optimised: Sequence[str], held_out: Sequence[str]
+    after: ScoresTable,
+    before: ScoresTable | None,
+    optimised: Sequence[str],
+    held_out: Sequence[str],
 ) -> dict[str, str]:
     """Name -> role, optimised first, then held out, then the rest."""
-    names = list(after.heads) + [name for name in (before.heads if before else ()) if name not in after.heads]
-    roles = {name: ROLES[0] if name in optimised else ROLES[1] if name in held_out else ROLES[2] for name in names}
+    names = list(after.heads) + [
+        name for name in (before.heads if before else ()) if name not in after.heads
+    ]
+    roles = {
+        name: ROLES[0] if name in optimised else ROLES[1] if name in held_out else ROLES[2]
+        for name in names
+    }
     return dict(sorted(roles.items(), key=lambda entry: ROLES.index(entry[1])))
 
 
@@ -168,7 +199,9 @@ def _key(row: Mapping[str, Any]) -> str:
     return json.dumps([row["prompt"], row["seed"]] if named else row.get("file_name"), default=str)
 
 
-def _item(index: int, row: Mapping[str, Any], command: Callable[[Mapping[str, Any]], str | None] | None) -> Json:
+def _item(
+    index: int, row: Mapping[str, Any], command: Callable[[Mapping[str, Any]], str | None] | None
+) -> Json:
     return {
         "id": index,  # names the card in the URL
         "prompt": str(row.get("prompt", "")),
@@ -178,10 +211,13 @@ def _item(index: int, row: Mapping[str, Any], command: Callable[[Mapping[str, An
     }
 
 
-def _side(table: ScoresTable, rows: Sequence[int], columns: Sequence[str], thumbnail: int) -> list[Json]:
+def _side(
+    table: ScoresTable, rows: Sequence[int], columns: Sequence[str], thumbnail: int
+) -> list[Json]:
     """Pictures, or why not, and scores (one a column) of the chosen rows."""
     names = [str(table.rows[i].get("file_name", "")) for i in rows]
-    gallery, reason = None, "the scores do not say where the gallery is"
+    gallery = None
+    reason = "the scores do not say where the gallery is"
     if table.folder is not None:
         try:
             gallery = Gallery.load(table.folder)
@@ -191,7 +227,10 @@ def _side(table: ScoresTable, rows: Sequence[int], columns: Sequence[str], thumb
 
     def picture(name: str) -> Json:
         if gallery is None or name not in place:
-            return {"picture": None, "reason": f"{name} is not in the gallery" if gallery else reason}
+            return {
+                "picture": None,
+                "reason": f"{name} is not in the gallery" if gallery else reason,
+            }
         try:
             return {"picture": _thumbnail(gallery.media(place[name]), thumbnail), "reason": None}
         except UnreadablePicture as error:
@@ -201,7 +240,9 @@ def _side(table: ScoresTable, rows: Sequence[int], columns: Sequence[str], thumb
         pictures = list(pool.map(picture, names))
     for entry, name, i in zip(pictures, names, rows, strict=True):
         entry |= {"file": name, "reason": entry["reason"] or table.errors[i]}
-        entry["scores"] = [table.heads[column][i] if column in table.heads else None for column in columns]
+        entry["scores"] = [
+            table.heads[column][i] if column in table.heads else None for column in columns
+        ]
     return pictures
 
 
@@ -209,34 +250,49 @@ MILLISECONDS = 125  # a frame of a moving thumbnail, whatever the video's own ra
 
 
 def _thumbnail(media: Tensor, side: int) -> str:
-    """A data URL without its scheme: PNG of (3,H,W) in [0,1], moving WebP of (F,3,H,W); `side` pixels at most."""
+    """A data URL without its scheme: PNG of (3,H,W) in [0,1], moving WebP of (F,3,H,W); `side`
+    pixels at most.
+    """
     from PIL import Image
 
     frames = []
     for picture in media if media.ndim == 4 else media[None]:
-        image = Image.fromarray(picture.mul(255).round().byte().permute(1, 2, 0).contiguous().numpy())
+        image = Image.fromarray(
+            picture.mul(255).round().byte().permute(1, 2, 0).contiguous().numpy()
+        )
         image.thumbnail((side, side), Image.Resampling.LANCZOS)
         frames.append(image)
     buffer = io.BytesIO()
     if media.ndim == 3:
         frames[0].save(buffer, "PNG", optimize=True)
     else:
-        moving = {"save_all": True, "append_images": frames[1:], "duration": MILLISECONDS, "loop": 0}
+        moving = {
+            "save_all": True,
+            "append_images": frames[1:],
+            "duration": MILLISECONDS,
+            "loop": 0,
+        }
         frames[0].save(buffer, "WEBP", quality=80, **moving)
     kind = "png" if media.ndim == 3 else "webp"
     return f"image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _values(items: Sequence[Json], column: int) -> list[float]:
-    found = [item[side]["scores"][column] for item in items for side in ("before", "after") if side in item]
+    found = [
+        item[side]["scores"][column]
+        for item in items
+        for side in ("before", "after")
+        if side in item
+    ]
     return [value for value in found if value is not None and math.isfinite(value)]
 
 
 def _disagreement(items: Sequence[Json], roles: Sequence[str]) -> bool:
-    """Give each pair its `disagreement`: how far the optimised columns rose above the held-out ones.
+    """Give each pair its `disagreement`: how far the optimised columns rose above the held-out
+    ones.
 
-    Changes are in standard deviations of the column before, and averaged over the columns of a role. False, and
-    nothing given, unless there are columns of both roles.
+    Changes are in standard deviations of the column before, and averaged over the columns of a
+    role. False, and nothing given, unless there are columns of both roles.
     """
     both = [[k for k, role in enumerate(roles) if role == wanted] for wanted in ROLES[:2]]
     if not all(both):
@@ -244,10 +300,14 @@ def _disagreement(items: Sequence[Json], roles: Sequence[str]) -> bool:
     scale = {k: _spread(item["before"]["scores"][k] for item in items) for k in both[0] + both[1]}
 
     def change(item: Json, columns: Sequence[int]) -> float:
-        return statistics.fmean((item["after"]["scores"][k] - item["before"]["scores"][k]) / scale[k] for k in columns)
+        return statistics.fmean(
+            (item["after"]["scores"][k] - item["before"]["scores"][k]) / scale[k] for k in columns
+        )
 
     for item in items:
-        whole = all(item[side]["scores"][k] is not None for side in ("before", "after") for k in scale)
+        whole = all(
+            item[side]["scores"][k] is not None for side in ("before", "after") for k in scale
+        )
         item["disagreement"] = change(item, both[0]) - change(item, both[1]) if whole else None
     return True
 
@@ -257,8 +317,12 @@ def _spread(values: Iterable[float | None]) -> float:
     return (statistics.stdev(known) if len(known) > 1 else 0.0) or 1.0
 
 
-def _curves(metrics: Sequence[Mapping[str, Any]], before: ScoresTable | None, after: ScoresTable) -> Json:
-    """Metric -> [[step, value], …]. The galleries' own means open and close the curves eval/COLUMN/mean."""
+def _curves(
+    metrics: Sequence[Mapping[str, Any]], before: ScoresTable | None, after: ScoresTable
+) -> Json:
+    """Metric -> [[step, value], …]. The galleries' own means open and close the curves
+    eval/COLUMN/mean.
+    """
     lines = [line for line in metrics if isinstance(line.get("step"), int | float)]
     if lines and before is not None:
         ends = ((0, before), (max(line["step"] for line in lines), after))
@@ -273,8 +337,13 @@ def _curves(metrics: Sequence[Mapping[str, Any]], before: ScoresTable | None, af
 
 
 def _means(table: ScoresTable) -> dict[str, float]:
-    known = {name: [value for value in column if value is not None] for name, column in table.heads.items()}
-    return {f"eval/{name}/mean": statistics.fmean(values) for name, values in known.items() if values}
+    known = {
+        name: [value for value in column if value is not None]
+        for name, column in table.heads.items()
+    }
+    return {
+        f"eval/{name}/mean": statistics.fmean(values) for name, values in known.items() if values
+    }
 
 
 def _text(value: Any) -> str:

@@ -12,11 +12,14 @@ from ..training.journal import read_lines
 from ..training.recipe import Recipe
 
 
-def report_run(run: Path, out: Path | None = None, summary: Mapping[str, Any] | None = None) -> Path:
+def report_run(
+    run: Path, out: Path | None = None, summary: Mapping[str, Any] | None = None
+) -> Path:
     """The report of a finished run directory, ``run/report.html`` unless said otherwise."""
     from .page import build_report
 
-    before, after = run / "before" / "scores.parquet", run / "samples" / "final" / "scores.parquet"
+    before = run / "before" / "scores.parquet"
+    after = run / "samples" / "final" / "scores.parquet"
     for file in (run / "recipe.yaml", before, after):
         if not file.is_file():
             raise UserError(f"{run}: no finished run ({file.relative_to(run)} is missing)")
@@ -47,7 +50,9 @@ def _weight(said: Any) -> float:
 
 
 def alarm_of(lines: Sequence[Mapping[str, Any]], steps: int) -> str | None:
-    """What the guard saw, where the run ended with a held-out reward below its start; None where it recovered."""
+    """What the guard saw, where the run ended with a held-out reward below its start; None where it
+    recovered.
+    """
     fallen = {line["step"]: line["eval/fallen"] > 0 for line in lines if "eval/fallen" in line}
     if not fallen or not list(fallen.values())[-1]:
         return None
@@ -62,7 +67,9 @@ def report_galleries(sources: list[Path], out: Path) -> Path:
     from .page import build_report
 
     if not 1 <= len(sources) <= 2:
-        raise UserError(f"report: want one or two galleries, or run directories, got {len(sources)}")
+        raise UserError(
+            f"report: want one or two galleries, or run directories, got {len(sources)}"
+        )
     tables = [_scores_of(source) for source in sources]
     before = tables[0] if len(tables) == 2 else None
     return build_report(
@@ -78,7 +85,8 @@ def report_galleries(sources: list[Path], out: Path) -> Path:
 
 
 def command_for(row: Mapping[str, Any], **other: str) -> str | None:
-    """The command that makes a picture again, from its row; None where the row does not say how it was made.
+    """The command that makes a picture again, from its row; None where the row does not say how it
+    was made.
 
     ``other`` replaces what the row says: a run's own export, wherever the run lies by now.
     """
@@ -95,7 +103,9 @@ def command_for(row: Mapping[str, Any], **other: str) -> str | None:
 def _scores_of(source: Path) -> ScoresTable:
     file = source / "scores.parquet" if source.is_dir() else source
     if not file.is_file():
-        raise UserError(f"{source}: no scores; make them with: align-gen score {source} --reward NAME --out {file}")
+        raise UserError(
+            f"{source}: no scores; make them with: align-gen score {source} --reward NAME --out {file}"
+        )
     table = ScoresTable.load(file)
     if source.is_dir():
         table.folder = str(source)  # whatever the file says: a shared folder shows its own pictures

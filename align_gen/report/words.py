@@ -50,20 +50,28 @@ class Fact:
 
 
 def summary(
-    comparison: Comparison, optimised: Sequence[str], held_out: Sequence[str], alarm: str | None = None
+    comparison: Comparison,
+    optimised: Sequence[str],
+    held_out: Sequence[str],
+    alarm: str | None = None,
 ) -> Summary:
-    """The verdict of `compare.verdict` and the columns it rests on; UserError for a column that was not compared.
+    """The verdict of `compare.verdict` and the columns it rests on; UserError for a column that was
+    not compared.
 
     An `alarm` of the run comes before all of it.
     """
     if alarm is not None:
         said = summary(comparison, optimised, held_out)
         return Summary(
-            "bad", "Held-out rewards fell", f"{alarm} {said.verdict}: {said.reason[:1].lower()}{said.reason[1:]}"
+            "bad",
+            "Held-out rewards fell",
+            f"{alarm} {said.verdict}: {said.reason[:1].lower()}{said.reason[1:]}",
         )
     word = verdict(comparison, optimised, held_out)
     roles = dict.fromkeys(optimised, "the optimised") | dict.fromkeys(held_out, "the held-out")
-    judged = {f"{role} {name}": comparison.columns[name] for name, role in roles.items()} or comparison.columns
+    judged = {
+        f"{role} {name}": comparison.columns[name] for name, role in roles.items()
+    } or comparison.columns
     rose = _listed([name for name, change in judged.items() if change.ci_low > 0])
     fell = _listed([name for name, change in judged.items() if change.ci_high < 0])
     if all(math.isnan(change.ci_low) for change in judged.values()):
@@ -71,21 +79,37 @@ def summary(
     moved = "; ".join(part for part in (rose and f"{rose} rose", fell and f"{fell} fell") if part)
     if not roles:
         moved = moved or "No interval excludes zero"
-        return Summary("neutral", "No verdict", f"{_capital(moved)}. No column was named as optimised or held out.")
+        return Summary(
+            "neutral",
+            "No verdict",
+            f"{_capital(moved)}. No column was named as optimised or held out.",
+        )
     if word == "reward hacking suspected":
-        return Summary("bad", "Reward hacking suspected", f"{_capital(rose)} rose while {fell} fell.")
+        return Summary(
+            "bad", "Reward hacking suspected", f"{_capital(rose)} rose while {fell} fell."
+        )
     if word == "worse":
         return Summary("neutral", "Worse", f"{_capital(moved)}.")
     if word == "improved":
         rest = "nothing held out fell" if held_out else "no held-out column checks it"
         return Summary("good", "Improved", f"{_capital(rose)} rose; {rest}.")
-    return Summary("neutral", "No clear change", f"{_capital(moved) or 'Every interval includes zero'}.")
+    return Summary(
+        "neutral", "No clear change", f"{_capital(moved) or 'Every interval includes zero'}."
+    )
 
 
 def towards(comparison: Comparison, lowered: Sequence[str]) -> Comparison:
-    """With the columns that a run drives down turned round, as "−NAME": what rises in them is what was wanted."""
-    columns = {f"−{name}" if name in lowered else name: change for name, change in comparison.columns.items()}
-    return replace(comparison, columns={name: _turned(c) if name[0] == "−" else c for name, c in columns.items()})
+    """With the columns that a run drives down turned round, as "−NAME": what rises in them is what
+    was wanted.
+    """
+    columns = {
+        f"−{name}" if name in lowered else name: change
+        for name, change in comparison.columns.items()
+    }
+    return replace(
+        comparison,
+        columns={name: _turned(c) if name[0] == "−" else c for name, c in columns.items()},
+    )
 
 
 def _turned(change: Change) -> Change:
@@ -101,16 +125,26 @@ def _turned(change: Change) -> Change:
 
 
 def tiles(comparison: Comparison, optimised: Sequence[str], held_out: Sequence[str]) -> list[Tile]:
-    """Optimised columns first, then held-out ones, then the rest; intervals drawn on one scale, in std of before."""
+    """Optimised columns first, then held-out ones, then the rest; intervals drawn on one scale, in
+    std of before.
+    """
     roles = dict.fromkeys(comparison.columns, "")
     roles |= dict.fromkeys(held_out, "held out") | dict.fromkeys(optimised, "optimised")
     names = sorted(comparison.columns, key=lambda name: ROLES.index(roles[name]))
-    limit = max((abs(v) for c in comparison.columns.values() for v in _in_std(c) if math.isfinite(v)), default=0) or 1
+    limit = (
+        max(
+            (abs(v) for c in comparison.columns.values() for v in _in_std(c) if math.isfinite(v)),
+            default=0,
+        )
+        or 1
+    )
     return [_tile(name, roles[name], comparison.columns[name], limit) for name in names]
 
 
 def number(value: float, digits: int, *, signed: bool = False) -> str:
-    """As it is printed: a true minus sign; a sign on zero only if it is left after rounding; "–" for no number."""
+    """As it is printed: a true minus sign; a sign on zero only if it is left after rounding; "–"
+    for no number.
+    """
     if not math.isfinite(value):
         return "–"
     text = f"{abs(value):.{digits}f}"
@@ -127,14 +161,24 @@ def digits_of(values: Sequence[float]) -> int:
 
 
 def facts(provenance: Mapping[str, Any]) -> list[Fact]:
-    """The foot: mappings become rows, with a.b for what lies deeper; texts of several lines are folded away."""
-    return [_fact(str(name), content) for name, content in provenance.items() if content not in (None, "", {}, [])]
+    """The foot: mappings become rows, with a.b for what lies deeper; texts of several lines are
+    folded away.
+    """
+    return [
+        _fact(str(name), content)
+        for name, content in provenance.items()
+        if content not in (None, "", {}, [])
+    ]
 
 
 def _fact(name: str, content: Any) -> Fact:
     if isinstance(content, Mapping):
         return Fact(name, "rows", _rows(content))
-    text = content if isinstance(content, str) else json.dumps(content, default=str, ensure_ascii=False)
+    text = (
+        content
+        if isinstance(content, str)
+        else json.dumps(content, default=str, ensure_ascii=False)
+    )
     return Fact(name, "long" if "\n" in text.strip() else "text", text)
 
 
@@ -144,14 +188,20 @@ def _rows(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]
         if isinstance(value, Mapping) and value:
             rows += _rows(value, f"{prefix}{key}.")
         else:
-            text = value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+            text = (
+                value
+                if isinstance(value, str)
+                else json.dumps(value, default=str, ensure_ascii=False)
+            )
             rows.append((f"{prefix}{key}", text))
     return rows
 
 
 def _tile(name: str, role: str, change: Change, limit: float) -> Tile:
     spread = change.std if math.isfinite(change.std) and change.std > 0 else abs(change.delta)
-    digits = digits_of([0.0, spread * math.sqrt(2)]) if spread else 3  # the pair's standard deviation is `spread`
+    digits = (
+        digits_of([0.0, spread * math.sqrt(2)]) if spread else 3
+    )  # the pair's standard deviation is `spread`
     low, high = (number(value, digits, signed=True) for value in (change.ci_low, change.ci_high))
     known = math.isfinite(change.ci_low)
     in_std = _in_std(change)
@@ -159,7 +209,11 @@ def _tile(name: str, role: str, change: Change, limit: float) -> Tile:
     return Tile(
         name=name,
         role=role,
-        direction="rose" if change.ci_low > 0 else "fell" if change.ci_high < 0 else "no clear change",
+        direction="rose"
+        if change.ci_low > 0
+        else "fell"
+        if change.ci_high < 0
+        else "no clear change",
         delta=number(change.delta, digits, signed=True),
         interval=f"{low} to {high}" if known else "none (one prompt)",
         means=f"{number(change.before, digits)} → {number(change.after, digits)}",

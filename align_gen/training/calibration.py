@@ -1,4 +1,6 @@
-"""How the rewards of a recipe combine: the section ``combine``, and the scale of each head on a reference gallery."""
+"""How the rewards of a recipe combine: the section ``combine``, and the scale of each head on a
+reference gallery.
+"""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -14,13 +16,19 @@ from ..strict import Strict
 
 
 class Combine(Strict):
-    """From several rewards to the one that is optimised; see ``reward_heads.combine.Combination``."""
+    """From several rewards to the one that is optimised; see
+    ``reward_heads.combine.Combination``.
+    """
 
     rule: Rule = "sum"
     k: float = Field(1.0, ge=0)  # deviations taken off by mean_minus_std
     temperature: float = Field(1.0, gt=0)  # of soft_min
-    normalise: Literal["none", "group"] = "none"  # group: every head counts alike among the images of a prompt
-    gates: Mapping[str, float] = Field({})  # reward -> least score; the others count only where all are met
+    normalise: Literal["none", "group"] = (
+        "none"  # group: every head counts alike among the images of a prompt
+    )
+    gates: Mapping[str, float] = Field(
+        {}
+    )  # reward -> least score; the others count only where all are met
     floor: float = 0.0  # what the others count where they do not
     calibrate: str | None = None  # a scored reference gallery, or its scores file
 
@@ -40,17 +48,28 @@ def combination(section: Combine, rewards: RewardSet) -> Combination:
 
 
 def scales_of(reference: str, rewards: RewardSet) -> dict[str, Scale]:
-    """Each reward's scale on a scored gallery, whose scores must be of the same weights, preprocessing and options."""
+    """Each reward's scale on a scored gallery, whose scores must be of the same weights,
+    preprocessing and options.
+    """
     table = ScoresTable.of(reference)
     prompts = [str(row.get("prompt", "")) for row in table.rows]
     scales = {}
     for name, head in rewards.heads.items():
         if name not in table.heads:
             raise UserError(f"{reference}: has no scores of {name!r}; it has {sorted(table.heads)}")
-        mine, theirs = plain(head.provenance()), table.provenance[name]
-        if different := sorted(key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key)):
-            raise UserError(f"{reference}: {name!r} was scored with another {different[0]}; score it again")
-        known = [(value, prompt) for value, prompt in zip(table.heads[name], prompts, strict=True) if value is not None]
+        mine = plain(head.provenance())
+        theirs = table.provenance[name]
+        if different := sorted(
+            key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key)
+        ):
+            raise UserError(
+                f"{reference}: {name!r} was scored with another {different[0]}; score it again"
+            )
+        known = [
+            (value, prompt)
+            for value, prompt in zip(table.heads[name], prompts, strict=True)
+            if value is not None
+        ]
         try:
             scales[name] = Scale.of([value for value, _ in known], [prompt for _, prompt in known])
         except ValueError as error:

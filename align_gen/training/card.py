@@ -6,7 +6,9 @@ from .recipe import Recipe
 
 
 def card(recipe: Recipe, before: ScoresTable, after: ScoresTable) -> str:
-    """What was trained, on what, towards what, and what was measured, as Markdown with the hub's header."""
+    """What was trained, on what, towards what, and what was measured, as Markdown with the hub's
+    header.
+    """
     kind = "lora" if recipe.model.lora is not None else "full"
     loading = {
         "lora": 'pipeline.load_lora_weights("export")',
@@ -16,7 +18,9 @@ def card(recipe: Recipe, before: ScoresTable, after: ScoresTable) -> str:
         f"| {name} | {c.before:.4f} | {c.after:.4f} | [{c.ci_low:+.4f}, {c.ci_high:+.4f}] | {c.n} |"
         for name, c in compare(before, after).columns.items()
     )
-    optimised, held_out = (", ".join(map(str, names)) for names in (recipe.rewards, recipe.eval_rewards))
+    optimised, held_out = (
+        ", ".join(map(str, names)) for names in (recipe.rewards, recipe.eval_rewards)
+    )
     weights = "exponential moving average" if recipe.optim.ema is not None else "raw"
     return f"""---
 base_model: {recipe.model.path}

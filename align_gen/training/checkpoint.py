@@ -1,9 +1,9 @@
 """Checkpoints that a kill at any moment cannot tear, and that show whether they were damaged since.
 
-``checkpoints/step-000010`` is whole in itself: ``weights.safetensors`` (what is trained, its average, and a reference
-that was refreshed), ``optimizer.pt``, ``progress.json`` (counters) and ``SHA256SUMS`` of these, which ``sha256sum -c``
-reads too. It is written aside, synced and renamed. ``state.json`` in the run directory says which is the newest, for
-whoever looks.
+``checkpoints/step-000010`` is whole in itself: ``weights.safetensors`` (what is trained, its
+average, and a reference that was refreshed), ``optimizer.pt``, ``progress.json`` (counters) and
+``SHA256SUMS`` of these, which ``sha256sum -c`` reads too. It is written aside, synced and renamed.
+``state.json`` in the run directory says which is the newest, for whoever looks.
 """
 
 import hashlib
@@ -26,7 +26,10 @@ from ..pipelines.base import REFRESHED
 log = logging.getLogger("align_gen")
 FORMAT = 1
 KEEP = 2
-WEIGHTS, OPTIMIZER, PROGRESS, SUMS = "weights.safetensors", "optimizer.pt", "progress.json", "SHA256SUMS"
+WEIGHTS = "weights.safetensors"
+OPTIMIZER = "optimizer.pt"
+PROGRESS = "progress.json"
+SUMS = "SHA256SUMS"
 
 
 def save(state: TrainState, run: Path, more: dict[str, Any]) -> None:
@@ -44,25 +47,43 @@ def save(state: TrainState, run: Path, more: dict[str, Any]) -> None:
 
 
 def _gathered(state: TrainState) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Weights, their average and the optimizer's state, whole; of a network in shards every process must ask."""
+    """Weights, their average and the optimizer's state, whole; of a network in shards every process
+    must ask.
+    """
     names, parameters = trained(state)
-    weights = {f"policy.{key}": unshard(value.detach()) for key, value in zip(names, parameters, strict=True)}
+    weights = {
+        f"policy.{key}": unshard(value.detach())
+        for key, value in zip(names, parameters, strict=True)
+    }
     if state.ema is not None:
-        weights |= {f"ema.{key}": unshard(value) for key, value in zip(names, state.ema.shadow_params, strict=True)}
-    weights |= {f"reference.{key}": unshard(value.detach()) for key, value in _refreshed(state).items()}
+        weights |= {
+            f"ema.{key}": unshard(value)
+            for key, value in zip(names, state.ema.shadow_params, strict=True)
+        }
+    weights |= {
+        f"reference.{key}": unshard(value.detach()) for key, value in _refreshed(state).items()
+    }
     optimizer = state.optimizer.state_dict()
     moments = {
-        number: {key: unshard(value) if isinstance(value, torch.Tensor) else value for key, value in each.items()}
+        number: {
+            key: unshard(value) if isinstance(value, torch.Tensor) else value
+            for key, value in each.items()
+        }
         for number, each in optimizer["state"].items()
     }
     return weights, {**optimizer, "state": moments}
 
 
 def _save(
-    state: TrainState, run: Path, more: dict[str, Any], weights: dict[str, torch.Tensor], optimizer: dict[str, Any]
+    state: TrainState,
+    run: Path,
+    more: dict[str, Any],
+    weights: dict[str, torch.Tensor],
+    optimizer: dict[str, Any],
 ) -> None:
     name = f"step-{state.step:06d}"
-    folder, part = run / "checkpoints" / name, run / "checkpoints" / f".{name}.part"
+    folder = run / "checkpoints" / name
+    part = run / "checkpoints" / f".{name}.part"
     try:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
@@ -81,7 +102,8 @@ def _save(
         sync(folder.parent)
         with whole_file(run / "state.json") as stream:
             stream.write(text.encode())
-    except Exception as error:  # a full disk speaks otherwise through safetensors, through torch and through Python
+    # a full disk speaks otherwise through safetensors, through torch and through Python
+    except Exception as error:
         shutil.rmtree(part, ignore_errors=True)
         raise RunFailure(f"{folder}: cannot be written ({' '.join(str(error).split())})") from error
     _prune(folder.parent)
@@ -95,7 +117,11 @@ def _prune(folder: Path) -> None:
 
 def _progress(state: TrainState) -> dict[str, Any]:
     """The counters that go with the weights."""
-    progress: dict[str, Any] = {"format": FORMAT, "step": state.step, "denoiser_calls": state.denoiser_calls}
+    progress: dict[str, Any] = {
+        "format": FORMAT,
+        "step": state.step,
+        "denoiser_calls": state.denoiser_calls,
+    }
     if state.memory:
         progress["memory"] = state.memory
     if state.ema is not None:
@@ -106,7 +132,8 @@ def _progress(state: TrainState) -> dict[str, Any]:
 
 
 def restore(state: TrainState, run: Path) -> dict[str, Any]:
-    """Put back the newest checkpoint that is whole; returns what ``save`` was given besides. None at all: {}.
+    """Put back the newest checkpoint that is whole; returns what ``save`` was given besides. None
+    at all: {}.
 
     A damaged one is passed over, with a warning, for the one before.
 
@@ -128,7 +155,9 @@ def restore(state: TrainState, run: Path) -> dict[str, Any]:
             _prune(folder.parent)
         return progress
     if folders:
-        raise UserError(f"{run}: none of its checkpoints can be read; want another copy of it, or a new folder")
+        raise UserError(
+            f"{run}: none of its checkpoints can be read; want another copy of it, or a new folder"
+        )
     return {}
 
 
@@ -142,14 +171,18 @@ def _read(folder: Path, pointer: Path) -> tuple[dict[str, Any], dict[str, torch.
                 raise ValueError(f"{name} is not what was written")
     progress: dict[str, Any] = json.loads(source.read_text())
     if progress["format"] > FORMAT:
-        raise UserError(f"{source}: format {progress['format']} is newer than this version reads ({FORMAT})")
+        raise UserError(
+            f"{source}: format {progress['format']} is newer than this version reads ({FORMAT})"
+        )
     if progress["checkpoint"] != folder.name:
         raise ValueError(f"its progress is that of {progress['checkpoint']}")
     optimizer = torch.load(folder / OPTIMIZER, weights_only=True, map_location="cpu")
     return progress, load((folder / WEIGHTS).read_bytes()), optimizer
 
 
-def _put(state: TrainState, progress: dict[str, Any], weights: dict[str, torch.Tensor], optimizer: Any) -> None:
+def _put(
+    state: TrainState, progress: dict[str, Any], weights: dict[str, torch.Tensor], optimizer: Any
+) -> None:
     names, parameters = trained(state)
     with torch.no_grad():
         for key, parameter in zip(names, parameters, strict=True):
@@ -161,7 +194,11 @@ def _put(state: TrainState, progress: dict[str, Any], weights: dict[str, torch.T
                 parameter.copy_(shard_like(weights[f"reference.{key}"], parameter))
     for number, moments in optimizer["state"].items():
         like = parameters[number]
-        moments |= {key: shard_like(value, like) for key, value in moments.items() if value.shape == like.shape}
+        moments |= {
+            key: shard_like(value, like)
+            for key, value in moments.items()
+            if value.shape == like.shape
+        }
     state.optimizer.load_state_dict(optimizer)
     if state.ema is not None:
         for key, shadow in zip(names, state.ema.shadow_params, strict=True):
@@ -169,7 +206,8 @@ def _put(state: TrainState, progress: dict[str, Any], weights: dict[str, torch.T
         state.ema.optimization_step = progress["ema_step"]
     if state.accelerator.scaler is not None and "scaler" in progress:
         state.accelerator.scaler.load_state_dict(progress["scaler"])
-    state.step, state.denoiser_calls = progress["step"], progress["denoiser_calls"]
+    state.step = progress["step"]
+    state.denoiser_calls = progress["denoiser_calls"]
     state.memory = progress.get("memory", {})
 
 

@@ -1,4 +1,6 @@
-"""What a run learns from, unit by unit: prompts, preference pairs, or pictures that are there already."""
+"""What a run learns from, unit by unit: prompts, preference pairs, or pictures that are there
+already.
+"""
 
 import hashlib
 from collections.abc import Sequence
@@ -22,14 +24,18 @@ if TYPE_CHECKING:
 
 
 class Data(Protocol):
-    """Units that a step takes some of; ``prompts`` are all that they have, for those who must not see them."""
+    """Units that a step takes some of; ``prompts`` are all that they have, for those who must not
+    see them.
+    """
 
     prompts: list[str]
     skipped: dict[str, int]  # why -> how many could not become units
 
     def __len__(self) -> int: ...
 
-    def batch(self, units: Sequence[int], ids: Sequence[int], model: "Model", sampling: Sampling) -> Batch:
+    def batch(
+        self, units: Sequence[int], ids: Sequence[int], model: "Model", sampling: Sampling
+    ) -> Batch:
         """These units; ``ids`` are their places in the run's stream, which seed the noise."""
 
 
@@ -43,17 +49,20 @@ class PromptData:
     def __len__(self) -> int:
         return len(self.prompts)
 
-    def batch(self, units: Sequence[int], ids: Sequence[int], model: "Model", sampling: Sampling) -> Prompts:
+    def batch(
+        self, units: Sequence[int], ids: Sequence[int], model: "Model", sampling: Sampling
+    ) -> Prompts:
         texts = [self.prompts[unit] for unit in units]
         return Prompts(texts, encode(model, texts, sampling), list(ids))
 
 
 @dataclass
 class PairData:
-    """A unit is a preference pair: pictures or videos as ``pairs.read_pairs`` has them, the better one first.
+    """A unit is a preference pair: pictures or videos as ``pairs.read_pairs`` has them, the better
+    one first.
 
-    Left out, and counted: ties (``label`` 0), labels that say nothing, pairs of one and the same file, and files that
-    are missing or no pictures.
+    Left out, and counted: ties (``label`` 0), labels that say nothing, pairs of one and the same
+    file, and files that are missing or no pictures.
     """
 
     rows: list[dict[str, Any]]
@@ -63,7 +72,8 @@ class PairData:
     @classmethod
     def load(cls, source: str) -> "PairData":
         """Raises UserError where nothing is left."""
-        rows, skipped = [], dict.fromkeys(("ties", "unlabelled", "the same picture twice", "unreadable"), 0)
+        rows = []
+        skipped = dict.fromkeys(("ties", "unlabelled", "the same picture twice", "unreadable"), 0)
         for row in read_pairs(source):
             label = row.get("label", 1)
             if label == 0:
@@ -79,13 +89,17 @@ class PairData:
                 rows.append({**row, "chosen": row[better], "rejected": row[worse]})
         skipped = {reason: count for reason, count in skipped.items() if count}
         if not rows:
-            raise UserError(f"data.pairs: {source}: no pair to learn from ({skipped}); want two pictures that differ")
+            raise UserError(
+                f"data.pairs: {source}: no pair to learn from ({skipped}); want two pictures that differ"
+            )
         return cls(rows, [row["prompt"] for row in rows], skipped)
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def batch(self, units: Sequence[int], ids: Sequence[int], model: "Model", sampling: Sampling) -> Pairs:
+    def batch(
+        self, units: Sequence[int], ids: Sequence[int], model: "Model", sampling: Sampling
+    ) -> Pairs:
         rows = [self.rows[unit] for unit in units]
         sides = []
         for side in SIDES:
@@ -99,8 +113,8 @@ class PairData:
 class MediaData:
     """A unit is ``group`` pictures or videos of one prompt, of anything that ``open_source`` opens.
 
-    A prompt with more of them makes several units. Left out, and counted: what is left over, has no prompt, or cannot
-    be read.
+    A prompt with more of them makes several units. Left out, and counted: what is left over, has no
+    prompt, or cannot be read.
     """
 
     units: list[list[Item]]
@@ -117,7 +131,8 @@ class MediaData:
             if not isinstance(prompt, str) or not prompt.strip():
                 skipped["without a prompt"] += 1
             elif isinstance(item.content, UnreadablePicture) or (
-                isinstance(item.content, Path | bytes) and _fault(item.content, str(item.row["file_name"]))
+                isinstance(item.content, Path | bytes)
+                and _fault(item.content, str(item.row["file_name"]))
             ):
                 skipped["unreadable"] += 1
             else:
@@ -129,15 +144,24 @@ class MediaData:
             skipped["too few of their prompt"] += len(items) - whole
         skipped = {reason: count for reason, count in skipped.items() if count}
         if not units:
-            raise UserError(f"data.media: {source}: nothing to learn from ({skipped}); want {group} of each prompt")
+            raise UserError(
+                f"data.media: {source}: nothing to learn from ({skipped}); want {group} of each prompt"
+            )
         return cls(units, [str(unit[0].row["prompt"]) for unit in units], skipped)
 
     def __len__(self) -> int:
         return len(self.units)
 
-    def batch(self, units: Sequence[int], ids: Sequence[int], model: "Model", sampling: Sampling) -> Media:
+    def batch(
+        self, units: Sequence[int], ids: Sequence[int], model: "Model", sampling: Sampling
+    ) -> Media:
         items = [item for unit in units for item in self.units[unit]]
-        media = torch.stack([fitted(_read(item.read(), str(item.row["file_name"])), model, sampling) for item in items])
+        media = torch.stack(
+            [
+                fitted(_read(item.read(), str(item.row["file_name"])), model, sampling)
+                for item in items
+            ]
+        )
         texts = [str(item.row["prompt"]) for item in items]
         group = len(items) // max(len(units), 1)
         places = [place * group + number for place in ids for number in range(group)]
@@ -145,20 +169,26 @@ class MediaData:
 
 
 def fitted(media: Tensor, model: "Model", sampling: Sampling) -> Tensor:
-    """A picture (3,H,W) or video (F,3,H,W) at the run's size: the shorter side resized, the centre kept.
+    """A picture (3,H,W) or video (F,3,H,W) at the run's size: the shorter side resized, the centre
+    kept.
 
     Of a video, frames spread evenly over it.
     """
-    height, width = sampling.height or model.default_size[0], sampling.width or model.default_size[1]
+    height = sampling.height or model.default_size[0]
+    width = sampling.width or model.default_size[1]
     frames = media if media.ndim == 4 else media[None]
     wanted = (sampling.num_frames or model.default_frames) if media.ndim == 4 else 1
     if len(frames) != wanted:
         frames = frames[torch.linspace(0, len(frames) - 1, wanted).round().long()]
     if frames.shape[-2:] != (height, width):
         scale = max(height / frames.shape[-2], width / frames.shape[-1])
-        size = (max(height, round(frames.shape[-2] * scale)), max(width, round(frames.shape[-1] * scale)))
+        size = (
+            max(height, round(frames.shape[-2] * scale)),
+            max(width, round(frames.shape[-1] * scale)),
+        )
         frames = F.interpolate(frames, size, mode="bicubic", antialias=True).clamp(0, 1)
-        top, left = (size[0] - height) // 2, (size[1] - width) // 2
+        top = (size[0] - height) // 2
+        left = (size[1] - width) // 2
         frames = frames[..., top : top + height, left : left + width]
     return frames if media.ndim == 4 else frames[0]
 
@@ -168,7 +198,9 @@ def _read(content: Path | bytes | None, name: str) -> Tensor:
     try:
         return as_media(read_pixels(content or b"", Path(name).suffix.lower()))
     except UnreadablePicture as error:
-        raise RunFailure(f"{name}: {error}; take it out of the data, and the same command goes on") from error
+        raise RunFailure(
+            f"{name}: {error}; take it out of the data, and the same command goes on"
+        ) from error
 
 
 def _fault(content: Path | bytes | None, name: str) -> bool:
@@ -180,11 +212,15 @@ def _fault(content: Path | bytes | None, name: str) -> bool:
             return True
         if Path(name).suffix.lower() in VIDEOS:
             return (content.stat().st_size if isinstance(content, Path) else len(content)) == 0
-        with Image.open(BytesIO(content) if isinstance(content, bytes) else content, formats=FORMATS):
+        with Image.open(
+            BytesIO(content) if isinstance(content, bytes) else content, formats=FORMATS
+        ):
             return False
     except Exception:  # broken files make decoders raise anything
         return True
 
 
 def _digest(content: Path | bytes | None) -> str:
-    return hashlib.sha256(content.read_bytes() if isinstance(content, Path) else content or b"").hexdigest()
+    return hashlib.sha256(
+        content.read_bytes() if isinstance(content, Path) else content or b""
+    ).hexdigest()

@@ -20,7 +20,8 @@ from .engine import DTYPES, load_model, prepare_model
 from .recipe import Recipe
 
 FLOAT = 4  # bytes; trained tensors, gradients and latents are float32 in every precision
-STEPS = 4  # of the trajectories that are measured: memory grows with their number by the stored latents alone
+# of the trajectories that are measured: memory grows with their number by the stored latents alone
+STEPS = 4
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,10 @@ class MemoryEstimate:
     def peak(self) -> int:
         """Reward models and the libraries themselves come on top."""
         work = max(self.sampling, self.decoding, self.learning)
-        return max(self.weights + self.encoding, self.weights - self.freed + self.training + self.stored + work)
+        return max(
+            self.weights + self.encoding,
+            self.weights - self.freed + self.training + self.stored + work,
+        )
 
 
 def describe(recipe: Recipe) -> str:
@@ -52,7 +56,9 @@ def describe(recipe: Recipe) -> str:
             prepare_model(recipe, model)
         else:
             model = outline(recipe)
-        calls = methods.load(options.name).calls(options, recipe.sampling, model.passes(recipe.sampling.guidance_scale))
+        calls = methods.load(options.name).calls(
+            options, recipe.sampling, model.passes(recipe.sampling.guidance_scale)
+        )
     lines = [
         recipe.to_yaml().rstrip(),
         "---",
@@ -62,7 +68,9 @@ def describe(recipe: Recipe) -> str:
     if recipe.model.path not in TOYS:
         memory = estimate(model, recipe)
         parts = ", ".join(f"{name} {_mib(size)}" for name, size in asdict(memory).items())
-        lines.append(f"memory                {_mib(memory.peak)} MiB at the peak, and reward models: {parts}")
+        lines.append(
+            f"memory                {_mib(memory.peak)} MiB at the peak, and reward models: {parts}"
+        )
     return "\n".join(lines)
 
 
@@ -79,10 +87,15 @@ def outline(recipe: Recipe) -> Model:
 
 
 def estimate(model: Model, recipe: Recipe) -> MemoryEstimate:
-    """Run one micro-batch of everything on shapes alone, and count. ``model`` comes from ``outline``."""
+    """Run one micro-batch of everything on shapes alone, and count. ``model`` comes from
+    ``outline``.
+    """
     options = recipe.method_options()
     calls = methods.load(options.name).calls(options, recipe.sampling, 1)
-    modules = {**model.components(), **{f"copy of {name}": module for name, module in model.copies.items()}}
+    modules = {
+        **model.components(),
+        **{f"copy of {name}": module for name, module in model.copies.items()},
+    }
     weights = size_of((model.components() if recipe.memory.offload_reference else modules).values())
     encoders = {name: part for name, part in modules.items() if name.startswith("text_encoder")}
     freed = size_of(encoders.values()) if recipe.memory.free_text_encoders else 0
@@ -92,24 +105,33 @@ def estimate(model: Model, recipe: Recipe) -> MemoryEstimate:
     with make_fake(modules) as shapes:
         encoding, condition = _encode(model, recipe)
         micro = recipe.optim.micro_batch
-        drawn = condition.repeat(max(min(micro, images), recipe.evaluate.batch_size))  # galleries are drawn too
+        drawn = condition.repeat(
+            max(min(micro, images), recipe.evaluate.batch_size)
+        )  # galleries are drawn too
         learned = condition.repeat(min(micro, calls["images"]))
         half = DTYPES[recipe.model.dtype]
         with nullcontext() if half == torch.float32 else torch.autocast("cpu", half):
             sampling, final = _draw(model, drawn, recipe)
             learning = _learn(model, learned, recipe)
         decoding, picture = _decode(model, final, shapes)
-    latents = FLOAT * (recipe.sampling.num_inference_steps + 1) * torch.Size(condition.latent_shape).numel()
+    latents = (
+        FLOAT
+        * (recipe.sampling.num_inference_steps + 1)
+        * torch.Size(condition.latent_shape).numel()
+    )
     stored = images * (latents + picture)
     return MemoryEstimate(weights, freed, training, stored, encoding, sampling, decoding, learning)
 
 
 def _encode(model: Model, recipe: Recipe) -> tuple[int, Condition]:
     """Of a full batch of texts; and one condition."""
-    height, width = recipe.sampling.height or model.default_size[0], recipe.sampling.width or model.default_size[1]
+    height = recipe.sampling.height or model.default_size[0]
+    width = recipe.sampling.width or model.default_size[1]
     texts = [str(number) for number in range(31)]  # and the negative one
     with PeakMemory() as memory:
-        condition = model.encode_prompts(texts, height=height, width=width, num_frames=recipe.sampling.num_frames)
+        condition = model.encode_prompts(
+            texts, height=height, width=width, num_frames=recipe.sampling.num_frames
+        )
     return memory.peak, condition[:1]
 
 
@@ -122,18 +144,27 @@ def _draw(model: Model, rows: Condition, recipe: Recipe) -> tuple[int, Tensor]:
 def _learn(model: Model, rows: Condition, recipe: Recipe) -> int:
     """Besides the gradients that it leaves behind."""
     drawn = _rollout(model, rows, recipe)
-    options: dict[str, Any] = {"eta": recipe.sampling.eta, "guidance_scale": recipe.sampling.guidance_scale}
+    options: dict[str, Any] = {
+        "eta": recipe.sampling.eta,
+        "guidance_scale": recipe.sampling.guidance_scale,
+    }
     with PeakMemory() as memory:
         if len(drawn.stochastic):
             step_log_prob(model, drawn, int(drawn.stochastic[0]), rows, **options).sum().backward()
         else:  # of methods that denoise, which need no noise in sampling
-            t, noise = drawn.times[:1, 0].expand(len(rows)), torch.zeros_like(drawn.final)
+            t = drawn.times[:1, 0].expand(len(rows))
+            noise = torch.zeros_like(drawn.final)
             squared_errors(model, drawn.final, noise, t, rows, recipe.sampling).sum().backward()
-    return memory.peak - sum(parameter.grad.nbytes for parameter in model.parameters() if parameter.grad is not None)
+    return memory.peak - sum(
+        parameter.grad.nbytes for parameter in model.parameters() if parameter.grad is not None
+    )
 
 
 def _rollout(model: Model, rows: Condition, recipe: Recipe) -> Rollout:
-    options: dict[str, Any] = {"eta": recipe.sampling.eta, "guidance_scale": recipe.sampling.guidance_scale}
+    options: dict[str, Any] = {
+        "eta": recipe.sampling.eta,
+        "guidance_scale": recipe.sampling.guidance_scale,
+    }
     return pipelines.rollout(model, rows, num_inference_steps=STEPS, **options)
 
 

@@ -1,4 +1,6 @@
-"""What watches a run: held-out rewards that fall, the best measurement so far, and settings that invite surprises."""
+"""What watches a run: held-out rewards that fall, the best measurement so far, and settings that
+invite surprises.
+"""
 
 import logging
 from collections.abc import Iterable
@@ -20,9 +22,10 @@ FALLEN = 0.25  # standard deviations over pictures, before
 class Guard:
     """Compares each measurement of the held-out rewards with the one before training.
 
-    ``worse`` counts measurements in a row in which some held-out mean lies 0.25 standard deviations below its start.
-    ``best_rise`` is the largest mean change of the held-out rewards, in such deviations, and ``best_step`` where it
-    was; 0 and 0 while nothing was better than the untouched model.
+    ``worse`` counts measurements in a row in which some held-out mean lies 0.25 standard deviations
+    below its start. ``best_rise`` is the largest mean change of the held-out rewards, in such
+    deviations, and ``best_step`` where it was; 0 and 0 while nothing was better than the untouched
+    model.
     """
 
     before: ScoresTable
@@ -37,7 +40,9 @@ class Guard:
     def of(cls, recipe: Recipe, before: ScoresTable, progress: dict[str, Any]) -> "Guard":
         """For a recipe's run, from where a checkpoint left it."""
         patience = recipe.stop.patience if recipe.stop.when == "eval_rewards_fall" else None
-        known = {key: progress[key] for key in ("worse", "best_step", "best_rise") if key in progress}
+        known = {
+            key: progress[key] for key in ("worse", "best_step", "best_rise") if key in progress
+        }
         return cls(before, tuple(map(label, recipe.eval_rewards)), patience, **known)
 
     @property
@@ -65,11 +70,18 @@ class Guard:
         if fallen:
             told = ", ".join(f"{name} by {-rise:.2f}" for name, rise in fallen.items())
             then = f"; the run stops here (stop.patience: {self.patience})" if self.stop else ""
-            log.warning("step %d: held out and fallen, in standard deviations: %s: reward hacking?%s", step, told, then)
+            log.warning(
+                "step %d: held out and fallen, in standard deviations: %s: reward hacking?%s",
+                step,
+                told,
+                then,
+            )
         return {"eval/fallen": float(len(fallen))} if self.held_out else {}
 
     def rise(self, head: str, table: ScoresTable) -> float:
-        """Change of a head's mean in standard deviations before; 0 where it had none and has not moved."""
+        """Change of a head's mean in standard deviations before; 0 where it had none and has not
+        moved.
+        """
         change = mean(table, head) - mean(self.before, head)
         return change / max(spread(self.before, head), 1e-12) if change else 0.0
 
@@ -82,13 +94,16 @@ def mean(table: ScoresTable, head: str) -> float:
 
 def spread(table: ScoresTable, head: str) -> float:
     """Standard deviation over pictures (ddof 1)."""
-    values = torch.tensor([value for value in table.heads[head] if value is not None], dtype=torch.float64)
+    values = torch.tensor(
+        [value for value in table.heads[head] if value is not None], dtype=torch.float64
+    )
     return values.std().item() if len(values) > 1 else 0.0
 
 
 def surprises(recipe: Recipe, model: Model) -> Iterable[str]:
     """Where training differs from how pictures will be made: what is learned there may not hold."""
-    sampling, steps = recipe.sampling, recipe.evaluate.num_inference_steps
+    sampling = recipe.sampling
+    steps = recipe.evaluate.num_inference_steps
     size = (sampling.height or model.default_size[0], sampling.width or model.default_size[1])
     if size != model.default_size:
         own, ours = ("x".join(map(str, each)) for each in (model.default_size, size))

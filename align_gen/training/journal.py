@@ -1,4 +1,6 @@
-"""``metrics.jsonl``: one line a training step, one line a measurement; readable while the run writes it."""
+"""``metrics.jsonl``: one line a training step, one line a measurement; readable while the run
+writes it.
+"""
 
 import json
 import os
@@ -13,10 +15,12 @@ Numbers = dict[str, Any]
 
 
 class Journal:
-    """The metrics of a run up to a step; later ones, of a run that was killed after them, are dropped from the file.
+    """The metrics of a run up to a step; later ones, of a run that was killed after them, are
+    dropped from the file.
 
     Args:
-        file: appended to, a whole line at a time; None keeps them in memory alone, for processes that do not write.
+        file: appended to, a whole line at a time; None keeps them in memory alone, for processes
+            that do not write.
     """
 
     def __init__(self, file: Path, step: int, *, writes: bool = True):

@@ -15,8 +15,12 @@ if TYPE_CHECKING:
 class Memory(Strict):
     """Each costs time; docs/memory.md has figures."""
 
-    checkpointing: bool = False  # compute the activations of the denoiser and the VAE again in the backward pass
-    vae: Literal["whole", "slices", "tiles"] = "whole"  # decode a batch at once, one by one, or in overlapping tiles
+    checkpointing: bool = (
+        False  # compute the activations of the denoiser and the VAE again in the backward pass
+    )
+    vae: Literal["whole", "slices", "tiles"] = (
+        "whole"  # decode a batch at once, one by one, or in overlapping tiles
+    )
     free_text_encoders: bool = False  # drop them once all prompts of the run are encoded
     offload_rewards: bool = False  # reward models wait on the CPU
     offload_reference: bool = False  # the frozen copy of full training waits on the CPU
@@ -33,9 +37,13 @@ def save_memory(model: "Model", options: Memory) -> None:
     components = model.components()
     if options.checkpointing:
         for name in model.trainable:
-            _call(components[name], "enable_gradient_checkpointing", f"memory.checkpointing: {name}")
+            _call(
+                components[name], "enable_gradient_checkpointing", f"memory.checkpointing: {name}"
+            )
         vae: Any = components.get("vae")
-        if getattr(vae, "_supports_gradient_checkpointing", False):  # few do, and few rewards need it
+        if getattr(
+            vae, "_supports_gradient_checkpointing", False
+        ):  # few do, and few rewards need it
             vae.enable_gradient_checkpointing()
     if options.vae != "whole":
         mode = {"slices": "enable_slicing", "tiles": "enable_tiling"}[options.vae]
@@ -45,14 +53,19 @@ def save_memory(model: "Model", options: Memory) -> None:
 @contextmanager
 def as_it_was(model: "Model") -> Iterator[None]:
     """Afterwards, how the model samples, attends and saves memory is what it was before."""
-    process, kernels, offloaded = model.process, chosen(model), model.offload_copies
+    process = model.process
+    kernels = chosen(model)
+    offloaded = model.offload_copies
     flags = ("gradient_checkpointing", "use_slicing", "use_tiling")
     parts = [part for root in model.components().values() for part in root.modules()]
-    modes = [(part, flag, getattr(part, flag)) for part in parts for flag in flags if hasattr(part, flag)]
+    modes = [
+        (part, flag, getattr(part, flag)) for part in parts for flag in flags if hasattr(part, flag)
+    ]
     try:
         yield
     finally:
-        model.process, model.offload_copies = process, offloaded
+        model.process = process
+        model.offload_copies = offloaded
         for part, flag, value in modes:
             setattr(part, flag, value)
         choose(kernels)
@@ -75,5 +88,8 @@ def _call(part: Any, method: str, key: str) -> None:
         raise UserError(f"{key}: {type(part).__name__} cannot do that")
     try:
         getattr(part, method)()
-    except (ValueError, NotImplementedError) as error:  # diffusers has the method on every model, and refuses in some
+    except (
+        ValueError,
+        NotImplementedError,
+    ) as error:  # diffusers has the method on every model, and refuses in some
         raise UserError(f"{key}: {error}") from error

@@ -16,8 +16,9 @@ from ..reward_heads import RewardSet, Scores
 class Shuffled(RewardSet):
     """Real rewards, dealt out at random among the samples of each prompt.
 
-    Their distribution within every prompt is untouched, so the optimisation is as strong as with the real ones. The
-    shuffle is a function of the scores themselves, so that a resumed run deals them out alike.
+    Their distribution within every prompt is untouched, so the optimisation is as strong as with
+    the real ones. The shuffle is a function of the scores themselves, so that a resumed run deals
+    them out alike.
     """
 
     seed: int = 0
@@ -28,5 +29,11 @@ class Shuffled(RewardSet):
         order = torch.arange(len(prompts))
         for prompt in dict.fromkeys(prompts):
             rows = torch.tensor([i for i, other in enumerate(prompts) if other == prompt])
-            order[rows] = rows[torch.randperm(len(rows), generator=generator(self.seed, "placebo", 0, key + prompt))]
-        return Scores(scores.combined[order.to(scores.combined.device)], scores.heads, scores.uncertainty)
+            order[rows] = rows[
+                torch.randperm(
+                    len(rows), generator=generator(self.seed, "placebo", 0, key + prompt)
+                )
+            ]
+        return Scores(
+            scores.combined[order.to(scores.combined.device)], scores.heads, scores.uncertainty
+        )

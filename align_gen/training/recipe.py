@@ -72,7 +72,9 @@ class Optim(Strict):
     weight_decay: float = Field(1e-4, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     ema: float | None = Field(None, gt=0, lt=1)
-    micro_batch: int = Field(16, ge=1)  # samples per denoiser call; bounds memory, changes nothing else
+    micro_batch: int = Field(
+        16, ge=1
+    )  # samples per denoiser call; bounds memory, changes nothing else
 
 
 class RunSection(Strict):
@@ -108,9 +110,13 @@ class Recipe(Strict):
         Raises:
             UserError: one line that names the key and what is accepted.
         """
-        path = bundled.RECIPES / f"{source}.yaml" if str(source) in bundled.recipes() else Path(source)
+        path = (
+            bundled.RECIPES / f"{source}.yaml" if str(source) in bundled.recipes() else Path(source)
+        )
         if not path.is_file():
-            raise UserError(f"recipe {str(source)!r}: no such file; want a .yaml file, or one of {bundled.recipes()}")
+            raise UserError(
+                f"recipe {str(source)!r}: no such file; want a .yaml file, or one of {bundled.recipes()}"
+            )
         try:
             data = yaml.load(path.read_text(encoding="utf-8"), YamlLoader)
         except (
@@ -139,16 +145,24 @@ class Recipe(Strict):
         _require_source(recipe, options, source)
         if recipe.rewards.keys() & recipe.eval_rewards.keys():
             both = sorted(map(str, recipe.rewards.keys() & recipe.eval_rewards.keys()))
-            raise UserError(f"{source}: eval_rewards: {both} is optimised too; a held-out reward needs another name")
-        if recipe.stop.when == "eval_rewards_fall" and not (recipe.eval_rewards and recipe.evaluate.every):
-            raise UserError(f"{source}: stop.when: eval_rewards_fall wants eval_rewards and evaluate.every > 0")
+            raise UserError(
+                f"{source}: eval_rewards: {both} is optimised too; a held-out reward needs another name"
+            )
+        if recipe.stop.when == "eval_rewards_fall" and not (
+            recipe.eval_rewards and recipe.evaluate.every
+        ):
+            raise UserError(
+                f"{source}: stop.when: eval_rewards_fall wants eval_rewards and evaluate.every > 0"
+            )
         return recipe.model_copy(update={"method": options.model_dump()})
 
     def method_options(self, source: str = "recipe") -> Any:
         """The method's own checked options."""
         name = self.method.get("name")
         if not isinstance(name, str) or name not in methods.METHODS:
-            raise UserError(f"{source}: method.name: no method {name!r}; have {sorted(methods.METHODS)}")
+            raise UserError(
+                f"{source}: method.name: no method {name!r}; have {sorted(methods.METHODS)}"
+            )
         return checked(methods.load(name).Options, self.method, source, "method.")
 
     def replace(self, **sections: Any) -> "Recipe":
@@ -170,26 +184,40 @@ class Recipe(Strict):
 
 
 def _require_source(recipe: Recipe, options: Any, source: str) -> None:
-    """A method's units must come from somewhere, and what compares pictures must be told what is good."""
+    """A method's units must come from somewhere, and what compares pictures must be told what is
+    good.
+    """
     kind = methods.load(options.name).kind(options)
-    given = {"prompts": recipe.prompts.train, "pairs": recipe.data.pairs, "media": recipe.data.media}
+    given = {
+        "prompts": recipe.prompts.train,
+        "pairs": recipe.data.pairs,
+        "media": recipe.data.media,
+    }
     key = "prompts.train" if kind == "prompts" else f"data.{kind}"
     if given[kind] is None:
-        raise UserError(f"{source}: {key}: method {recipe.method['name']} learns from it; want a file or a name")
+        raise UserError(
+            f"{source}: {key}: method {recipe.method['name']} learns from it; want a file or a name"
+        )
     for other in ("pairs", "media"):
         if other != kind and given[other] is not None:
-            raise UserError(f"{source}: data.{other}: method {recipe.method['name']} does not use it; want {key} alone")
+            raise UserError(
+                f"{source}: data.{other}: method {recipe.method['name']} does not use it; want {key} alone"
+            )
     compares = kind == "prompts" or (kind == "media" and options.images_per_prompt > 1)
     if compares and not recipe.rewards:
         raise UserError(f"{source}: rewards: nothing says what is good; want one or more")
     if not (recipe.rewards or recipe.eval_rewards):
         raise UserError(f"{source}: eval_rewards: nothing to measure with; want one or more")
     if kind == "pairs" and recipe.run.placebo:
-        raise UserError(f"{source}: run.placebo: shuffles rewards, and these pairs are chosen already")
+        raise UserError(
+            f"{source}: run.placebo: shuffles rewards, and these pairs are chosen already"
+        )
 
 
 def checked(model: type[Any], data: Any, source: str, prefix: str = "") -> Any:
-    """Validate, turning the first complaint into one line: the key, what is accepted, the nearest known key."""
+    """Validate, turning the first complaint into one line: the key, what is accepted, the nearest
+    known key.
+    """
     try:
         return model.model_validate(data)
     except ValidationError as error:
@@ -208,7 +236,11 @@ def checked(model: type[Any], data: Any, source: str, prefix: str = "") -> Any:
 def difference(mine: str, theirs: str) -> str:
     """The lines in which two recipes differ, short enough for one message."""
     lines = difflib.unified_diff(theirs.splitlines(), mine.splitlines(), lineterm="", n=0)
-    changed = [line.replace("  ", "") for line in lines if line[0] in "+-" and line[:3] not in ("+++", "---")]
+    changed = [
+        line.replace("  ", "")
+        for line in lines
+        if line[0] in "+-" and line[:3] not in ("+++", "---")
+    ]
     return "; ".join(changed[:6]) + (" …" if len(changed) > 6 else "")
 
 
@@ -216,7 +248,9 @@ def _known_keys(model: Any, location: tuple[Any, ...]) -> list[str]:
     for part in location:
         annotation = model.model_fields[part].annotation if part in model.model_fields else None
         options = [annotation, *getattr(annotation, "__args__", ())]
-        model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), model)
+        model = next(
+            (o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), model
+        )
     return sorted(model.model_fields)
 
 
@@ -248,7 +282,9 @@ class YamlLoader(yaml.SafeLoader):
     """YAML 1.2's floats: 1e-4 is a number. Duplicate keys and aliases are refused."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):  # a few lines of them can stand for more than any memory
+        if self.check_event(
+            yaml.AliasEvent
+        ):  # a few lines of them can stand for more than any memory
             raise yaml.YAMLError("aliases (*name) are not supported")
         return super().compose_node(parent, index)
 
@@ -261,5 +297,7 @@ class YamlLoader(yaml.SafeLoader):
 
 
 YamlLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)$"), list("-+0123456789.")
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)$"),
+    list("-+0123456789."),
 )

@@ -1,8 +1,8 @@
 """FSDP2: every process holds a part of each weight, and has a block whole only while it runs.
 
-torch.distributed.fsdp.fully_shard, which cuts as DeepSpeed's ZeRO-3 does. A LoRA is small and stays whole everywhere;
-its gradients add up in ``TrainState.update`` as ever. Every process must call the network equally often: in each block
-they wait for one another.
+torch.distributed.fsdp.fully_shard, which cuts as DeepSpeed's ZeRO-3 does. A LoRA is small and stays
+whole everywhere; its gradients add up in ``TrainState.update`` as ever. Every process must call the
+network equally often: in each block they wait for one another.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,8 @@ BLOCKS = ("BasicTransformerBlock", "ResnetBlock2D")  # of networks that do not n
 
 
 def shard(model: "Model", device: torch.device) -> None:
-    """Cut the networks of a model over all processes, block by block, and bring the parts to the device.
+    """Cut the networks of a model over all processes, block by block, and bring the parts to the
+    device.
 
     What of full training is trained is cut too; gradients then arrive summed over the processes.
     """
@@ -31,10 +32,20 @@ def shard(model: "Model", device: torch.device) -> None:
 
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     for module in (*model.trainable.values(), *model.copies.values()):
-        names = (getattr(module, "_no_split_modules", None), getattr(module, "_repeated_blocks", None), BLOCKS)
+        names = (
+            getattr(module, "_no_split_modules", None),
+            getattr(module, "_repeated_blocks", None),
+            BLOCKS,
+        )
         blocks = {name for each in names for name in each or ()}
-        lora = {part for name, part in module.named_parameters() if part.requires_grad and "lora_" in name}
-        for part in reversed([part for part in module.modules() if type(part).__name__ in blocks or part is module]):
+        lora = {
+            part
+            for name, part in module.named_parameters()
+            if part.requires_grad and "lora_" in name
+        }
+        for part in reversed(
+            [part for part in module.modules() if type(part).__name__ in blocks or part is module]
+        ):
             cut = fully_shard(part, mesh=mesh, ignored_params=lora, reshard_after_forward=True)
             cut.set_gradient_divide_factor(1.0)  # a sum, as everywhere here
             cut.set_force_sum_reduction_for_comms(True)  # gloo knows no other
@@ -49,12 +60,16 @@ def held(model: "Model") -> str:
 
 @contextmanager
 def put_together(model: "Model") -> Iterator[None]:
-    """Inside, what full training trains are plain modules on the CPU, to be exported; every process must enter."""
+    """Inside, what full training trains are plain modules on the CPU, to be exported; every process
+    must enter.
+    """
     kept = dict(model.trainable)
     for name, module in kept.items():
         if any(isinstance(part, DTensor) and part.requires_grad for part in module.parameters()):
             weights = {key: unshard(value).cpu() for key, value in module.state_dict().items()}
-            plain: Any = next(kind for kind in type(module).__mro__ if kind.__module__.startswith("diffusers."))
+            plain: Any = next(
+                kind for kind in type(module).__mro__ if kind.__module__.startswith("diffusers.")
+            )
             model.trainable[name] = plain.from_config(module.config)
             model.trainable[name].load_state_dict(weights)
     try:
@@ -64,7 +79,14 @@ def put_together(model: "Model") -> Iterator[None]:
 
 
 def require_equal_calls(prompts: int, pictures: int, ranks: int) -> None:
-    """UserError where the processes' shares differ, so that some would wait for calls that others never make."""
-    for key, count in (("method.prompts_per_step", prompts), ("evaluate.seeds times the held-out prompts", pictures)):
+    """UserError where the processes' shares differ, so that some would wait for calls that others
+    never make.
+    """
+    for key, count in (
+        ("method.prompts_per_step", prompts),
+        ("evaluate.seeds times the held-out prompts", pictures),
+    ):
         if count % ranks:
-            raise UserError(f"memory.shard: {key} is {count}; want a multiple of the {ranks} processes")
+            raise UserError(
+                f"memory.shard: {key} is {count}; want a multiple of the {ranks} processes"
+            )

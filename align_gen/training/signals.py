@@ -20,7 +20,8 @@ class Stopped(KeyboardInterrupt):
 
 
 class StopSignals:
-    """Inside, the first SIGTERM or Ctrl-C is only noted, in ``signum``; the second does what it always does.
+    """Inside, the first SIGTERM or Ctrl-C is only noted, in ``signum``; the second does what it
+    always does.
 
     Outside of the main thread, where Python handles no signals, nothing changes.
     """
@@ -37,7 +38,10 @@ class StopSignals:
         if self.signum is None:
             self.signum, self._since = number, time.monotonic()
             # Not print: the signal may have come in the middle of one.
-            os.write(2, f"align-gen: {signal.Signals(number).name}: saving first; again stops at once\n".encode())
+            os.write(
+                2,
+                f"align-gen: {signal.Signals(number).name}: saving first; again stops at once\n".encode(),
+            )
         elif time.monotonic() - self._since > ECHO:
             self._restore()
             signal.raise_signal(number)
@@ -48,6 +52,9 @@ class StopSignals:
         self._kept = {}
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._restore()

@@ -1,4 +1,6 @@
-"""Video by Stable Diffusion's relatives, whose VAE works picture by picture: AnimateDiff and ModelScope."""
+"""Video by Stable Diffusion's relatives, whose VAE works picture by picture: AnimateDiff and
+ModelScope.
+"""
 
 import re
 from collections.abc import Sequence
@@ -40,12 +42,15 @@ class PerFrame(StableDiffusion):
 class AnimateDiff(PerFrame):
     """Adapter of ``diffusers.AnimateDiffPipeline``; trains the UNet, motion modules included.
 
-    To train the motion alone, name it: ``target_modules: ".*motion_modules.*(to_q|to_k|to_v|to_out.0)"``.
+    To train the motion alone, name it: ``target_modules:
+    ".*motion_modules.*(to_q|to_k|to_v|to_out.0)"``.
     """
 
     def __init__(self, pipeline: Any):
         super().__init__(pipeline)
-        self.default_frames = min(self.default_frames, pipeline.motion_adapter.config.motion_max_seq_length)
+        self.default_frames = min(
+            self.default_frames, pipeline.motion_adapter.config.motion_max_seq_length
+        )
 
     def train_lora(self, options: LoraOptions) -> None:
         """As of any family.
@@ -55,7 +60,9 @@ class AnimateDiff(PerFrame):
         """
         super().train_lora(options)
         layers = unwrap(self.trainable["unet"]).named_modules()
-        if any(MOTION_PROJECTION.fullmatch(name) and hasattr(layer, "lora_A") for name, layer in layers):
+        if any(
+            MOTION_PROJECTION.fullmatch(name) and hasattr(layer, "lora_A") for name, layer in layers
+        ):
             self.untrain()
             raise ValueError(
                 "target_modules: proj_in and proj_out of motion modules take no LoRA (diffusers passes their input by "
@@ -69,7 +76,9 @@ class AnimateDiff(PerFrame):
         return super().latent_shape(height, width, num_frames)
 
     def denoise(self, x: Tensor, t: Tensor, tensors: dict[str, Tensor]) -> Tensor:
-        texts = tensors["prompt_embeds"].repeat_interleave(x.shape[2], 0)  # the network takes one for every frame
+        texts = tensors["prompt_embeds"].repeat_interleave(
+            x.shape[2], 0
+        )  # the network takes one for every frame
         return super().denoise(x, t, {**tensors, "prompt_embeds": texts})
 
 
@@ -80,7 +89,8 @@ class UNet3DConditionModel(diffusers.UNet3DConditionModel, PeftAdapterMixin):  #
 class ModelScope(OwnLora, PerFrame):
     """Adapter of ``diffusers.TextToVideoSDPipeline``; trains the UNet.
 
-    The pipeline's ``save_lora_weights`` writes what it cannot load, so a LoRA is a file of the component.
+    The pipeline's ``save_lora_weights`` writes what it cannot load, so a LoRA is a file of the
+    component.
     """
 
     def __init__(self, pipeline: Any):

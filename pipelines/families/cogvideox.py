@@ -1,4 +1,6 @@
-"""CogVideoX, text to video: T5, v-prediction on a noise schedule of its own, latents frame by frame before channels."""
+"""CogVideoX, text to video: T5, v-prediction on a noise schedule of its own, latents frame by frame
+before channels.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,10 +14,11 @@ from ..schedules import ddim_process, ddim_times
 
 
 class CogVideoX(Video):
-    """Adapter of ``diffusers.CogVideoXPipeline``; trains the transformer. Latents are (16, F, H/8, W/8).
+    """Adapter of ``diffusers.CogVideoXPipeline``; trains the transformer. Latents are (16, F, H/8,
+    W/8).
 
-    CogVideoX 1.5 reads frames two by two, and a video has an odd number of them: its latents have one more in front,
-    a copy of the first. ``decode`` drops it, as the pipeline does.
+    CogVideoX 1.5 reads frames two by two, and a video has an odd number of them: its latents have
+    one more in front, a copy of the first. ``decode`` drops it, as the pipeline does.
     """
 
     def __init__(self, pipeline: Any):
@@ -28,16 +31,26 @@ class CogVideoX(Video):
         self.padding = 1 if config.patch_size_t else 0
         self.max_sequence_length = config.max_text_seq_length
         self.default_frames = config.sample_frames
-        self.default_size = (config.sample_height * self.stride[1], config.sample_width * self.stride[1])
+        self.default_size = (
+            config.sample_height * self.stride[1],
+            config.sample_width * self.stride[1],
+        )
         if config.patch_size_t:
-            self.default_size = (768, 1360)  # there, sample_height and sample_width bound the positions instead
+            self.default_size = (
+                768,
+                1360,
+            )  # there, sample_height and sample_width bound the positions instead
 
     def times(self, num_inference_steps: int, latent_shape: Sequence[int]) -> Tensor:
         return ddim_times(self.pipeline.scheduler, num_inference_steps)
 
     def encode_texts(self, texts: Sequence[str]) -> dict[str, Tensor]:
         embeds, _ = self.pipeline.encode_prompt(
-            list(texts), None, False, max_sequence_length=self.max_sequence_length, device=self.device
+            list(texts),
+            None,
+            False,
+            max_sequence_length=self.max_sequence_length,
+            device=self.device,
         )
         return {"prompt_embeds": embeds}
 
@@ -61,9 +74,12 @@ class CogVideoX(Video):
 
     def denoise(self, x: Tensor, t: Tensor, tensors: dict[str, Tensor]) -> Tensor:
         _, _, length, height, width = x.shape
-        side, rotary = self.stride[1], None
+        side = self.stride[1]
+        rotary = None
         if self.pipeline.transformer.config.use_rotary_positional_embeddings:
-            rotary = self.pipeline._prepare_rotary_positional_embeddings(height * side, width * side, length, x.device)
+            rotary = self.pipeline._prepare_rotary_positional_embeddings(
+                height * side, width * side, length, x.device
+            )
         output: Tensor = self.trainable["transformer"](
             hidden_states=x.transpose(1, 2),
             encoder_hidden_states=tensors["prompt_embeds"],

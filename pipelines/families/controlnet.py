@@ -1,4 +1,6 @@
-"""ControlNet on Stable Diffusion 1.x / 2.x and XL: a second network reads a control map and steers the frozen UNet."""
+"""ControlNet on Stable Diffusion 1.x / 2.x and XL: a second network reads a control map and steers
+the frozen UNet.
+"""
 
 from typing import Any
 
@@ -24,9 +26,14 @@ class _Controlled(OwnLora):
             raise ValueError("controlnet: global pooling (guess mode) is not supported")
         self.trainable = {"controlnet": pipeline.controlnet}
 
-    def inputs(self, count: int, height: int, width: int, num_frames: int, **inputs: Any) -> dict[str, Tensor]:
+    def inputs(
+        self, count: int, height: int, width: int, num_frames: int, **inputs: Any
+    ) -> dict[str, Tensor]:
         control = pictures("control", "the maps", inputs.pop("control", None), count, height, width)
-        return {**super().inputs(count, height, width, num_frames, **inputs), "control": control.to(self.device)}
+        return {
+            **super().inputs(count, height, width, num_frames, **inputs),
+            "control": control.to(self.device),
+        }
 
     def call(self, latents: Tensor, guidance: Guidance, **inputs: Any) -> dict[str, Any]:
         return super().call(latents, guidance, image=inputs.pop("control"), **inputs)
@@ -36,8 +43,14 @@ class _Controlled(OwnLora):
         return {}
 
     def denoise(self, x: Tensor, t: Tensor, tensors: dict[str, Tensor]) -> Tensor:
-        told = {"encoder_hidden_states": tensors["prompt_embeds"], "return_dict": False, **self.added(tensors)}
-        down, middle = self.trainable["controlnet"](x, t, controlnet_cond=tensors["control"], **told)
+        told = {
+            "encoder_hidden_states": tensors["prompt_embeds"],
+            "return_dict": False,
+            **self.added(tensors),
+        }
+        down, middle = self.trainable["controlnet"](
+            x, t, controlnet_cond=tensors["control"], **told
+        )
         output: Tensor = self.pipeline.unet(
             x, t, down_block_additional_residuals=down, mid_block_additional_residual=middle, **told
         )[0]

@@ -1,4 +1,6 @@
-"""FLUX.1: CLIP's pooled output and T5's tokens, latents packed two by two, guidance as an input of the network."""
+"""FLUX.1: CLIP's pooled output and T5's tokens, latents packed two by two, guidance as an input of
+the network.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,11 +17,20 @@ from ..schedules import even_sigmas, flow_times
 class Flux(Pretrained):
     """Adapter of ``diffusers.FluxPipeline``; trains the transformer.
 
-    A bare guidance number is the embedded scale, as in the pipeline's call; ``{"text": …}`` is its ``true_cfg_scale``.
-    A network without that input (schnell) knows "text" alone.
+    A bare guidance number is the embedded scale, as in the pipeline's call; ``{"text": …}`` is its
+    ``true_cfg_scale``. A network without that input (schnell) knows "text" alone.
     """
 
-    default_lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+    default_lora_targets = (
+        "to_q",
+        "to_k",
+        "to_v",
+        "to_out.0",
+        "add_q_proj",
+        "add_k_proj",
+        "add_v_proj",
+        "to_add_out",
+    )
     patch_size = 2
     max_sequence_length = 512
 
@@ -39,7 +50,10 @@ class Flux(Pretrained):
     def times(self, num_inference_steps: int, latent_shape: Sequence[int]) -> Tensor:
         sigmas = even_sigmas(num_inference_steps)
         return flow_times(
-            self.pipeline.scheduler, num_inference_steps, latent_shape[-2] * latent_shape[-1] // 4, sigmas
+            self.pipeline.scheduler,
+            num_inference_steps,
+            latent_shape[-2] * latent_shape[-1] // 4,
+            sigmas,
         )
 
     def encode_texts(self, texts: Sequence[str]) -> dict[str, Tensor]:
@@ -50,7 +64,9 @@ class Flux(Pretrained):
 
     def call(self, latents: Tensor, guidance: Guidance, **inputs: Any) -> dict[str, Any]:
         scales = self.scales(guidance)
-        options = super().call(self.pipeline._pack_latents(latents, *latents.shape), guidance, **inputs)
+        options = super().call(
+            self.pipeline._pack_latents(latents, *latents.shape), guidance, **inputs
+        )
         options |= {"true_cfg_scale": scales["text"], "guidance_scale": scales.get("embedded", 0.0)}
         return {**options, "negative_prompt": [self.default_negative] * len(latents)}
 
@@ -58,7 +74,9 @@ class Flux(Pretrained):
         """Tokens (B, N, 4C), those of x first, and their positions (N, 3)."""
         batch, channels, height, width = x.shape
         tokens: Tensor = self.pipeline._pack_latents(x, batch, channels, height, width)
-        return tokens, self.pipeline._prepare_latent_image_ids(batch, height // 2, width // 2, x.device, x.dtype)
+        return tokens, self.pipeline._prepare_latent_image_ids(
+            batch, height // 2, width // 2, x.device, x.dtype
+        )
 
     def denoise(self, x: Tensor, t: Tensor, tensors: dict[str, Tensor]) -> Tensor:
         height, width = x.shape[-2:]
@@ -75,5 +93,7 @@ class Flux(Pretrained):
             return_dict=False,
         )[0][:, : height * width // 4]
         factor = self.pipeline.vae_scale_factor
-        unpacked: Tensor = self.pipeline._unpack_latents(output, height * factor, width * factor, factor)
+        unpacked: Tensor = self.pipeline._unpack_latents(
+            output, height * factor, width * factor, factor
+        )
         return unpacked

@@ -13,7 +13,8 @@ from .flux import Flux
 class FluxKontext(Flux):
     """Adapter of ``diffusers.FluxKontextPipeline``; trains the transformer.
 
-    ``encode_prompts`` wants ``image``, the pictures to edit, (B, 3, H, W) in [0, 1], as large as those to be made.
+    ``encode_prompts`` wants ``image``, the pictures to edit, (B, 3, H, W) in [0, 1], as large as
+    those to be made.
     """
 
     wants = ("image",)
@@ -21,10 +22,17 @@ class FluxKontext(Flux):
     def __init__(self, pipeline: Any):
         super().__init__(pipeline)
         if "embedded" in self.guidances:
-            self.guidances = {**self.guidances, "embedded": 2.5}  # as published; the call's default is FLUX.1's
+            self.guidances = {
+                **self.guidances,
+                "embedded": 2.5,
+            }  # as published; the call's default is FLUX.1's
 
-    def inputs(self, count: int, height: int, width: int, num_frames: int, **inputs: Any) -> dict[str, Tensor]:
-        image = pictures("image", "the pictures to edit", inputs.pop("image", None), count, height, width)
+    def inputs(
+        self, count: int, height: int, width: int, num_frames: int, **inputs: Any
+    ) -> dict[str, Tensor]:
+        image = pictures(
+            "image", "the pictures to edit", inputs.pop("image", None), count, height, width
+        )
         super().inputs(count, height, width, num_frames, **inputs)
         with torch.no_grad():
             return {"image_latents": self.encode(image)}

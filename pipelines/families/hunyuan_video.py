@@ -1,4 +1,6 @@
-"""HunyuanVideo, text to video: a language model's tokens and CLIP's pooled output, guidance as an input."""
+"""HunyuanVideo, text to video: a language model's tokens and CLIP's pooled output, guidance as an
+input.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,13 +15,23 @@ from ..schedules import flow_times
 
 
 class HunyuanVideo(Video):
-    """Adapter of ``diffusers.HunyuanVideoPipeline``; trains the transformer. Latents are (16, F, H/8, W/8).
+    """Adapter of ``diffusers.HunyuanVideoPipeline``; trains the transformer. Latents are (16, F,
+    H/8, W/8).
 
-    A bare guidance number is the embedded scale, as in the pipeline's call; ``{"text": …}`` is its ``true_cfg_scale``.
-    A network without that input knows "text" alone.
+    A bare guidance number is the embedded scale, as in the pipeline's call; ``{"text": …}`` is its
+    ``true_cfg_scale``. A network without that input knows "text" alone.
     """
 
-    default_lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+    default_lora_targets = (
+        "to_q",
+        "to_k",
+        "to_v",
+        "to_out.0",
+        "add_q_proj",
+        "add_k_proj",
+        "add_v_proj",
+        "to_add_out",
+    )
     default_size = (720, 1280)
     default_frames = 129
     frame_rate = 24
@@ -42,7 +54,11 @@ class HunyuanVideo(Video):
         embeds, pooled, mask = self.pipeline.encode_prompt(
             list(texts), device=self.device, max_sequence_length=self.max_sequence_length
         )
-        return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled, "prompt_attention_mask": mask}
+        return {
+            "prompt_embeds": embeds,
+            "pooled_prompt_embeds": pooled,
+            "prompt_attention_mask": mask,
+        }
 
     def call(self, latents: Tensor, guidance: Guidance, **inputs: Any) -> dict[str, Any]:
         scales = self.scales(guidance)

@@ -15,8 +15,9 @@ from .stable_diffusion import StableDiffusion
 class InstructPix2Pix(StableDiffusion):
     """Adapter of ``diffusers.StableDiffusionInstructPix2PixPipeline``; trains the UNet.
 
-    ``encode_prompts`` wants ``image``, the pictures to edit, (B, 3, H, W) in [0, 1]. Guidance has two scales (Brooks et
-    al. 2023, equation 3): "text", from the picture to picture and words, and "image", from nothing to the picture.
+    ``encode_prompts`` wants ``image``, the pictures to edit, (B, 3, H, W) in [0, 1]. Guidance has
+    two scales (Brooks et al. 2023, equation 3): "text", from the picture to picture and words, and
+    "image", from nothing to the picture.
     """
 
     wants = ("image",)
@@ -25,8 +26,12 @@ class InstructPix2Pix(StableDiffusion):
     def encode_texts(self, texts: Sequence[str]) -> dict[str, Tensor]:
         return {"prompt_embeds": self.pipeline._encode_prompt(list(texts), self.device, 1, False)}
 
-    def inputs(self, count: int, height: int, width: int, num_frames: int, **inputs: Any) -> dict[str, Tensor]:
-        image = pictures("image", "the pictures to edit", inputs.pop("image", None), count, height, width)
+    def inputs(
+        self, count: int, height: int, width: int, num_frames: int, **inputs: Any
+    ) -> dict[str, Tensor]:
+        image = pictures(
+            "image", "the pictures to edit", inputs.pop("image", None), count, height, width
+        )
         super().inputs(count, height, width, num_frames, **inputs)
         with torch.no_grad():
             return {
@@ -43,9 +48,12 @@ class InstructPix2Pix(StableDiffusion):
         return 3 if self.scales(guidance)["text"] > 1 else 1
 
     def predict(self, x_t: Tensor, t: Tensor, condition: Condition, guidance: Guidance) -> Tensor:
-        scales, tensors = self.scales(guidance), condition.tensors
-        x, t = x_t.to(self.dtype), t.to(x_t.device).expand(len(x_t))
-        text, image = tensors["prompt_embeds"], tensors["image_latents"]
+        scales = self.scales(guidance)
+        tensors = condition.tensors
+        x = x_t.to(self.dtype)
+        t = t.to(x_t.device).expand(len(x_t))
+        text = tensors["prompt_embeds"]
+        image = tensors["image_latents"]
         if scales["text"] <= 1:
             return self.denoise(x, t, self._ready({"prompt_embeds": text, "image_latents": image}))
         negative = tensors["negative_prompt_embeds"]
@@ -53,8 +61,11 @@ class InstructPix2Pix(StableDiffusion):
             "prompt_embeds": torch.cat([text, negative, negative]),
             "image_latents": torch.cat([image, image, torch.zeros_like(image)]),
         }
-        with_both, with_image, with_none = self.denoise(x.repeat(3, 1, 1, 1), t.repeat(3), self._ready(three)).chunk(3)
-        by_text, by_image = with_both - with_image, with_image - with_none
+        with_both, with_image, with_none = self.denoise(
+            x.repeat(3, 1, 1, 1), t.repeat(3), self._ready(three)
+        ).chunk(3)
+        by_text = with_both - with_image
+        by_image = with_image - with_none
         return with_none + scales["text"] * by_text + scales["image"] * by_image
 
     def denoise(self, x: Tensor, t: Tensor, tensors: dict[str, Tensor]) -> Tensor:

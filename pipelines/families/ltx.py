@@ -1,4 +1,6 @@
-"""LTX-Video, text to video: T5 with its mask, latents packed into tokens, positions in seconds and pixels."""
+"""LTX-Video, text to video: T5 with its mask, latents packed into tokens, positions in seconds and
+pixels.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,10 +15,11 @@ from ..schedules import even_sigmas, flow_times
 
 
 class LTXVideo(Video):
-    """Adapter of ``diffusers.LTXPipeline``; trains the transformer. Latents are (128, F, H/32, W/32).
+    """Adapter of ``diffusers.LTXPipeline``; trains the transformer. Latents are (128, F, H/32,
+    W/32).
 
-    Videos have 25 frames a second. A VAE that is told a time (since 0.9.1) is told 0, the pipeline's default, and no
-    noise is added; that of 0.9.1 draws some of its own all the same.
+    Videos have 25 frames a second. A VAE that is told a time (since 0.9.1) is told 0, the
+    pipeline's default, and no noise is added; that of 0.9.1 draws some of its own all the same.
     """
 
     default_size = (512, 704)
@@ -28,16 +31,25 @@ class LTXVideo(Video):
         super().__init__(pipeline)
         self.trainable = {"transformer": pipeline.transformer}
         self.process = Flow()
-        self.stride = (pipeline.vae_temporal_compression_ratio, pipeline.vae_spatial_compression_ratio)
+        self.stride = (
+            pipeline.vae_temporal_compression_ratio,
+            pipeline.vae_spatial_compression_ratio,
+        )
 
     def times(self, num_inference_steps: int, latent_shape: Sequence[int]) -> Tensor:
         sigmas = even_sigmas(num_inference_steps)
         _, length, height, width = latent_shape
-        return flow_times(self.pipeline.scheduler, num_inference_steps, length * height * width, sigmas)
+        return flow_times(
+            self.pipeline.scheduler, num_inference_steps, length * height * width, sigmas
+        )
 
     def encode_texts(self, texts: Sequence[str]) -> dict[str, Tensor]:
         embeds, mask, _, _ = self.pipeline.encode_prompt(
-            list(texts), None, False, max_sequence_length=self.max_sequence_length, device=self.device
+            list(texts),
+            None,
+            False,
+            max_sequence_length=self.max_sequence_length,
+            device=self.device,
         )
         return {"prompt_embeds": embeds, "prompt_attention_mask": mask}
 
@@ -51,10 +63,14 @@ class LTXVideo(Video):
         if not vae.config.timestep_conditioning:
             return super().decode_raw(raw)
         parts = raw.split(1) if vae.use_slicing else [raw]  # its own slices forget the time
-        return torch.cat([vae.decode(part, part.new_zeros(len(part)), return_dict=False)[0] for part in parts])
+        return torch.cat(
+            [vae.decode(part, part.new_zeros(len(part)), return_dict=False)[0] for part in parts]
+        )
 
     def call(self, latents: Tensor, guidance: Guidance, **inputs: Any) -> dict[str, Any]:
-        return super().call(self.pipeline._pack_latents(latents), guidance, frame_rate=self.frame_rate, **inputs)
+        return super().call(
+            self.pipeline._pack_latents(latents), guidance, frame_rate=self.frame_rate, **inputs
+        )
 
     def denoise(self, x: Tensor, t: Tensor, tensors: dict[str, Tensor]) -> Tensor:
         _, _, length, height, width = x.shape

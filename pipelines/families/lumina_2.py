@@ -1,4 +1,6 @@
-"""Lumina-Image 2.0: Gemma's tokens and the picture's in one sequence; 0 is noise there, and 1 the picture."""
+"""Lumina-Image 2.0: Gemma's tokens and the picture's in one sequence; 0 is noise there, and 1 the
+picture.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,8 +15,8 @@ from ..schedules import even_sigmas, flow_times
 class Lumina2(Pretrained):
     """Adapter of ``diffusers.Lumina2Pipeline``; trains the transformer.
 
-    A prompt follows the pipeline's system prompt, which counts towards its 256 tokens; a negative text does not.
-    Guidance turns the output, and leaves it as long as it was with the text.
+    A prompt follows the pipeline's system prompt, which counts towards its 256 tokens; a negative
+    text does not. Guidance turns the output, and leaves it as long as it was with the text.
     """
 
     max_sequence_length = 256
@@ -42,7 +44,9 @@ class Lumina2(Pretrained):
         return self.encode_negatives([self.template + text for text in texts])
 
     def encode_negatives(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        embeds, mask = self.pipeline._get_gemma_prompt_embeds(list(texts), self.device, self.max_sequence_length)
+        embeds, mask = self.pipeline._get_gemma_prompt_embeds(
+            list(texts), self.device, self.max_sequence_length
+        )
         return {"prompt_embeds": embeds, "prompt_attention_mask": mask}
 
     def guided(self, without: Tensor, with_text: Tensor, scale: float) -> Tensor:

@@ -1,4 +1,6 @@
-"""PixArt-Sigma: T5's tokens, a diffusion transformer on SDXL's latents that also predicts a variance nobody reads."""
+"""PixArt-Sigma: T5's tokens, a diffusion transformer on SDXL's latents that also predicts a
+variance nobody reads.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,9 +22,9 @@ class PixArtTransformer2DModel(diffusers.PixArtTransformer2DModel, PeftAdapterMi
 class PixArtSigma(OwnLora):
     """Adapter of ``diffusers.PixArtSigmaPipeline``; trains the transformer.
 
-    Prompts are put in lower case and nothing else: the pipeline's cleaning of them depends on optional packages. Sizes
-    are as asked for, where the pipeline draws the nearest of its table and scales the picture. The pipeline knows no
-    LoRA, so one is a file of the component.
+    Prompts are put in lower case and nothing else: the pipeline's cleaning of them depends on
+    optional packages. Sizes are as asked for, where the pipeline draws the nearest of its table and
+    scales the picture. The pipeline knows no LoRA, so one is a file of the component.
     """
 
     max_sequence_length = 300

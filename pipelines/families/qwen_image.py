@@ -1,4 +1,6 @@
-"""Qwen-Image: a vision-language model reads the text, a video VAE makes one frame, guidance keeps each token's norm."""
+"""Qwen-Image: a vision-language model reads the text, a video VAE makes one frame, guidance keeps
+each token's norm.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,10 +16,20 @@ from ..schedules import even_sigmas, flow_times
 
 
 class QwenImage(Pretrained):
-    """Adapter of ``diffusers.QwenImagePipeline``; trains the transformer. "text" is the call's ``true_cfg_scale``."""
+    """Adapter of ``diffusers.QwenImagePipeline``; trains the transformer. "text" is the call's
+    ``true_cfg_scale``.
+    """
 
     # Without to_add_out: nothing reads the last block's text.
-    default_lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj")
+    default_lora_targets = (
+        "to_q",
+        "to_k",
+        "to_v",
+        "to_out.0",
+        "add_q_proj",
+        "add_k_proj",
+        "add_v_proj",
+    )
     default_negative = " "  # as published; the pipeline has none of its own
     patch_size = 2
     max_sequence_length = 512
@@ -31,22 +43,34 @@ class QwenImage(Pretrained):
 
     @property
     def text_limit(self) -> tuple[Any, int]:
-        return self.pipeline.tokenizer, self.max_sequence_length - 3  # five tokens follow a prompt, two are counted
+        return (
+            self.pipeline.tokenizer,
+            self.max_sequence_length - 3,
+        )  # five tokens follow a prompt, two are counted
 
     def times(self, num_inference_steps: int, latent_shape: Sequence[int]) -> Tensor:
         sigmas = even_sigmas(num_inference_steps)
         return flow_times(
-            self.pipeline.scheduler, num_inference_steps, latent_shape[-2] * latent_shape[-1] // 4, sigmas
+            self.pipeline.scheduler,
+            num_inference_steps,
+            latent_shape[-2] * latent_shape[-1] // 4,
+            sigmas,
         )
 
     def encode_texts(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """Tokens (B, L, D) and which of them are real, (B, L): the pipeline's are as wide as its longest text."""
+        """Tokens (B, L, D) and which of them are real, (B, L): the pipeline's are as wide as its
+        longest text.
+        """
         embeds, mask = self.pipeline._get_qwen_prompt_embeds(list(texts), self.device)
         room = (0, self.max_sequence_length - embeds.shape[1])  # negative where it is to be cut
-        return {"prompt_embeds": pad(embeds, (0, 0, *room)), "prompt_embeds_mask": pad(mask, room).bool()}
+        return {
+            "prompt_embeds": pad(embeds, (0, 0, *room)),
+            "prompt_embeds_mask": pad(mask, room).bool(),
+        }
 
     def latent_statistics(self) -> tuple[Tensor, Tensor]:
-        config, dtype = self.pipeline.vae.config, self.pipeline.vae.dtype
+        config = self.pipeline.vae.config
+        dtype = self.pipeline.vae.dtype
         mean, std = (
             torch.tensor(value, device=self.device, dtype=dtype).view(-1, 1, 1, 1)
             for value in (config.latents_mean, config.latents_std)
@@ -90,5 +114,7 @@ class QwenImage(Pretrained):
 
     def _unpack(self, tokens: Tensor, height: int, width: int) -> Tensor:
         factor = self.pipeline.vae_scale_factor
-        unpacked: Tensor = self.pipeline._unpack_latents(tokens, height * factor, width * factor, factor)
+        unpacked: Tensor = self.pipeline._unpack_latents(
+            tokens, height * factor, width * factor, factor
+        )
         return unpacked.squeeze(2)

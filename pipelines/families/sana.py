@@ -1,4 +1,6 @@
-"""Sana: a small Gemma that is told to enhance the prompt, linear attention on latents 32 times smaller, DPM's times."""
+"""Sana: a small Gemma that is told to enhance the prompt, linear attention on latents 32 times
+smaller, DPM's times.
+"""
 
 import inspect
 from collections.abc import Sequence
@@ -13,10 +15,11 @@ from ..schedules import flow_times, network_time
 
 
 class Sana(Pretrained):
-    """Adapter of ``diffusers.SanaPipeline``, 1.0 and 1.5; trains the transformer. Latents are (32, H/32, W/32).
+    """Adapter of ``diffusers.SanaPipeline``, 1.0 and 1.5; trains the transformer. Latents are (32,
+    H/32, W/32).
 
-    A prompt follows the pipeline's own instruction to write it out; a negative text does not. Sizes are as asked for,
-    where the pipeline draws the nearest of its table and scales the picture.
+    A prompt follows the pipeline's own instruction to write it out; a negative text does not. Sizes
+    are as asked for, where the pipeline draws the nearest of its table and scales the picture.
     """
 
     max_sequence_length = 300
@@ -45,8 +48,12 @@ class Sana(Pretrained):
     def encode_negatives(self, texts: Sequence[str]) -> dict[str, Tensor]:
         return self._encode_after(None, texts)
 
-    def _encode_after(self, instruction: list[str] | None, texts: Sequence[str]) -> dict[str, Tensor]:
-        """300 tokens: the first, and the last 299, which leave the instruction's own out but for its end."""
+    def _encode_after(
+        self, instruction: list[str] | None, texts: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """300 tokens: the first, and the last 299, which leave the instruction's own out but for
+        its end.
+        """
         embeds, mask, _, _ = self.pipeline.encode_prompt(
             list(texts),
             False,
@@ -71,7 +78,8 @@ class Sana(Pretrained):
             x,
             encoder_hidden_states=tensors["prompt_embeds"],
             encoder_attention_mask=tensors["prompt_attention_mask"],
-            timestep=network_time(self.pipeline.scheduler, t) * self.pipeline.transformer.config.timestep_scale,
+            timestep=network_time(self.pipeline.scheduler, t)
+            * self.pipeline.transformer.config.timestep_scale,
             return_dict=False,
         )[0]
         return output

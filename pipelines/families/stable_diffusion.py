@@ -1,4 +1,6 @@
-"""Stable Diffusion 1.x and 2.x: one text encoder, an epsilon- or v-prediction UNet, a per-image VAE."""
+"""Stable Diffusion 1.x and 2.x: one text encoder, an epsilon- or v-prediction UNet, a per-image
+VAE.
+"""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,6 @@
-"""Stable Diffusion 3 and 3.5: two CLIP encoders and T5 (or none), a flow transformer, shift by the scheduler."""
+"""Stable Diffusion 3 and 3.5: two CLIP encoders and T5 (or none), a flow transformer, shift by the
+scheduler.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,11 +15,20 @@ from ..schedules import flow_times
 class StableDiffusion3(Pretrained):
     """Adapter of ``diffusers.StableDiffusion3Pipeline``; trains the transformer.
 
-    Without T5 its place holds zeros, as many as CLIP's tokens: pass ``max_sequence_length`` of that number to compare
-    with the pipeline's own call.
+    Without T5 its place holds zeros, as many as CLIP's tokens: pass ``max_sequence_length`` of that
+    number to compare with the pipeline's own call.
     """
 
-    default_lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+    default_lora_targets = (
+        "to_q",
+        "to_k",
+        "to_v",
+        "to_out.0",
+        "add_q_proj",
+        "add_k_proj",
+        "add_v_proj",
+        "to_add_out",
+    )
 
     def __init__(self, pipeline: Any):
         super().__init__(pipeline)
@@ -39,7 +50,13 @@ class StableDiffusion3(Pretrained):
 
     def encode_texts(self, texts: Sequence[str]) -> dict[str, Tensor]:
         embeds, _, pooled, _ = self.pipeline.encode_prompt(
-            list(texts), None, None, self.device, 1, False, max_sequence_length=self.max_sequence_length
+            list(texts),
+            None,
+            None,
+            self.device,
+            1,
+            False,
+            max_sequence_length=self.max_sequence_length,
         )
         return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
 

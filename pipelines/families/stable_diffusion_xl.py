@@ -1,4 +1,6 @@
-"""Stable Diffusion XL: two text encoders, their pooled output, and the picture's size as a condition."""
+"""Stable Diffusion XL: two text encoders, their pooled output, and the picture's size as a
+condition.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -31,18 +33,25 @@ class StableDiffusionXL(Pretrained):
         embeds, _, pooled, _ = self.pipeline.encode_prompt(list(texts), None, self.device, 1, False)
         return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
 
-    def inputs(self, count: int, height: int, width: int, num_frames: int, **inputs: Any) -> dict[str, Tensor]:
+    def inputs(
+        self, count: int, height: int, width: int, num_frames: int, **inputs: Any
+    ) -> dict[str, Tensor]:
         """The picture's original size, where it was cropped, and its size now: uncropped."""
         super().inputs(count, height, width, num_frames, **inputs)
-        sizes = torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32, device=self.device)
+        sizes = torch.tensor(
+            [height, width, 0, 0, height, width], dtype=torch.float32, device=self.device
+        )
         return {"time_ids": sizes.expand(count, -1)}
 
     def latent_statistics(self) -> tuple[Any, Any]:
         config = self.pipeline.vae.config
-        mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+        mean = getattr(config, "latents_mean", None)
+        std = getattr(config, "latents_std", None)
         if mean is None or std is None:
             return super().latent_statistics()
-        mean, std = (torch.tensor(value, device=self.device).view(-1, 1, 1) for value in (mean, std))
+        mean, std = (
+            torch.tensor(value, device=self.device).view(-1, 1, 1) for value in (mean, std)
+        )
         return mean, std / config.scaling_factor
 
     def denoise(self, x: Tensor, t: Tensor, tensors: dict[str, Tensor]) -> Tensor:

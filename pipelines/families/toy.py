@@ -1,8 +1,10 @@
-"""A Gaussian mixture whose denoiser, velocity and likelihood are exact: where methods meet their closed forms.
+"""A Gaussian mixture whose denoiser, velocity and likelihood are exact: where methods meet their
+closed forms.
 
-x0 ~ sum_k w_k N(m_k, s_k^2 I). Given x_t = alpha x0 + sigma x1, component k explains x_t ~ N(alpha m_k, v_k I) with
-v_k = alpha^2 s_k^2 + sigma^2, and E[x0 | x_t, k] = m_k + (alpha s_k^2 / v_k)(x_t - alpha m_k). The trainable part is a
-shift of the predicted x0 for each time, enough to reach any optimum that is linear in x.
+x0 ~ sum_k w_k N(m_k, s_k^2 I). Given x_t = alpha x0 + sigma x1, component k explains x_t ~ N(alpha
+m_k, v_k I) with v_k = alpha^2 s_k^2 + sigma^2, and E[x0 | x_t, k] = m_k + (alpha s_k^2 / v_k)(x_t -
+alpha m_k). The trainable part is a shift of the predicted x0 for each time, enough to reach any
+optimum that is linear in x.
 """
 
 from collections.abc import Sequence
@@ -19,7 +21,8 @@ BINS = 1000
 
 
 class MixtureDenoiser(nn.Module):
-    """Exact x0 prediction of a mixture of K isotropic Gaussians in D dimensions, plus a learned shift a time.
+    """Exact x0 prediction of a mixture of K isotropic Gaussians in D dimensions, plus a learned
+    shift a time.
 
     Args:
         means: (K, D). stds, weights: (K,).
@@ -38,8 +41,11 @@ class MixtureDenoiser(nn.Module):
 
     def forward(self, x_t: Tensor, alpha: Tensor, sigma: Tensor, bin_: Tensor) -> Tensor:
         """x_t (B, D); alpha, sigma, bin_ (B,) -> predicted x0 (B, D)."""
-        alpha, sigma = alpha[:, None, None], sigma[:, None, None]
-        stds, centred = self.stds[:, None], x_t[:, None] - alpha * self.means  # (K, 1), (B, K, D)
+        alpha = alpha[:, None, None]
+        sigma = sigma[:, None, None]
+        # (K, 1), (B, K, D)
+        stds = self.stds[:, None]
+        centred = x_t[:, None] - alpha * self.means
         variance = alpha**2 * stds**2 + sigma**2
         log_density = -0.5 * (centred**2 / variance + variance.log()).sum(-1)
         share = (log_density + self.weights.log()).softmax(-1)[..., None]
@@ -48,7 +54,9 @@ class MixtureDenoiser(nn.Module):
 
 
 class Toy(Model):
-    """The mixture as a Model. Latents are (B, D, 1, 1); there are no pixels, media *are* the latents."""
+    """The mixture as a Model. Latents are (B, D, 1, 1); there are no pixels, media *are* the
+    latents.
+    """
 
     default_size = (1, 1)
 
@@ -129,8 +137,11 @@ class Toy(Model):
         file = folder / "denoiser.safetensors"
         if not file.is_file():
             raise ValueError(f"{folder}: no export (want {file.name})")
-        before, weights = self.denoiser.state_dict(), load_file(file)
-        if {name: value.shape for name, value in weights.items()} != {n: v.shape for n, v in before.items()}:
+        before = self.denoiser.state_dict()
+        weights = load_file(file)
+        if {name: value.shape for name, value in weights.items()} != {
+            n: v.shape for n, v in before.items()
+        }:
             raise ValueError(f"{folder}: its mixture is of another shape than this model's")
         before = {name: value.clone() for name, value in before.items()}
         self.denoiser.load_state_dict(weights)

@@ -1,4 +1,6 @@
-"""Wan 2.1 and 2.2, text to video: UMT5, a causal video VAE, one transformer or one for each range of noise."""
+"""Wan 2.1 and 2.2, text to video: UMT5, a causal video VAE, one transformer or one for each range
+of noise.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +16,9 @@ from ..schedules import flow_times, network_time
 
 
 class Wan(Video):
-    """Adapter of ``diffusers.WanPipeline``; trains the transformer, or both. Latents are (16, F, H/8, W/8)."""
+    """Adapter of ``diffusers.WanPipeline``; trains the transformer, or both. Latents are (16, F,
+    H/8, W/8).
+    """
 
     default_size = (480, 832)
     default_frames = 81
@@ -24,12 +28,17 @@ class Wan(Video):
     def __init__(self, pipeline: Any):
         super().__init__(pipeline)
         names = ("transformer", "transformer_2")
-        self.trainable = {name: getattr(pipeline, name) for name in names if getattr(pipeline, name, None) is not None}
+        self.trainable = {
+            name: getattr(pipeline, name)
+            for name in names
+            if getattr(pipeline, name, None) is not None
+        }
         self.process = Flow()
         self.stride = (pipeline.vae_scale_factor_temporal, pipeline.vae_scale_factor_spatial)
         self.patch_size = self.network.patch_size[1]
         if pipeline.config.expand_timesteps:
-            self.default_size, self.default_frames = (704, 1280), 121
+            self.default_size = (704, 1280)
+            self.default_frames = 121
 
     @property
     def network(self) -> Any:
@@ -41,7 +50,11 @@ class Wan(Video):
 
     def encode_texts(self, texts: Sequence[str]) -> dict[str, Tensor]:
         embeds, _ = self.pipeline.encode_prompt(
-            list(texts), None, False, max_sequence_length=self.max_sequence_length, device=self.device
+            list(texts),
+            None,
+            False,
+            max_sequence_length=self.max_sequence_length,
+            device=self.device,
         )
         return {"prompt_embeds": embeds}
 
@@ -57,15 +70,21 @@ class Wan(Video):
         return {"transformer_2": "transformer_2"}.get(component, ".")
 
     def lora_name(self, component: str) -> str:
-        """Each network has a file, of the same names: ``load_into_transformer_2`` says whose it is."""
+        """Each network has a file, of the same names: ``load_into_transformer_2`` says whose
+        it is.
+        """
         return "transformer"
 
     def load_lora(self, component: str, folder: Path, adapter: str) -> None:
         second = component == "transformer_2"
-        self.pipeline.load_lora_weights(folder, adapter_name=adapter, load_into_transformer_2=second, **LORA_SAFE)
+        self.pipeline.load_lora_weights(
+            folder, adapter_name=adapter, load_into_transformer_2=second, **LORA_SAFE
+        )
 
     def denoise(self, x: Tensor, t: Tensor, tensors: dict[str, Tensor]) -> Tensor:
-        """Rows above the boundary of noise go to the first transformer, those below it to the second."""
+        """Rows above the boundary of noise go to the first transformer, those below it to the
+        second.
+        """
         boundary = self.pipeline.config.boundary_ratio
         if boundary is None:
             return self._call("transformer", x, t, tensors)
@@ -81,7 +100,9 @@ class Wan(Video):
         return output
 
     def _call(self, name: str, x: Tensor, t: Tensor, tensors: dict[str, Tensor]) -> Tensor:
-        if self.pipeline.config.expand_timesteps and t.ndim == 1:  # 2.2 TI2V: a time for every token
+        if (
+            self.pipeline.config.expand_timesteps and t.ndim == 1
+        ):  # 2.2 TI2V: a time for every token
             t = t[:, None].expand(-1, x.shape[2] * (x.shape[3] // 2) * (x.shape[4] // 2))
         output: Tensor = self.trainable[name](
             hidden_states=x,

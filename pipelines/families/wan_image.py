@@ -1,4 +1,6 @@
-"""Wan 2.1 and 2.2, image to video: the first frame beside the latents, in their place, or through CLIP as well."""
+"""Wan 2.1 and 2.2, image to video: the first frame beside the latents, in their place, or through
+CLIP as well.
+"""
 
 from typing import Any
 
@@ -14,9 +16,10 @@ from .wan import Wan
 class WanImage(Wan):
     """Adapter of ``diffusers.WanImageToVideoPipeline``; trains the transformer, or both.
 
-    ``encode_prompts`` wants ``image``, the first frames, (B, 3, H, W) in [0, 1]. The network reads their latents
-    beside the noisy ones, with a mask; 2.1 reads what CLIP sees in them too. 2.2 TI2V reads them in the place of the
-    noisy ones, at time 0: there, the first frame's output is what leads from the noise to the image.
+    ``encode_prompts`` wants ``image``, the first frames, (B, 3, H, W) in [0, 1]. The network reads
+    their latents beside the noisy ones, with a mask; 2.1 reads what CLIP sees in them too. 2.2 TI2V
+    reads them in the place of the noisy ones, at time 0: there, the first frame's output is what
+    leads from the noise to the image.
     """
 
     wants = ("image",)
@@ -28,8 +31,12 @@ class WanImage(Wan):
         if self.sees:  # without the last two, the pipeline would add them when it loads a LoRA
             self.default_lora_targets = (*self.default_lora_targets, "add_k_proj", "add_v_proj")
 
-    def inputs(self, count: int, height: int, width: int, num_frames: int, **inputs: Any) -> dict[str, Tensor]:
-        image = pictures("image", "the first frames", inputs.pop("image", None), count, height, width)
+    def inputs(
+        self, count: int, height: int, width: int, num_frames: int, **inputs: Any
+    ) -> dict[str, Tensor]:
+        image = pictures(
+            "image", "the first frames", inputs.pop("image", None), count, height, width
+        )
         super().inputs(count, height, width, num_frames, **inputs)
         with torch.no_grad():
             tensors = {"image_latents": self.condition(image, num_frames)}
@@ -38,7 +45,9 @@ class WanImage(Wan):
         return tensors
 
     def condition(self, image: Tensor, num_frames: int) -> Tensor:
-        """The image's latents (B, C, 1, h, w); or those of a grey video that it begins, below a mask of its frame."""
+        """The image's latents (B, C, 1, h, w); or those of a grey video that it begins, below a
+        mask of its frame.
+        """
         video = image[:, None]
         if self.pipeline.config.expand_timesteps:
             return self.encode(video)

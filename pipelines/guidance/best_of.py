@@ -1,4 +1,6 @@
-"""Steering sampling by a reward. A guide takes a plain callable ``(media, prompts) -> (B,)`` or a reward set."""
+"""Steering sampling by a reward. A guide takes a plain callable ``(media, prompts) -> (B,)`` or a
+reward set.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,7 +25,8 @@ class Guide(Protocol):
 class BestOf:
     """The best of n samples by the reward: the strongest simple baseline, at n times the cost.
 
-    Candidate 0 is the sample that would have been drawn without guidance, so the reward never falls.
+    Candidate 0 is the sample that would have been drawn without guidance, so the reward never
+    falls.
     """
 
     reward: Callable[..., Any]

@@ -16,10 +16,13 @@ PRECISION = {"float32": "fp32", "bfloat16": "pure_bf16", "float16": "pure_fp16"}
 
 
 class OpenClip:
-    """An open_clip model in eval mode, with its tokenizer. ``size``, ``mean`` and ``std`` are its own preprocessing."""
+    """An open_clip model in eval mode, with its tokenizer. ``size``, ``mean`` and ``std`` are its
+    own preprocessing.
+    """
 
     def __init__(self, model: Any, tokenizer: Any):
-        self.model, self.tokenizer = model.requires_grad_(False).eval(), tokenizer
+        self.model = model.requires_grad_(False).eval()
+        self.tokenizer = tokenizer
         size = model.visual.image_size
         self.size: int = size[0] if isinstance(size, tuple | list) else size
         preprocess = model.visual.preprocess_cfg
@@ -31,14 +34,17 @@ class OpenClip:
         """The one that is loaded already, or a new one.
 
         Args:
-            path: an open_clip folder (with open_clip_config.json), "hf-hub:owner/model", or an architecture.
+            path: an open_clip folder (with open_clip_config.json), "hf-hub:owner/model", or an
+                architecture.
             pretrained: for an architecture: a tag of open_clip or a checkpoint file.
 
         Raises:
             ValueError: nothing of that name, weights of another shape, a pickle with code in it.
         """
         return weights.shared(
-            ("open_clip", path, dtype), pretrained or path, lambda: cls._load(path, pretrained, dtype)
+            ("open_clip", path, dtype),
+            pretrained or path,
+            lambda: cls._load(path, pretrained, dtype),
         )
 
     @classmethod
@@ -64,7 +70,9 @@ class OpenClip:
             raise ValueError(f"path {path}: {' '.join(str(error).split())[:300]}") from error
         except Exception as error:
             if weights.is_path(path):  # a damaged file makes its reader say anything
-                raise ValueError(f"path {path}: cannot be read ({' '.join(str(error).split())[:160]})") from error
+                raise ValueError(
+                    f"path {path}: cannot be read ({' '.join(str(error).split())[:160]})"
+                ) from error
             raise ValueError(weights.unreachable(path, "model", error)) from error
 
     @property
@@ -80,16 +88,22 @@ class OpenClip:
         return weights.sha256(self.model)
 
     def embed_images(self, images: Tensor) -> Tensor:
-        """Pictures of the model's size in [0, 1], (B, 3, size, size) -> unit vectors (B, D) float32; differentiable."""
+        """Pictures of the model's size in [0, 1], (B, 3, size, size) -> unit vectors (B, D)
+        float32; differentiable.
+        """
         x = (images - self.mean.to(images).view(3, 1, 1)) / self.std.to(images).view(3, 1, 1)
         weight = next(self.model.parameters())
-        return F.normalize(self.model.encode_image(x.to(weight.device, weight.dtype)).float(), dim=-1)
+        return F.normalize(
+            self.model.encode_image(x.to(weight.device, weight.dtype)).float(), dim=-1
+        )
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Sentences -> unit vectors (B, D) float32; each distinct one is encoded once."""
 
         def encode(part: list[str]) -> Tensor:
-            return F.normalize(self.model.encode_text(self.tokenizer(part).to(self.device)).float(), dim=-1)
+            return F.normalize(
+                self.model.encode_text(self.tokenizer(part).to(self.device)).float(), dim=-1
+            )
 
         return self._texts(texts, encode).to(self.device)
 
@@ -106,12 +120,18 @@ def _name_of(path: str, pretrained: str | None) -> str:
     if weights.is_path(path):
         folder = Path(path).expanduser()
         if not (folder / "open_clip_config.json").is_file():
-            raise ValueError(f"path {path}: want an open_clip folder (open_clip_config.json is missing)")
+            raise ValueError(
+                f"path {path}: want an open_clip folder (open_clip_config.json is missing)"
+            )
         return f"local-dir:{folder}"
     if path.startswith(("hf-hub:", "local-dir:")):
         return path
     if path not in open_clip.list_models():
-        raise ValueError(f"path {path!r}: want a folder, hf-hub:owner/model, or an architecture of open_clip")
+        raise ValueError(
+            f"path {path!r}: want a folder, hf-hub:owner/model, or an architecture of open_clip"
+        )
     if pretrained is None:
-        raise ValueError(f"path {path!r}: an architecture needs pretrained (a tag of open_clip or a file)")
+        raise ValueError(
+            f"path {path!r}: an architecture needs pretrained (a tag of open_clip or a file)"
+        )
     return path

@@ -1,4 +1,6 @@
-"""What heads on models of transformers share: frozen encoders, preprocessing that gradients pass, and safe loading."""
+"""What heads on models of transformers share: frozen encoders, preprocessing that gradients pass,
+and safe loading.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -13,12 +15,16 @@ from torch import Tensor
 from . import weights
 from .text_cache import TextCache
 
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's own
+# CLIP's own
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class DualEncoder:
-    """A frozen CLIP or SigLIP of transformers, and the texts it has encoded; heads of the same weights share one."""
+    """A frozen CLIP or SigLIP of transformers, and the texts it has encoded; heads of the same
+    weights share one.
+    """
 
     def __init__(self, model: Any, tokenize: Callable[[list[str]], Mapping[str, Tensor]]):
         self.model, self.tokenize = model, tokenize
@@ -37,8 +43,12 @@ class DualEncoder:
         return weights.sha256(self.model)
 
     def embed_images(self, pixels: Tensor) -> Tensor:
-        """Normalised pixels (B, 3, size, size) -> unit vectors (B, D), at least float32; differentiable."""
-        return _unit(self.model.get_image_features(pixel_values=pixels.to(self.model.logit_scale.dtype)))
+        """Normalised pixels (B, 3, size, size) -> unit vectors (B, D), at least float32;
+        differentiable.
+        """
+        return _unit(
+            self.model.get_image_features(pixel_values=pixels.to(self.model.logit_scale.dtype))
+        )
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Sentences -> unit vectors (B, D), at least float32; each distinct one is encoded once."""
@@ -61,29 +71,38 @@ def _unit(features: Any) -> Tensor:
     return F.normalize(at_least_float32(vectors), dim=-1)
 
 
-# --- pictures --------------------------------------------------------------------------------------------------------
+# --- pictures -------------------------------------------------------------------------------------
 
 
-def shortest_side(images: Tensor, size: int, offset: Callable[[float], int] = int, mode: str = "bicubic") -> Tensor:
-    """Shorter side resized to ``size`` with antialias, then the centre: (B, 3, size, size) in [0, 1].
+def shortest_side(
+    images: Tensor, size: int, offset: Callable[[float], int] = int, mode: str = "bicubic"
+) -> Tensor:
+    """Shorter side resized to ``size`` with antialias, then the centre: (B, 3, size, size) in [0,
+    1].
 
-    A longer side of fractional length is cut, not rounded. Where an odd number of rows or columns goes, libraries
-    disagree by one: ``offset`` makes the first that stays of (side - size) / 2, ``int`` for transformers and ``round``
-    for torchvision and CLIP. A picture of the right size is returned as it is.
+    A longer side of fractional length is cut, not rounded. Where an odd number of rows or columns
+    goes, libraries disagree by one: ``offset`` makes the first that stays of (side - size) / 2,
+    ``int`` for transformers and ``round`` for torchvision and CLIP. A picture of the right size is
+    returned as it is.
     """
     short = min(images.shape[-2:])
     height, width = (size * side // short for side in images.shape[-2:])
     if short != size:
         images = resize(images, height, width, mode)
-    top, left = offset((height - size) / 2), offset((width - size) / 2)
+    top = offset((height - size) / 2)
+    left = offset((width - size) / 2)
     return images[..., top : top + size, left : left + size]
 
 
 def resize(images: Tensor, height: int, width: int, mode: str = "bicubic") -> Tensor:
-    """To (B, 3, height, width) in [0, 1], with antialias; a picture of that size is returned as it is."""
+    """To (B, 3, height, width) in [0, 1], with antialias; a picture of that size is returned as it
+    is.
+    """
     if images.shape[-2:] == (height, width):
         return images
-    return F.interpolate(at_least_float32(images), (height, width), mode=mode, antialias=True).clamp(0, 1)
+    return F.interpolate(
+        at_least_float32(images), (height, width), mode=mode, antialias=True
+    ).clamp(0, 1)
 
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -96,15 +115,15 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-# --- files of transformers -------------------------------------------------------------------------------------------
+# --- files of transformers ------------------------------------------------------------------------
 
 
 def read_model(path: str, kind: Any, dtype: str) -> Any:
     """A frozen model of a class of transformers, in eval mode; every weight comes from the file.
 
     Raises:
-        ValueError: nothing there, another architecture, weights missing or of another shape, a pickle of more than
-            tensors.
+        ValueError: nothing there, another architecture, weights missing or of another shape, a
+            pickle of more than tensors.
     """
     import transformers
 
@@ -112,11 +131,17 @@ def read_model(path: str, kind: Any, dtype: str) -> Any:
         raise ValueError(f"dtype: want one of {sorted(DTYPES)}, got {dtype!r}")
     config = pretrained(transformers.AutoConfig, path, "config.json")
     if config.model_type != kind.config_class.model_type:
-        raise ValueError(f"path {path}: want a {kind.config_class.model_type} model, it is {config.model_type}")
+        raise ValueError(
+            f"path {path}: want a {kind.config_class.model_type} model, it is {config.model_type}"
+        )
     model = kind(config)
     state = weights.read(_weights_of(path))
     # Older versions of transformers saved these buffers too.
-    weights.fill(model, {name: v for name, v in state.items() if not name.endswith("position_ids")}, f"path {path}")
+    weights.fill(
+        model,
+        {name: v for name, v in state.items() if not name.endswith("position_ids")},
+        f"path {path}",
+    )
     return model.to(DTYPES[dtype]).requires_grad_(False).eval()
 
 
@@ -125,7 +150,9 @@ def read_tokenizer(path: str, vocabulary: int) -> Any:
     import transformers
 
     tokenizer = pretrained(transformers.AutoTokenizer, path, "tokenizer")
-    if not vocabulary // 2 < len(tokenizer) <= vocabulary:  # without its files transformers makes up an empty one
+    if (
+        not vocabulary // 2 < len(tokenizer) <= vocabulary
+    ):  # without its files transformers makes up an empty one
         raise ValueError(
             f"{path}: its tokenizer has {len(tokenizer)} tokens, the weights know {vocabulary}; are its files there?"
         )
@@ -142,7 +169,9 @@ def pretrained(kind: Any, path: str, what: str) -> Any:
     except Exception as error:  # each kind of file fails in ways of its own
         if local:
             said = " ".join(str(error).split())[:120]
-            raise ValueError(f"path {path}: want a folder of transformers with its {what} ({said})") from error
+            raise ValueError(
+                f"path {path}: want a folder of transformers with its {what} ({said})"
+            ) from error
         raise ValueError(weights.unreachable(path, what, error)) from error
 
 

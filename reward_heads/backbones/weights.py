@@ -32,12 +32,16 @@ def find(name: str, file: str) -> Path:
             raise ValueError(f"{name}: no such file; want {file}, a folder with it, or a hub name")
         return found
     if not _is_hub_name(name):
-        raise ValueError(f"{name!r}: want a local path to {file}, or a hub name as owner/repository")
+        raise ValueError(
+            f"{name!r}: want a local path to {file}, or a hub name as owner/repository"
+        )
     from huggingface_hub import hf_hub_download
 
     try:
         return Path(hf_hub_download(name, file))
-    except Exception as error:  # offline, no such repository, gated, no network: each with an error of its own
+    except (
+        Exception
+    ) as error:  # offline, no such repository, gated, no network: each with an error of its own
         raise ValueError(unreachable(name, file, error)) from error
 
 
@@ -66,13 +70,21 @@ def read(path: Path) -> dict[str, Tensor]:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ValueError(f"{path}: is not a plain file of tensors, and nothing else is read from a pickle") from error
+        raise ValueError(
+            f"{path}: is not a plain file of tensors, and nothing else is read from a pickle"
+        ) from error
     except Exception as error:  # a damaged file makes its reader say anything
-        raise ValueError(f"{path}: cannot be read as weights ({' '.join(str(error).split())[:160]})") from error
+        raise ValueError(
+            f"{path}: cannot be read as weights ({' '.join(str(error).split())[:160]})"
+        ) from error
     while isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path}: want named tensors, got {type(state).__name__} of something else")
+    if not isinstance(state, Mapping) or not all(
+        isinstance(value, Tensor) for value in state.values()
+    ):
+        raise ValueError(
+            f"{path}: want named tensors, got {type(state).__name__} of something else"
+        )
     return {str(key).removeprefix("module."): value for key, value in state.items()}
 
 
@@ -87,7 +99,9 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], where: object) -> None:
         wanted, given = (tuple(side[name].shape) if name in side else None for side in (own, state))
         if wanted != given:
             said = "is missing" if given is None else f"has shape {given}"
-            raise ValueError(f"{where}: {name} {said}; this architecture wants {wanted or 'none of that name'}")
+            raise ValueError(
+                f"{where}: {name} {said}; this architecture wants {wanted or 'none of that name'}"
+            )
     module.load_state_dict(state)
 
 
@@ -96,12 +110,16 @@ def sha256(module: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(
+            value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        )
     return digest.hexdigest()
 
 
 def shared(key: tuple[Any, ...], path: str | None, make: Callable[[], T]) -> T:
-    """What ``make`` loads, once for all who ask with this key while any of them lives; anew once the file changed."""
+    """What ``make`` loads, once for all who ask with this key while any of them lives; anew once
+    the file changed.
+    """
     key = (*key, path, _stamp(path))
     if (found := _loaded.get(key)) is None:
         _loaded[key] = found = make()
@@ -113,4 +131,6 @@ def _stamp(path: str | None) -> int:
     if path is None or not Path(path).expanduser().exists():
         return 0
     place = Path(path).expanduser()
-    return max(file.stat().st_mtime_ns for file in (place, *(place.iterdir() if place.is_dir() else ())))
+    return max(
+        file.stat().st_mtime_ns for file in (place, *(place.iterdir() if place.is_dir() else ()))
+    )

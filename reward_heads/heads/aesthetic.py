@@ -1,4 +1,6 @@
-"""LAION's aesthetic predictor, version 2: a picture's mean rating, from its CLIP embedding alone."""
+"""LAION's aesthetic predictor, version 2: a picture's mean rating, from its CLIP embedding
+alone.
+"""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -18,7 +20,9 @@ FILE = "aesthetic-model.pth"  # the name under which the hub has sac+logos+ava1-
 
 
 def linear_layers(width: int) -> nn.Module:
-    """width -> 1024 -> 128 -> 64 -> 16 -> 1 without activations, as published: a linear map in five factors."""
+    """width -> 1024 -> 128 -> 64 -> 16 -> 1 without activations, as published: a linear map in five
+    factors.
+    """
     layers = [nn.Linear(width, 1024), nn.Dropout(0.2), nn.Linear(1024, 128), nn.Dropout(0.2)]
     layers += [nn.Linear(128, 64), nn.Dropout(0.1), nn.Linear(64, 16), nn.Linear(16, 1)]
     return nn.Sequential(OrderedDict(layers=nn.Sequential(*layers))).requires_grad_(False).eval()
@@ -27,11 +31,12 @@ def linear_layers(width: int) -> nn.Module:
 class Aesthetic(RewardHead):
     """Five linear layers on the unit CLIP embedding of the picture; prompts are ignored.
 
-    The published weights predict ratings from 1 to 10; most pictures lie between 4 and 7, and nothing bounds the score.
-    They belong to OpenAI's ViT-L/14, whose activation is QuickGELU: open_clip's "ViT-L-14-quickgelu".
+    The published weights predict ratings from 1 to 10; most pictures lie between 4 and 7, and
+    nothing bounds the score. They belong to OpenAI's ViT-L/14, whose activation is QuickGELU:
+    open_clip's "ViT-L-14-quickgelu".
 
-    Preprocessing, differentiable throughout, as CLIP's own: the shorter side is resized to the model's size, bicubic
-    with antialias, the centre is cropped, then the model's mean and std.
+    Preprocessing, differentiable throughout, as CLIP's own: the shorter side is resized to the
+    model's size, bicubic with antialias, the centre is cropped, then the model's mean and std.
 
     Args:
         head: weights of the layers: a file, a folder with "aesthetic-model.pth", or a hub name.
@@ -62,7 +67,9 @@ class Aesthetic(RewardHead):
     def __call__(self, media: Tensor, prompts: Sequence[str], **context: Any) -> Tensor:
         check_images(media)
         images = media.to(self.clip.device, torch.float32)
-        return self.layers(self.clip.embed_images(shortest_side(images, self.clip.size, round)))[:, 0]
+        return self.layers(self.clip.embed_images(shortest_side(images, self.clip.size, round)))[
+            :, 0
+        ]
 
     @cached_property
     def sha256(self) -> str:

@@ -19,9 +19,9 @@ PREPROCESSING = "clip-1"  # raise when scores of the same picture change
 def goal_baseline(image: Tensor, goal: Tensor, baseline: Tensor, alpha: float) -> Tensor:
     """R = 1 - |(s - g) P|^2 / 2 with P = alpha d d^T/|d|^2 + (1 - alpha) I and d = g - b.
 
-    image (B, D), goal and baseline (D,) or (B, D), all of unit norm. alpha=0 is the cosine to the goal; alpha=1 keeps
-    only the component along the line from baseline to goal. (B,), at most 1. Expanded along and across d, no D x D
-    matrix: (s - g) P = along + (1 - alpha) across.
+    image (B, D), goal and baseline (D,) or (B, D), all of unit norm. alpha=0 is the cosine to the
+    goal; alpha=1 keeps only the component along the line from baseline to goal. (B,), at most 1.
+    Expanded along and across d, no D x D matrix: (s - g) P = along + (1 - alpha) across.
     """
     direction = F.normalize(goal - baseline, dim=-1)
     offset = image - goal
@@ -32,17 +32,21 @@ def goal_baseline(image: Tensor, goal: Tensor, baseline: Tensor, alpha: float) -
 class ClipHead(RewardHead):
     """Any open_clip model as a reward.
 
-    Preprocessing, differentiable throughout: bicubic resize with antialias to the model's size (``squash`` ignores the
-    aspect ratio as VLM-RM does; ``shortest`` resizes the shorter side and crops the centre, as CLIP's own; a picture of
-    the right size is not touched), then the model's mean and std. Text and image embeddings have unit norm; the mean of
-    several sentences is normalised again, so that alpha=0 is a cosine however many there are (VLM-RM's code does not).
+    Preprocessing, differentiable throughout: bicubic resize with antialias to the model's size
+    (``squash`` ignores the aspect ratio as VLM-RM does; ``shortest`` resizes the shorter side and
+    crops the centre, as CLIP's own; a picture of the right size is not touched), then the model's
+    mean and std. Text and image embeddings have unit norm; the mean of several sentences is
+    normalised again, so that alpha=0 is a cosine however many there are (VLM-RM's code does not).
     No logit scale.
 
     Args:
-        path: an open_clip folder (with open_clip_config.json), "hf-hub:owner/model", or an architecture ("ViT-H-14").
+        path: an open_clip folder (with open_clip_config.json), "hf-hub:owner/model", or an
+            architecture ("ViT-H-14").
         pretrained: for an architecture: a tag of open_clip or a checkpoint file.
-        goal: what to move towards; None: the sample's own prompt. "{prompt}" inside a sentence is the prompt.
-        baseline: a neutral description of the same scene; None: no regularisation, plain cosine to the goal.
+        goal: what to move towards; None: the sample's own prompt. "{prompt}" inside a sentence is
+            the prompt.
+        baseline: a neutral description of the same scene; None: no regularisation, plain cosine to
+            the goal.
         alpha: strength of the goal-baseline regularisation, in [0, 1].
         dtype: of the weights, "float32", "bfloat16" or "float16".
     """
@@ -69,7 +73,9 @@ class ClipHead(RewardHead):
             raise ValueError(f"clip resize: want squash or shortest, got {resize!r}")
         self.goal = _sentences(goal, "goal")
         self.baseline = _sentences(baseline, "baseline")
-        self.alpha, self.resize, self.path = alpha, resize, path
+        self.alpha = alpha
+        self.resize = resize
+        self.path = path
         self.clip = OpenClip.load(path, pretrained, dtype)
 
     def __call__(self, media: Tensor, prompts: Sequence[str], **context: Any) -> Tensor:
@@ -84,7 +90,9 @@ class ClipHead(RewardHead):
 
     def embed_images(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> unit embeddings (B, D) float32; differentiable."""
-        return self.clip.embed_images(resize(images.to(self.clip.device, torch.float32), self.clip.size, self.resize))
+        return self.clip.embed_images(
+            resize(images.to(self.clip.device, torch.float32), self.clip.size, self.resize)
+        )
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Sentences -> unit embeddings (B, D) float32; each distinct one is encoded once."""
@@ -93,8 +101,13 @@ class ClipHead(RewardHead):
     def _mean_embedding(self, sentences: Sequence[str], prompts: Sequence[str]) -> Tensor:
         """Normalised mean over sentences: (D,), or (B, D) where they quote the prompt."""
         if any("{prompt}" in sentence for sentence in sentences):
-            filled = [sentence.replace("{prompt}", prompt) for prompt in prompts for sentence in sentences]
-            return F.normalize(self.embed_texts(filled).unflatten(0, (len(prompts), len(sentences))).mean(1), dim=-1)
+            filled = [
+                sentence.replace("{prompt}", prompt) for prompt in prompts for sentence in sentences
+            ]
+            return F.normalize(
+                self.embed_texts(filled).unflatten(0, (len(prompts), len(sentences))).mean(1),
+                dim=-1,
+            )
         return F.normalize(self.embed_texts(sentences).mean(0), dim=-1)
 
     def provenance(self) -> dict[str, Any]:
@@ -112,17 +125,23 @@ class ClipHead(RewardHead):
 
 
 def resize(images: Tensor, size: int, mode: str) -> Tensor:
-    """To (B, 3, size, size), bicubic with antialias; a picture of the right size is returned as it is."""
+    """To (B, 3, size, size), bicubic with antialias; a picture of the right size is returned as it
+    is.
+    """
     height, width = images.shape[-2:]
     if (height, width) == (size, size):
         return images
     if mode == "shortest":
         scale = size / min(height, width)
-        height, width = max(size, round(height * scale)), max(size, round(width * scale))
+        height = max(size, round(height * scale))
+        width = max(size, round(width * scale))
     else:
         height = width = size
-    resized = F.interpolate(images, (height, width), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
-    top, left = (height - size) // 2, (width - size) // 2
+    resized = F.interpolate(
+        images, (height, width), mode="bicubic", antialias=True, align_corners=False
+    ).clamp(0, 1)
+    top = (height - size) // 2
+    left = (width - size) // 2
     return resized[..., top : top + size, left : left + size]
 
 

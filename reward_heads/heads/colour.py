@@ -1,6 +1,7 @@
 """Colourfulness: no weights, differentiable.
 
-Hasler and Süsstrunk, "Measuring colourfulness in natural images", SPIE 2003: the measure on r, g and b.
+Hasler and Süsstrunk, "Measuring colourfulness in natural images", SPIE 2003: the measure on r, g
+and b.
 """
 
 import math
@@ -14,11 +15,12 @@ from ..base import RewardHead, check_images
 
 
 class Colourfulness(RewardHead):
-    """Spread and strength of colour: sigma + 0.3 mu in the plane of the opponent axes r - g and (r + g) / 2 - b.
+    """Spread and strength of colour: sigma + 0.3 mu in the plane of the opponent axes r - g and (r
+    + g) / 2 - b.
 
-    On the scale of bytes, as in the paper: 0 is grey, 33 moderately, 59 quite and 109 extremely colourful.
-    The most is 255 sqrt(1.25 * 1.09) = 297.7: no point of the plane is further than R = 255 sqrt(1.25) from grey,
-    sigma^2 + mu^2 <= R^2, and sigma + 0.3 mu <= sqrt(1 + 0.3^2) R.
+    On the scale of bytes, as in the paper: 0 is grey, 33 moderately, 59 quite and 109 extremely
+    colourful. The most is 255 sqrt(1.25 * 1.09) = 297.7: no point of the plane is further than R =
+    255 sqrt(1.25) from grey, sigma^2 + mu^2 <= R^2, and sigma + 0.3 mu <= sqrt(1 + 0.3^2) R.
     """
 
     differentiable = True
@@ -36,7 +38,8 @@ class Colourfulness(RewardHead):
 def colourfulness(images: Tensor) -> Tensor:
     """(B, 3, H, W) in [0, 1] -> (B,).
 
-    Both roots are norms of vectors, whose gradient at zero torch takes as zero: a plain picture has a finite one.
+    Both roots are norms of vectors, whose gradient at zero torch takes as zero: a plain picture has
+    a finite one.
     """
     red, green, blue = (255 * images).flatten(2).unbind(1)
     plane = torch.stack([red - green, (red + green) / 2 - blue], 1)  # (B, 2, pixels)

@@ -1,6 +1,7 @@
 """HPS v2 and v2.1: how much people would like a picture for its prompt.
 
-Wu et al., 2023, arXiv 2306.09341: CLIP ViT-H-14, fine-tuned on people's choices between pictures of one prompt.
+Wu et al., 2023, arXiv 2306.09341: CLIP ViT-H-14, fine-tuned on people's choices between pictures of
+one prompt.
 """
 
 from collections.abc import Sequence
@@ -21,41 +22,51 @@ FILES = {"v2.0": "HPS_v2_compressed.pt", "v2.1": "HPS_v2.1_compressed.pt"}
 
 
 def scaled_size(height: int, width: int, size: int) -> tuple[int, int]:
-    """(height, width) with the longer side ``size``, the other in proportion: rounded, and at least one pixel."""
+    """(height, width) with the longer side ``size``, the other in proportion: rounded, and at least
+    one pixel.
+    """
     scale = size / max(height, width)
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def resize_and_pad(images: Tensor, size: int, antialias: bool = True) -> Tensor:
-    """(B, 3, H, W) -> (B, 3, size, size): bicubic to ``scaled_size``, then black bars, centred; differentiable.
+    """(B, 3, H, W) -> (B, 3, size, size): bicubic to ``scaled_size``, then black bars, centred;
+    differentiable.
 
-    An odd row or column of the bars goes to the bottom or right. Bicubic overshoots [0, 1] at edges and stays so. A
-    picture whose longer side is ``size`` is not resized, but padded like any other (the published code leaves it as it
-    is, and cannot batch or encode it unless it is square).
+    An odd row or column of the bars goes to the bottom or right. Bicubic overshoots [0, 1] at edges
+    and stays so. A picture whose longer side is ``size`` is not resized, but padded like any other
+    (the published code leaves it as it is, and cannot batch or encode it unless it is square).
     """
     height, width = scaled_size(images.shape[-2], images.shape[-1], size)
     if (height, width) != tuple(images.shape[-2:]):
-        images = F.interpolate(images, (height, width), mode="bicubic", antialias=antialias, align_corners=False)
-    top, left = (size - height) // 2, (size - width) // 2
+        images = F.interpolate(
+            images, (height, width), mode="bicubic", antialias=antialias, align_corners=False
+        )
+    top = (size - height) // 2
+    left = (size - width) // 2
     return F.pad(images, (left, size - width - left, top, size - height - top))
 
 
 class HpsHead(RewardHead):
-    """The cosine of picture and prompt under HPS v2's or v2.1's CLIP: (B,) in [-1, 1], differentiable.
+    """The cosine of picture and prompt under HPS v2's or v2.1's CLIP: (B,) in [-1, 1],
+    differentiable.
 
-    As ``hpsv2.score`` has it: no logit scale, and no factor of 100, with which benchmark tables print it. Pictures are
-    fitted into a square of the model's size (``resize_and_pad``), then normalised, the black bars too. The weights'
-    dtype is the only one there is: no autocast, which the published code uses on a GPU. Scores of v2.0 and v2.1 do not
-    compare, nor do scores of different prompts.
+    As ``hpsv2.score`` has it: no logit scale, and no factor of 100, with which benchmark tables
+    print it. Pictures are fitted into a square of the model's size (``resize_and_pad``), then
+    normalised, the black bars too. The weights' dtype is the only one there is: no autocast, which
+    the published code uses on a GPU. Scores of v2.0 and v2.1 do not compare, nor do scores of
+    different prompts.
 
     Args:
-        path: a checkpoint (.pt or .safetensors), a folder or hub repository with the published file of the version, or
-            an open_clip folder (with open_clip_config.json); None: the published checkpoint, from ``REPOSITORY``.
+        path: a checkpoint (.pt or .safetensors), a folder or hub repository with the published file
+            of the version, or an open_clip folder (with open_clip_config.json); None: the published
+            checkpoint, from ``REPOSITORY``.
         version: "v2.0" or "v2.1": what ``path`` holds.
         dtype: of the weights, "float32", "bfloat16" or "float16".
-        architecture: what open_clip calls the model of a checkpoint; an open_clip folder says its own.
-        antialias: of the resize. The published code leaves it to torchvision, which had it off for tensors before 0.17
-            and has it on since; scores differ in the third decimal.
+        architecture: what open_clip calls the model of a checkpoint; an open_clip folder says its
+            own.
+        antialias: of the resize. The published code leaves it to torchvision, which had it off for
+            tensors before 0.17 and has it on since; scores differ in the third decimal.
 
     Raises:
         ValueError: no such file, version or architecture; weights of another shape.
@@ -103,7 +114,11 @@ class HpsHead(RewardHead):
             "weights_sha256": self.clip.sha256,
             "preprocessing": f"{PREPROCESSING}-{'antialias' if self.antialias else 'no-antialias'}",
             "dtype": self.clip.dtype,
-            "options": {"version": self.version, "architecture": self.architecture, "antialias": self.antialias},
+            "options": {
+                "version": self.version,
+                "architecture": self.architecture,
+                "antialias": self.antialias,
+            },
         }
 
     def to(self, device: torch.device | str) -> "HpsHead":
@@ -116,7 +131,9 @@ def _checkpoint(path: str | None, version: str) -> Path:
     found = weights.find(path or REPOSITORY, FILES[version])
     for other, file in FILES.items():
         if other != version and Path(path or "").name == file:
-            raise ValueError(f"hps version: {version}, but {path} is the file of {other}; want version {other}")
+            raise ValueError(
+                f"hps version: {version}, but {path} is the file of {other}; want version {other}"
+            )
     return found
 
 
@@ -124,5 +141,7 @@ def _known(architecture: str) -> str:
     import open_clip
 
     if architecture not in open_clip.list_models():
-        raise ValueError(f"hps architecture: want one that open_clip lists, as ViT-H-14, got {architecture!r}")
+        raise ValueError(
+            f"hps architecture: want one that open_clip lists, as ViT-H-14, got {architecture!r}"
+        )
     return architecture

@@ -1,4 +1,5 @@
-"""ImageReward: a BLIP that reads the prompt while it looks at the picture, trained on rankings by people.
+"""ImageReward: a BLIP that reads the prompt while it looks at the picture, trained on rankings by
+people.
 
 Xu et al., NeurIPS 2023, arXiv 2304.05977.
 """
@@ -14,13 +15,22 @@ import torch
 from torch import Tensor, nn
 
 from ..backbones import weights
-from ..backbones.transformers_model import DTYPES, MEAN, STD, at_least_float32, normalise, shortest_side
+from ..backbones.transformers_model import (
+    DTYPES,
+    MEAN,
+    STD,
+    at_least_float32,
+    normalise,
+    shortest_side,
+)
 from ..base import RewardHead, check_images
 from .aesthetic import linear_layers
 
 PREPROCESSING = "image_reward-1"  # raise when scores of the same picture change
 FILE = "ImageReward.pt"
-REWARD_MEAN, REWARD_STD = 0.16717362830052426, 1.0333394966054072  # of the published model over its training set
+# of the published model over its training set
+REWARD_MEAN = 0.16717362830052426
+REWARD_STD = 1.0333394966054072
 TOKENS = 35  # of a prompt, with its two ends
 HEAD_WIDTH = 64  # of every attention head of BLIP and BERT
 VISION_NAMES = (  # of BLIP's picture encoder -> of transformers'
@@ -36,20 +46,24 @@ VISION_NAMES = (  # of BLIP's picture encoder -> of transformers'
 
 
 class ImageReward(RewardHead):
-    """Standardised reward: five linear layers on what BLIP's text encoder makes of the prompt's first token while it
-    attends to the picture. About mean 0 and standard deviation 1 on the pictures it was trained on; unbounded.
+    """Standardised reward: five linear layers on what BLIP's text encoder makes of the prompt's
+    first token while it attends to the picture. About mean 0 and standard deviation 1 on the
+    pictures it was trained on; unbounded.
 
-    Preprocessing, differentiable throughout: the shorter side is resized to the model's size (224), bicubic with
-    antialias, the centre is cropped, then CLIP's mean and std. Prompts are cut and padded to 35 tokens. The text
-    encoder looks at the picture in every layer, so that nothing of a prompt can be encoded once for several pictures.
+    Preprocessing, differentiable throughout: the shorter side is resized to the model's size (224),
+    bicubic with antialias, the centre is cropped, then CLIP's mean and std. Prompts are cut and
+    padded to 35 tokens. The text encoder looks at the picture in every layer, so that nothing of a
+    prompt can be encoded once for several pictures.
 
-    The architecture is read from the shapes of the weights. Names and arithmetic are proven with random weights,
-    against the formula written out and against the authors' own code; the published weights have not been run.
+    The architecture is read from the shapes of the weights. Names and arithmetic are proven with
+    random weights, against the formula written out and against the authors' own code; the published
+    weights have not been run.
 
     Args:
         path: the published "ImageReward.pt", a folder with it, or a hub name.
         tokenizer: BERT's uncased tokenizer: a folder with vocab.txt, or a hub name.
-        dtype: of BLIP's weights, "float32", "bfloat16" or "float16"; the last layers are always float32.
+        dtype: of BLIP's weights, "float32", "bfloat16" or "float16"; the last layers are always
+            float32.
     """
 
     differentiable = True
@@ -67,7 +81,9 @@ class ImageReward(RewardHead):
     def __call__(self, media: Tensor, prompts: Sequence[str], **context: Any) -> Tensor:
         check_images(media)
         pixels = shortest_side(media.to(self.model.device), self.model.size, round)
-        return ((self.model(normalise(pixels, MEAN, STD), prompts) - REWARD_MEAN) / REWARD_STD).float()
+        return (
+            (self.model(normalise(pixels, MEAN, STD), prompts) - REWARD_MEAN) / REWARD_STD
+        ).float()
 
     def provenance(self) -> dict[str, Any]:
         return {
@@ -87,7 +103,10 @@ class Reader(nn.Module):
 
     def __init__(self, vision: Any, text: Any, layers: nn.Module, tokenizer: Any):
         super().__init__()
-        self.vision, self.text, self.layers, self.tokenizer = vision, text, layers, tokenizer
+        self.vision = vision
+        self.text = text
+        self.layers = layers
+        self.tokenizer = tokenizer
         self.size: int = vision.config.image_size
 
     @property
@@ -100,10 +119,19 @@ class Reader(nn.Module):
 
     def forward(self, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
         """Normalised pixels (B, 3, size, size) and B prompts -> raw rewards (B,)."""
-        options = {"padding": "max_length", "truncation": True, "max_length": TOKENS, "return_tensors": "pt"}
+        options = {
+            "padding": "max_length",
+            "truncation": True,
+            "max_length": TOKENS,
+            "return_tensors": "pt",
+        }
         tokens = self.tokenizer(list(prompts), **options).to(self.device)
-        seen = self.vision(pixel_values=pixels.to(next(self.vision.parameters()).dtype)).last_hidden_state
-        read = self.text(tokens.input_ids, attention_mask=tokens.attention_mask, encoder_hidden_states=seen)
+        seen = self.vision(
+            pixel_values=pixels.to(next(self.vision.parameters()).dtype)
+        ).last_hidden_state
+        read = self.text(
+            tokens.input_ids, attention_mask=tokens.attention_mask, encoder_hidden_states=seen
+        )
         return self.layers(at_least_float32(read.last_hidden_state[:, 0]))[:, 0]
 
 
@@ -113,7 +141,9 @@ def _load(path: str, tokenizer_path: str, dtype: str) -> Reader:
     if dtype not in DTYPES:
         raise ValueError(f"dtype: want one of {sorted(DTYPES)}, got {dtype!r}")
     tokenizer = transformers.BertTokenizer(str(weights.find(tokenizer_path, "vocab.txt")))
-    tokenizer.add_tokens(["[DEC]", "[ENC]"], special_tokens=True)  # BLIP's two, for which the weights have rows
+    tokenizer.add_tokens(
+        ["[DEC]", "[ENC]"], special_tokens=True
+    )  # BLIP's two, for which the weights have rows
     file = weights.find(path, FILE)
     model = build(weights.read(file), file, tokenizer)
     for part in (model.vision, model.text):
@@ -122,18 +152,25 @@ def _load(path: str, tokenizer_path: str, dtype: str) -> Reader:
 
 
 def build(state: Mapping[str, Tensor], file: Path, tokenizer: Any) -> Reader:
-    """The published state as a model; what BLIP was pretrained with besides (projections, position ids) is left out.
+    """The published state as a model; what BLIP was pretrained with besides (projections, position
+    ids) is left out.
 
     Raises:
-        ValueError: a weight is missing or of another shape than the rest, or the tokenizer is not the one.
+        ValueError: a weight is missing or of another shape than the rest, or the tokenizer is not
+            the one.
     """
     try:
-        vision, text = _vision(part(state, "blip.visual_encoder.")), _text(part(state, "blip.text_encoder."))
+        vision = _vision(part(state, "blip.visual_encoder."))
+        text = _text(part(state, "blip.text_encoder."))
     except KeyError as error:
-        raise ValueError(f"{file}: {error.args[0]} is missing; want the weights of ImageReward") from error
+        raise ValueError(
+            f"{file}: {error.args[0]} is missing; want the weights of ImageReward"
+        ) from error
     if len(tokenizer) != text.config.vocab_size:
         want = text.config.vocab_size - 2
-        raise ValueError(f"tokenizer: has {len(tokenizer) - 2} tokens, the weights of {file} know {want}")
+        raise ValueError(
+            f"tokenizer: has {len(tokenizer) - 2} tokens, the weights of {file} know {want}"
+        )
     layers = linear_layers(text.config.hidden_size)
     names = {rename(name): value for name, value in part(state, "blip.visual_encoder.").items()}
     weights.fill(vision, names, f"{file}: picture encoder")
@@ -144,7 +181,9 @@ def build(state: Mapping[str, Tensor], file: Path, tokenizer: Any) -> Reader:
 
 def part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Weights below a prefix, without it; buffers of position numbers are no weights."""
-    below = (name for name in state if name.startswith(prefix) and not name.endswith("position_ids"))
+    below = (
+        name for name in state if name.startswith(prefix) and not name.endswith("position_ids")
+    )
     return {name.removeprefix(prefix): state[name] for name in below}
 
 
@@ -159,7 +198,8 @@ def _vision(state: Mapping[str, Tensor]) -> Any:
     """An empty picture encoder of the shapes of its weights; its LayerNorms have BLIP's epsilon."""
     from transformers import BlipVisionConfig, BlipVisionModel
 
-    width, patch = state["patch_embed.proj.weight"].shape[0], state["patch_embed.proj.weight"].shape[-1]
+    width = state["patch_embed.proj.weight"].shape[0]
+    patch = state["patch_embed.proj.weight"].shape[-1]
     config = BlipVisionConfig(
         hidden_size=width,
         intermediate_size=state["blocks.0.mlp.fc1.weight"].shape[0],
@@ -173,11 +213,14 @@ def _vision(state: Mapping[str, Tensor]) -> Any:
 
 
 def _text(state: Mapping[str, Tensor]) -> Any:
-    """An empty text encoder of the shapes of its weights; "decoder" is what gives it attention to the picture."""
+    """An empty text encoder of the shapes of its weights; "decoder" is what gives it attention to
+    the picture.
+    """
     from transformers import BlipTextConfig
     from transformers.models.blip.modeling_blip_text import BlipTextModel
 
-    words, places = state["embeddings.word_embeddings.weight"], state["embeddings.position_embeddings.weight"]
+    words = state["embeddings.word_embeddings.weight"]
+    places = state["embeddings.position_embeddings.weight"]
     config = BlipTextConfig(
         vocab_size=words.shape[0],
         hidden_size=words.shape[1],

@@ -1,4 +1,6 @@
-"""JPEG size as a reward (Black et al. 2024, "compressibility"): no weights, good for smoke tests."""
+"""JPEG size as a reward (Black et al. 2024, "compressibility"): no weights, good for smoke
+tests.
+"""
 
 import io
 from collections.abc import Sequence
@@ -27,7 +29,9 @@ class JpegSize(RewardHead):
 
         check_images(media)
         sizes = []
-        for pixels in (media.detach().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy():
+        for pixels in (
+            (media.detach().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        ):
             buffer = io.BytesIO()
             Image.fromarray(pixels).save(buffer, "JPEG", quality=self.quality)
             sizes.append(self.sign * len(buffer.getvalue()) / 1000)

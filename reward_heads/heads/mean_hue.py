@@ -1,4 +1,6 @@
-"""Nearness of a picture's mean colour to a hue: no weights, differentiable, good for smoke tests."""
+"""Nearness of a picture's mean colour to a hue: no weights, differentiable, good for smoke
+tests.
+"""
 
 import math
 from collections.abc import Sequence
@@ -13,8 +15,8 @@ from ..base import RewardHead, check_images
 class MeanHue(RewardHead):
     """Component of the mean colour along a hue on the colour circle, in [-1, 1]; grey scores 0.
 
-    The colour circle is the plane of opponent axes (r - (g+b)/2, sqrt(3)/2 (g - b)); ``hue`` is an angle in degrees,
-    0 red, 120 green, 240 blue.
+    The colour circle is the plane of opponent axes (r - (g+b)/2, sqrt(3)/2 (g - b)); ``hue`` is an
+    angle in degrees, 0 red, 120 green, 240 blue.
     """
 
     differentiable = True
@@ -28,7 +30,9 @@ class MeanHue(RewardHead):
         check_images(media)
         red, green, blue = media.float().mean((-2, -1)).unbind(1)
         angle = torch.tensor(math.radians(self.hue), device=media.device)
-        return (red - (green + blue) / 2) * angle.cos() + (green - blue) * math.sqrt(3) / 2 * angle.sin()
+        return (red - (green + blue) / 2) * angle.cos() + (green - blue) * math.sqrt(
+            3
+        ) / 2 * angle.sin()
 
     def provenance(self) -> dict[str, Any]:
         return super().provenance() | {"options": {"hue": self.hue}}

@@ -22,14 +22,15 @@ QUOTED = re.compile(r'"([^"]+)"|“([^”]+)”')
 
 
 class TextAccuracy(RewardHead):
-    """1 - edits / length of the wanted text, at least 0: what is read against what the prompt quotes. Not
-    differentiable.
+    """1 - edits / length of the wanted text, at least 0: what is read against what the prompt
+    quotes. Not differentiable.
 
-    Both are compared without white space and in lower case. Several quotations are wanted one after the other, as a
-    picture is read from top to bottom. Other text in the picture counts as edits. An empty picture scores 0.
+    Both are compared without white space and in lower case. Several quotations are wanted one after
+    the other, as a picture is read from top to bottom. Other text in the picture counts as edits.
+    An empty picture scores 0.
 
-    Reads with rapidocr, whose wheel holds its models (small PP-OCR, Chinese and English), through onnxruntime; on the
-    CPU, with as many threads as torch has.
+    Reads with rapidocr, whose wheel holds its models (small PP-OCR, Chinese and English), through
+    onnxruntime; on the CPU, with as many threads as torch has.
 
     Args:
         text: what is wanted instead of the quotations; "{prompt}" inside it is the prompt.
@@ -47,7 +48,9 @@ class TextAccuracy(RewardHead):
             import_module("onnxruntime")
             made = import_module("rapidocr").RapidOCR
         except ImportError as error:
-            raise ValueError(f"ocr: needs rapidocr and onnxruntime, pip install align_gen[ocr] ({error})") from error
+            raise ValueError(
+                f"ocr: needs rapidocr and onnxruntime, pip install align_gen[ocr] ({error})"
+            ) from error
         self.text, self.confidence = text, confidence
         threads = {"intra_op_num_threads": torch.get_num_threads(), "inter_op_num_threads": 1}
         options = {f"EngineConfig.onnxruntime.{name}": count for name, count in threads.items()}
@@ -55,9 +58,13 @@ class TextAccuracy(RewardHead):
 
     def __call__(self, media: Tensor, prompts: Sequence[str], **context: Any) -> Tensor:
         check_images(media)
-        wanted = [squeeze(self.wanted(prompt)) for prompt in prompts]  # fails before anything is read
+        wanted = [
+            squeeze(self.wanted(prompt)) for prompt in prompts
+        ]  # fails before anything is read
         images = (media.detach().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu()
-        return torch.tensor([accuracy(self.read(image), text) for image, text in zip(images, wanted, strict=True)])
+        return torch.tensor(
+            [accuracy(self.read(image), text) for image, text in zip(images, wanted, strict=True)]
+        )
 
     def wanted(self, prompt: str) -> str:
         """The text that a prompt asks for.
@@ -69,7 +76,9 @@ class TextAccuracy(RewardHead):
             return self.text.replace("{prompt}", prompt)
         quotations = ["".join(found) for found in QUOTED.findall(prompt)]
         if not squeeze("".join(quotations)):
-            raise ValueError(f"ocr: prompt {prompt!r} quotes no text; want it in double quotes, or the option text")
+            raise ValueError(
+                f"ocr: prompt {prompt!r} quotes no text; want it in double quotes, or the option text"
+            )
         return "".join(quotations)
 
     def read(self, image: Tensor) -> str:
@@ -110,7 +119,8 @@ def edits(a: str, b: str) -> int:
     """Levenshtein distance: insertions, deletions and substitutions from one to the other."""
     row = list(range(len(b) + 1))
     for i, letter in enumerate(a, 1):
-        above, row = row, [i]
+        above = row
+        row = [i]
         for j, other in enumerate(b, 1):
             row.append(min(above[j] + 1, row[-1] + 1, above[j - 1] + (letter != other)))
     return row[-1]

@@ -10,25 +10,36 @@ import torch
 from torch import Tensor
 
 from ..backbones import weights
-from ..backbones.transformers_model import MEAN, STD, DualEncoder, normalise, read_model, read_tokenizer, shortest_side
+from ..backbones.transformers_model import (
+    MEAN,
+    STD,
+    DualEncoder,
+    normalise,
+    read_model,
+    read_tokenizer,
+    shortest_side,
+)
 from ..base import RewardHead, check_images
 
 PREPROCESSING = "pick_score-1"  # raise when scores of the same picture change
 
 
 class PickScore(RewardHead):
-    """exp(logit scale) times the cosine of picture and prompt, by a CLIP ViT-H/14 trained on people's choices.
+    """exp(logit scale) times the cosine of picture and prompt, by a CLIP ViT-H/14 trained on
+    people's choices.
 
-    With the published weights the scale is close to 100 and scores lie around 20: papers print the score itself, or
-    the bare cosine (0.21), or the score over 26. The probability that a picture is chosen from several is the softmax
-    of their scores.
+    With the published weights the scale is close to 100 and scores lie around 20: papers print the
+    score itself, or the bare cosine (0.21), or the score over 26. The probability that a picture is
+    chosen from several is the softmax of their scores.
 
-    Preprocessing, differentiable throughout: the shorter side is resized to the model's size, bicubic with antialias,
-    and the centre is cropped. On pictures in 255ths it is within 1.5 levels of what transformers' processor gives,
-    which rounds to bytes on the way. Texts are cut at the model's length (77 tokens).
+    Preprocessing, differentiable throughout: the shorter side is resized to the model's size,
+    bicubic with antialias, and the centre is cropped. On pictures in 255ths it is within 1.5 levels
+    of what transformers' processor gives, which rounds to bytes on the way. Texts are cut at the
+    model's length (77 tokens).
 
     Args:
-        path: a folder of transformers (config.json, model.safetensors or pytorch_model.bin, tokenizer), or a hub name.
+        path: a folder of transformers (config.json, model.safetensors or pytorch_model.bin,
+            tokenizer), or a hub name.
         tokenizer: where the tokenizer lies, where it is not with the weights.
         dtype: of the weights, "float32", "bfloat16" or "float16".
     """
@@ -36,7 +47,12 @@ class PickScore(RewardHead):
     differentiable = True
     parallel = True
 
-    def __init__(self, path: str = "yuvalkirstain/PickScore_v1", tokenizer: str | None = None, dtype: str = "float32"):
+    def __init__(
+        self,
+        path: str = "yuvalkirstain/PickScore_v1",
+        tokenizer: str | None = None,
+        dtype: str = "float32",
+    ):
         self.encoder = weights.shared(
             ("pick_score", tokenizer, dtype), path, lambda: _load(path, tokenizer or path, dtype)
         )
@@ -69,5 +85,10 @@ def _load(path: str, tokenizer_path: str, dtype: str) -> DualEncoder:
     model = read_model(path, transformers.CLIPModel, dtype)
     text = model.config.text_config
     tokenizer = read_tokenizer(tokenizer_path, text.vocab_size)
-    options = {"padding": True, "truncation": True, "max_length": text.max_position_embeddings, "return_tensors": "pt"}
+    options = {
+        "padding": True,
+        "truncation": True,
+        "max_length": text.max_position_embeddings,
+        "return_tensors": "pt",
+    }
     return DualEncoder(model, lambda texts: tokenizer(texts, **options))

@@ -18,8 +18,9 @@ LAPLACIAN = ((0.0, 1.0, 0.0), (1.0, -4.0, 1.0), (0.0, 1.0, 0.0))
 class Sharpness(RewardHead):
     """Variance over the picture of the Laplacian of its luminance. Noise scores high too.
 
-    In units of [0, 1]: times 255^2 it is what libraries print for bytes. A flat picture scores 0, a chessboard of
-    single pixels 16, the most. Contrast c times as strong scores c^2 times as much; brightness does not matter.
+    In units of [0, 1]: times 255^2 it is what libraries print for bytes. A flat picture scores 0, a
+    chessboard of single pixels 16, the most. Contrast c times as strong scores c^2 times as much;
+    brightness does not matter.
     """
 
     differentiable = True
@@ -29,7 +30,9 @@ class Sharpness(RewardHead):
     def __call__(self, media: Tensor, prompts: Sequence[str], **context: Any) -> Tensor:
         check_images(media)
         if min(media.shape[-2:]) < 3:
-            raise ValueError(f"sharpness: want pictures of at least 3 x 3, got {tuple(media.shape[-2:])}")
+            raise ValueError(
+                f"sharpness: want pictures of at least 3 x 3, got {tuple(media.shape[-2:])}"
+            )
         return laplacian_variance(media.float())
 
     def provenance(self) -> dict[str, Any]:

@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from ..backbones import weights
-from ..backbones.transformers_model import DualEncoder, normalise, pretrained, read_model, read_tokenizer, resize
+from ..backbones.transformers_model import (
+    DualEncoder,
+    normalise,
+    pretrained,
+    read_model,
+    read_tokenizer,
+    resize,
+)
 from ..base import RewardHead, check_images
 
 PREPROCESSING = "siglip-1"  # raise when scores of the same picture change
@@ -18,16 +25,19 @@ MODES = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers, which a processor's f
 
 
 class SiglipHead(RewardHead):
-    """exp(scale) cos + bias, the logit of a SigLIP, or its sigmoid: the probability that picture and prompt belong
-    together. Any published SigLIP or SigLIP 2 of fixed resolution; not those of variable resolution (NaFlex).
+    """exp(scale) cos + bias, the logit of a SigLIP, or its sigmoid: the probability that picture
+    and prompt belong together. Any published SigLIP or SigLIP 2 of fixed resolution; not those of
+    variable resolution (NaFlex).
 
-    Preprocessing, differentiable throughout: the picture is squashed to the model's size with antialias, bilinear or
-    bicubic as its own processor has it (SigLIP 2 bilinear), then normalised. On pictures in 255ths it is within 1.5
-    levels of that processor, which rounds to bytes on the way. Prompts are in lower case, padded on the right to the
-    model's length (64 tokens) and not masked: so the models were trained, and the last place is where they sum up.
+    Preprocessing, differentiable throughout: the picture is squashed to the model's size with
+    antialias, bilinear or bicubic as its own processor has it (SigLIP 2 bilinear), then normalised.
+    On pictures in 255ths it is within 1.5 levels of that processor, which rounds to bytes on the
+    way. Prompts are in lower case, padded on the right to the model's length (64 tokens) and not
+    masked: so the models were trained, and the last place is where they sum up.
 
     Args:
-        path: a folder of transformers (config.json, model.safetensors, preprocessor and tokenizer), or a hub name.
+        path: a folder of transformers (config.json, model.safetensors, preprocessor and tokenizer),
+            or a hub name.
         output: "logit", or "probability" in (0, 1), which is flat where the model is sure.
         dtype: of the weights, "float32", "bfloat16" or "float16".
     """
@@ -45,7 +55,8 @@ class SiglipHead(RewardHead):
             raise ValueError(f"siglip output: want logit or probability, got {output!r}")
         self.output = output
         self.encoder = weights.shared(("siglip", dtype), path, lambda: Siglip.load(path, dtype))
-        scale, bias = self.encoder.model.logit_scale.exp().item(), self.encoder.model.logit_bias.item()
+        scale = self.encoder.model.logit_scale.exp().item()
+        bias = self.encoder.model.logit_bias.item()
         self.range = (0.0, 1.0) if output == "probability" else (bias - scale, bias + scale)
 
     def __call__(self, media: Tensor, prompts: Sequence[str], **context: Any) -> Tensor:
@@ -82,14 +93,19 @@ class Siglip(DualEncoder):
         model = read_model(path, transformers.SiglipModel, dtype)
         text = model.config.text_config
         tokenizer = read_tokenizer(path, text.vocab_size)
-        options = {"padding": "max_length", "truncation": True, "max_length": text.max_position_embeddings}
+        options = {
+            "padding": "max_length",
+            "truncation": True,
+            "max_length": text.max_position_embeddings,
+        }
         options |= {"padding_side": "right", "return_attention_mask": False, "return_tensors": "pt"}
         encoder = cls(model, lambda texts: tokenizer(texts, **options))
         processor = pretrained(transformers.AutoImageProcessor, path, "preprocessor")
         if int(processor.resample) not in MODES:
             raise ValueError(f"path {path}: resample {processor.resample}: want one of {MODES}")
         encoder.mode = MODES[int(processor.resample)]
-        encoder.mean, encoder.std = processor.image_mean, processor.image_std
+        encoder.mean = processor.image_mean
+        encoder.std = processor.image_std
         return encoder
 
     def preprocess(self, images: Tensor) -> Tensor:

@@ -1,4 +1,6 @@
-"""Heads of videos: any head of pictures on a few weighted frames, and a trained one of three dimensions."""
+"""Heads of videos: any head of pictures on a few weighted frames, and a trained one of three
+dimensions.
+"""
 
 import math
 from collections.abc import Sequence
@@ -14,9 +16,11 @@ from .trained import Scorer, TrainedHead, blocks_of
 
 
 def segment_frames(frames: int, segments: int, generator: torch.Generator | None = None) -> Tensor:
-    """SegVR of InstructVideo (Yuan et al., CVPR 2024, arXiv 2312.12490): a frame of each of S equal parts, (S,) int64.
+    """SegVR of InstructVideo (Yuan et al., CVPR 2024, arXiv 2312.12490): a frame of each of S equal
+    parts, (S,) int64.
 
-    The first of each part; with a generator, any of them alike. Where S does not divide F, parts differ by one frame.
+    The first of each part; with a generator, any of them alike. Where S does not divide F, parts
+    differ by one frame.
     """
     if not 1 <= segments <= frames:
         raise ValueError(f"segments: want 1 to {frames}, the number of frames, got {segments}")
@@ -27,21 +31,25 @@ def segment_frames(frames: int, segments: int, generator: torch.Generator | None
 
 
 def temporal_weights(indices: Tensor, frames: int, decay: float) -> Tensor:
-    """TAR, eq. 7: f_i = exp(-decay |g(i) - F // 2|), of the indices' shape: the middle counts most; 0: all alike."""
+    """TAR, eq. 7: f_i = exp(-decay |g(i) - F // 2|), of the indices' shape: the middle counts most;
+    0: all alike.
+    """
     return torch.exp(-decay * (indices - frames // 2).abs())
 
 
 class Segments(RewardHead):
-    """A head of pictures lifted to videos: R = (1/S) sum_i f_i r(frame g(i)), InstructVideo's eq. 8.
+    """A head of pictures lifted to videos: R = (1/S) sum_i f_i r(frame g(i)), InstructVideo's eq.
+    8.
 
-    The weights do not sum to one: at decay 1 nearly all of R is what the middle frame gives. Only the chosen frames are
-    judged, and only they get a gradient.
+    The weights do not sum to one: at decay 1 nearly all of R is what the middle frame gives. Only
+    the chosen frames are judged, and only they get a gradient.
 
     Args:
         head: a name of the table, or a head; of pictures.
         segments: S, how many frames are judged.
         decay: lambda, how fast a frame counts less away from the middle.
-        seed: draw the frames at random, other ones at each call, as in training; None: the first of each segment.
+        seed: draw the frames at random, other ones at each call, as in training; None: the first of
+            each segment.
         options: of the head, where it is a name.
     """
 
@@ -61,10 +69,16 @@ class Segments(RewardHead):
             raise ValueError(f"segments: want 1 or more, got {segments}")
         if not 0 <= decay < math.inf:
             raise ValueError(f"decay: want a number from 0, got {decay}")
-        self.head, self.segments, self.decay, self.seed = load(head, **options), segments, decay, seed
+        self.head = load(head, **options)
+        self.segments = segments
+        self.decay = decay
+        self.seed = seed
         if self.head.media != "image":
-            raise ValueError(f"head {label(head)}: judges a {self.head.media}; want one that judges pictures")
-        self.differentiable, self.needs = self.head.differentiable, self.head.needs
+            raise ValueError(
+                f"head {label(head)}: judges a {self.head.media}; want one that judges pictures"
+            )
+        self.differentiable = self.head.differentiable
+        self.needs = self.head.needs
         low, high = self.head.range
         self.range = (min(low, 0.0), max(high, 0.0))
         self.generator = None if seed is None else torch.Generator().manual_seed(seed)
@@ -72,10 +86,16 @@ class Segments(RewardHead):
     def __call__(self, media: Tensor, prompts: Sequence[str], **context: Any) -> Tensor:
         check_videos(media)
         count, frames = media.shape[:2]
-        chosen = torch.stack([segment_frames(frames, self.segments, self.generator) for _ in range(count)])  # (B, S)
+        chosen = torch.stack(
+            [segment_frames(frames, self.segments, self.generator) for _ in range(count)]
+        )  # (B, S)
         pictures = media[torch.arange(count)[:, None], chosen].flatten(0, 1)  # (B S, 3, H, W)
         told = [prompt for prompt in prompts for _ in range(self.segments)]
-        rewards = self.head(pictures, told, **{key: self._for_frames(value, count) for key, value in context.items()})
+        rewards = self.head(
+            pictures,
+            told,
+            **{key: self._for_frames(value, count) for key, value in context.items()},
+        )
         weights = temporal_weights(chosen, frames, self.decay).to(rewards)
         return (weights * rewards.unflatten(0, (count, self.segments))).mean(1)
 
@@ -95,10 +115,12 @@ class Segments(RewardHead):
 
 
 class VideoScorer(Scorer):
-    """VideoReward's three dimensions (Liu et al., arXiv 2501.13918) on the embeddings of a few frames.
+    """VideoReward's three dimensions (Liu et al., arXiv 2501.13918) on the embeddings of a few
+    frames.
 
-    Blocks: mean frame; mean size of the first differences of frames, and of the second; text; mean frame times text.
-    Neither quality reads a block with text in it, so that no prompt can speak for a picture ("context leakage").
+    Blocks: mean frame; mean size of the first differences of frames, and of the second; text; mean
+    frame times text. Neither quality reads a block with text in it, so that no prompt can speak for
+    a picture ("context leakage").
     """
 
     media = "video"
@@ -116,7 +138,9 @@ class VideoScorer(Scorer):
         return cls.READS[dimension]
 
     @classmethod
-    def features(cls, clip: OpenClip, media: Tensor, prompts: Sequence[str], mode: str = "squash") -> Tensor:
+    def features(
+        cls, clip: OpenClip, media: Tensor, prompts: Sequence[str], mode: str = "squash"
+    ) -> Tensor:
         check_videos(media)
         media = media[:, segment_frames(media.shape[1], min(cls.frames, media.shape[1]))]
         pictures = resize(media.flatten(0, 1).to(clip.device, torch.float32), clip.size, mode)
@@ -132,9 +156,11 @@ def _mean_size(differences: Tensor) -> Tensor:
 
 
 class VideoReward(TrainedHead):
-    """A head of videos that ``align-gen train-reward`` wrote: visual quality, motion quality, text alignment.
+    """A head of videos that ``align-gen train-reward`` wrote: visual quality, motion quality, text
+    alignment.
 
-    Overall is the sum of the normalised dimensions; ``dimension`` and ``weights`` as of TrainedHead.
+    Overall is the sum of the normalised dimensions; ``dimension`` and ``weights`` as of
+    TrainedHead.
     """
 
     media = "video"
@@ -144,4 +170,6 @@ class VideoReward(TrainedHead):
 def check_videos(videos: Tensor) -> None:
     """Reward input: float (B, F, 3, H, W), RGB, [0, 1]."""
     if videos.ndim != 5 or videos.shape[2] != 3 or not videos.is_floating_point():
-        raise ValueError(f"videos: want float (B, F, 3, H, W), got {videos.dtype} {tuple(videos.shape)}")
+        raise ValueError(
+            f"videos: want float (B, F, 3, H, W), got {videos.dtype} {tuple(videos.shape)}"
+        )

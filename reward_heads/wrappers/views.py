@@ -1,4 +1,6 @@
-"""How sure a reward is: what it says of several views of one picture, or what several heads say of it."""
+"""How sure a reward is: what it says of several views of one picture, or what several heads say of
+it.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -11,7 +13,8 @@ from ..base import RewardHead, check_images
 
 
 class Unsure(RewardHead):
-    """A score that is the mean of several opinions, less ``penalty`` of their deviations; it tells the deviation too.
+    """A score that is the mean of several opinions, less ``penalty`` of their deviations; it tells
+    the deviation too.
 
     Deviations are those of a population (Eisenstein et al. 2023, arXiv 2312.09244, mean - k std).
     """
@@ -34,9 +37,10 @@ class Unsure(RewardHead):
 class Views(Unsure):
     """One head on several views of each picture, none of which changes what it shows.
 
-    ``crops``: the picture, its mirror image, and as many of four corner crops, at 1 - ``strength`` of its sides and
-    resized back, as ``count`` asks for. ``noise``: ``count`` noise levels from 0 to ``strength``, with the same noise:
-    what Ctrl-U asks of two neighbouring timesteps (Zhang et al. 2025, arXiv 2410.11236), asked of a clean picture.
+    ``crops``: the picture, its mirror image, and as many of four corner crops, at 1 - ``strength``
+    of its sides and resized back, as ``count`` asks for. ``noise``: ``count`` noise levels from 0
+    to ``strength``, with the same noise: what Ctrl-U asks of two neighbouring timesteps (Zhang et
+    al. 2025, arXiv 2410.11236), asked of a clean picture.
 
     Args:
         head: another head's name, or the head; ``options`` are its own.
@@ -61,23 +65,38 @@ class Views(Unsure):
             raise ValueError(f"views count: want 2 to {limit} of {kind}, got {count}")
         if not 0 < strength < 1:
             raise ValueError(f"views strength: want a number between 0 and 1, got {strength}")
-        self.head, self.kind, self.strength, self.penalty = load(head, **options), kind, strength, penalty
-        self.needs, self.range = self.head.needs, self.head.range
-        self.differentiable, self.parallel = self.head.differentiable, self.head.parallel
+        self.head = load(head, **options)
+        self.kind = kind
+        self.strength = strength
+        self.penalty = penalty
+        self.needs = self.head.needs
+        self.range = self.head.range
+        self.differentiable = self.head.differentiable
+        self.parallel = self.head.parallel
         if self.head.media != "image":
             raise ValueError(f"views head: {head!r} judges videos; want a head of pictures")
 
     def opinions(self, media: Tensor, prompts: Sequence[str], **context: Any) -> Tensor:
         check_images(media)
-        views = crops(media, self.count, self.strength) if self.kind == "crops" else self._noised(media)
+        views = (
+            crops(media, self.count, self.strength) if self.kind == "crops" else self._noised(media)
+        )
         return torch.stack([self.head(view, prompts, **context).float() for view in views])
 
     def _noised(self, media: Tensor) -> list[Tensor]:
         noise = torch.randn(media.shape[1:], generator=torch.Generator().manual_seed(0)).to(media)
-        return [(media + level * noise).clamp(0, 1) for level in torch.linspace(0, self.strength, self.count).tolist()]
+        return [
+            (media + level * noise).clamp(0, 1)
+            for level in torch.linspace(0, self.strength, self.count).tolist()
+        ]
 
     def provenance(self) -> dict[str, Any]:
-        own = {"kind": self.kind, "count": self.count, "strength": self.strength, "penalty": self.penalty}
+        own = {
+            "kind": self.kind,
+            "count": self.count,
+            "strength": self.strength,
+            "penalty": self.penalty,
+        }
         inner = self.head.provenance()
         return inner | {"options": {**own, "head": inner["options"]}}
 
@@ -104,11 +123,14 @@ class Ensemble(Unsure):
 
         if isinstance(members, str) or len(members) < 2:
             raise ValueError(f"ensemble members: want two or more heads, got {members!r}")
-        if scale is not None and (len(scale) != len(members) or not all(each > 0 for each in scale)):
+        if scale is not None and (
+            len(scale) != len(members) or not all(each > 0 for each in scale)
+        ):
             raise ValueError(f"ensemble scale: want {len(members)} numbers above 0, got {scale}")
         given = [dict(each) if isinstance(each, Mapping) else {"name": each} for each in members]
         self.members = [load(each.pop("name", ""), **each) for each in given]
-        self.scale, self.penalty = list(scale or [1.0] * len(members)), penalty
+        self.scale = list(scale or [1.0] * len(members))
+        self.penalty = penalty
         kinds = {member.media for member in self.members}
         if len(kinds) > 1:
             raise ValueError("ensemble members: some judge pictures and some videos; want one kind")
@@ -126,8 +148,15 @@ class Ensemble(Unsure):
 
     def provenance(self) -> dict[str, Any]:
         parts = [member.provenance() for member in self.members]
-        options = {"scale": self.scale, "penalty": self.penalty, "members": [part["options"] for part in parts]}
-        joined = {key: [part[key] for part in parts] for key in ("weights_sha256", "preprocessing", "dtype")}
+        options = {
+            "scale": self.scale,
+            "penalty": self.penalty,
+            "members": [part["options"] for part in parts],
+        }
+        joined = {
+            key: [part[key] for part in parts]
+            for key in ("weights_sha256", "preprocessing", "dtype")
+        }
         return {**joined, "options": options}
 
     def to(self, device: torch.device | str) -> "Ensemble":
@@ -137,14 +166,19 @@ class Ensemble(Unsure):
 
 
 def crops(images: Tensor, count: int, strength: float) -> list[Tensor]:
-    """``count`` of: the pictures (B, 3, H, W), mirrored, and their four corners; all of the same size."""
+    """``count`` of: the pictures (B, 3, H, W), mirrored, and their four corners; all of the same
+    size.
+    """
     height, width = images.shape[-2:]
-    high, wide = max(1, round(height * (1 - strength))), max(1, round(width * (1 - strength)))
+    high = max(1, round(height * (1 - strength)))
+    wide = max(1, round(width * (1 - strength)))
     views = [images, images.flip(-1)]
     for top, left in ((0, 0), (0, width - wide), (height - high, 0), (height - high, width - wide))[
         : max(count - 2, 0)
     ]:
         corner = images[..., top : top + high, left : left + wide]
-        resized = F.interpolate(corner, (height, width), mode="bicubic", antialias=True, align_corners=False)
+        resized = F.interpolate(
+            corner, (height, width), mode="bicubic", antialias=True, align_corners=False
+        )
         views.append(resized.clamp(0, 1))
     return views

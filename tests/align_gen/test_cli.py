@@ -53,12 +53,14 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 def mistake(done: Done) -> str:
     """The one line of a mistake, after progress if there was any."""
     assert done.code == 2, done
-    assert done.err.startswith("align-gen: ") and done.err.count("\n") == 1 and len(done.err) < 800, done.err
+    assert (
+        done.err.startswith("align-gen: ") and done.err.count("\n") == 1 and len(done.err) < 800
+    ), done.err
     assert "Traceback" not in done.err and not done.out
     return done.err
 
 
-# --- finetune --------------------------------------------------------------------------------------------------------
+# --- finetune -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -97,7 +99,10 @@ MISTAKES: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     "missing model": (["model.path={here}/nowhere"], ["/nowhere"]),
     "folder that is no pipeline": (["model.path={here}/folder"], ["/folder", "model_index.json"]),
     "file that is no pipeline": (["model.path={here}/file"], ["/file", "model_index.json"]),
-    "unknown pipeline class": (["model.path={here}/other"], ["SoundPipeline", "StableDiffusionPipeline"]),
+    "unknown pipeline class": (
+        ["model.path={here}/other"],
+        ["SoundPipeline", "StableDiffusionPipeline"],
+    ),
     "torn pipeline": (["model.path={here}/torn"], ["/torn"]),
     "unknown reward": (["rewards.shine=1"], ["'shine'", "mean_hue"]),
     "unknown held-out reward": (["eval_rewards.shine=1"], ["'shine'", "mean_hue"]),
@@ -130,7 +135,9 @@ def test_an_unwritable_out_is_one_line(cli: Cli, recipe: Path, tmp_path: Path, o
     assert out in line and sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_run_directory_of_another_recipe_is_one_line(cli: Cli, recipe: Path, tmp_path: Path) -> None:
+def test_a_run_directory_of_another_recipe_is_one_line(
+    cli: Cli, recipe: Path, tmp_path: Path
+) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run/recipe.yaml").write_text(Recipe.load(recipe).to_yaml())
     line = mistake(cli("finetune", recipe, "--out", tmp_path / "run", "--set", "optim.lr=2e-4"))
@@ -143,7 +150,9 @@ def test_no_such_recipe_is_one_line(cli: Cli) -> None:
 
 
 def test_a_dry_run_counts_and_writes_nothing(cli: Cli, recipe: Path, tmp_path: Path) -> None:
-    """2 pictures x 2 steps, doubled by guidance: 8 a pass; K = 2: 5 passes forward, 2 of them backward."""
+    """2 pictures x 2 steps, doubled by guidance: 8 a pass; K = 2: 5 passes forward, 2 of them
+    backward.
+    """
     done = cli("finetune", recipe, "--dry-run", "--out", tmp_path / "run", "--set", "optim.lr=1e-4")
     assert done.code == 0, done.err
     assert "lr: 0.0001" in done.out and "40 rows forward, 16 of them backward" in done.out
@@ -152,8 +161,17 @@ def test_a_dry_run_counts_and_writes_nothing(cli: Cli, recipe: Path, tmp_path: P
 
 def test_a_failing_reward_is_one_line_and_exit_1(cli: Cli, recipe: Path, tmp_path: Path) -> None:
     """Not the user's mistake: a NaN names the head, and where to look."""
-    (tmp_path / "sour.py").write_text("def sour(media, prompts):\n    return [float('nan')] * len(media)\n")
-    done = cli("finetune", recipe, "--out", tmp_path / "run", "--set", f"rewards={{'{tmp_path}/sour.py:sour': 1}}")
+    (tmp_path / "sour.py").write_text(
+        "def sour(media, prompts):\n    return [float('nan')] * len(media)\n"
+    )
+    done = cli(
+        "finetune",
+        recipe,
+        "--out",
+        tmp_path / "run",
+        "--set",
+        f"rewards={{'{tmp_path}/sour.py:sour': 1}}",
+    )
     assert done.code == 1
     last = done.err.splitlines()[-1]
     assert last.startswith("align-gen: RewardFailure: ") and "sour" in last and "--debug" in last
@@ -165,7 +183,9 @@ def test_debug_shows_where(cli: Cli, recipe: Path) -> None:
         cli("finetune", recipe, "--set", "optim.lrr=1", "--debug")
 
 
-def test_an_interruption_says_how_to_go_on(cli: Cli, monkeypatch: pytest.MonkeyPatch, recipe: Path) -> None:
+def test_an_interruption_says_how_to_go_on(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, recipe: Path
+) -> None:
     def interrupted(*args: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
@@ -178,23 +198,41 @@ def test_a_demo_of_no_model_is_one_line(cli: Cli, tmp_path: Path) -> None:
     assert "emoji-sd" in mistake(cli("demo", "--model", "sd35", "--out", tmp_path / "run"))
 
 
-# --- sample ----------------------------------------------------------------------------------------------------------
+# --- sample ---------------------------------------------------------------------------------------
 
 
 def test_sample_writes_a_gallery(cli: Cli, recipe: Path, tiny_folder: Path, tmp_path: Path) -> None:
     """2 prompts x 2 seeds; a row's prompt and seed make its picture again, alone."""
     options = ["--steps", 2, "--guidance", 2.0, "--size", "16x16"]
     done = cli(
-        "sample", tiny_folder, "--prompts", tmp_path / "train.txt", "--seeds", "0,5", *options, "--out", tmp_path / "g"
+        "sample",
+        tiny_folder,
+        "--prompts",
+        tmp_path / "train.txt",
+        "--seeds",
+        "0,5",
+        *options,
+        "--out",
+        tmp_path / "g",
     )
     assert done.code == 0 and "4 pictures" in done.out, done.err
     gallery = Gallery.load(tmp_path / "g")
     assert [row["prompt"] for row in gallery.rows] == ["a red dog", "a red dog", "a bird", "a bird"]
     assert len({row["seed"] for row in gallery.rows}) == 4
     row = gallery.rows[3]
-    again = ["--prompt", row["prompt"], "--seed", row["seed"], *options, "--out", tmp_path / "again"]
+    again = [
+        "--prompt",
+        row["prompt"],
+        "--seed",
+        row["seed"],
+        *options,
+        "--out",
+        tmp_path / "again",
+    ]
     assert cli("sample", tiny_folder, *again).code == 0
-    torch.testing.assert_close(Gallery.load(tmp_path / "again").image(0), gallery.image(3), rtol=0, atol=1.01 / 255)
+    torch.testing.assert_close(
+        Gallery.load(tmp_path / "again").image(0), gallery.image(3), rtol=0, atol=1.01 / 255
+    )
 
 
 def test_best_of_never_scores_less(cli: Cli, tiny_folder: Path, tmp_path: Path) -> None:
@@ -245,8 +283,12 @@ def test_words_that_are_not_understood_are_one_line(cli: Cli, words: list[str]) 
     assert "--help)" in mistake(cli(*words))
 
 
-def test_the_reports_command_makes_the_picture_again(cli: Cli, recipe: Path, tmp_path: Path) -> None:
-    """Of a run's last gallery with its export, of its first without; and of a gallery that was sampled."""
+def test_the_reports_command_makes_the_picture_again(
+    cli: Cli, recipe: Path, tmp_path: Path
+) -> None:
+    """Of a run's last gallery with its export, of its first without; and of a gallery that was
+    sampled.
+    """
     from align_gen.report.runs import command_for
 
     run = tmp_path / "run"
@@ -272,17 +314,35 @@ def test_a_folder_of_something_else_is_refused_before_sampling(
     assert "thesis.tex" in mistake(cli("sample", tiny_folder, "--prompt", "a", "--out", tmp_path))
 
 
-def test_a_gallery_is_made_again_from_its_own_rows(cli: Cli, tiny_folder: Path, tmp_path: Path) -> None:
+def test_a_gallery_is_made_again_from_its_own_rows(
+    cli: Cli, tiny_folder: Path, tmp_path: Path
+) -> None:
     """One prompt with two seeds is two pictures, and the rows say which."""
     options = ("--steps", 1, "--guidance", 1)
-    assert cli("sample", tiny_folder, "--prompt", "a", "--seeds", "0,1", *options, "--out", tmp_path / "g").code == 0
+    assert (
+        cli(
+            "sample",
+            tiny_folder,
+            "--prompt",
+            "a",
+            "--seeds",
+            "0,1",
+            *options,
+            "--out",
+            tmp_path / "g",
+        ).code
+        == 0
+    )
     rows = tmp_path / "g/metadata.jsonl"
-    assert cli("sample", tiny_folder, "--prompts", rows, *options, "--out", tmp_path / "again").code == 0
+    assert (
+        cli("sample", tiny_folder, "--prompts", rows, *options, "--out", tmp_path / "again").code
+        == 0
+    )
     for name in ("00000.png", "00001.png"):
         assert (tmp_path / "g" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
 
-# --- score, compare, report, list ------------------------------------------------------------------------------------
+# --- score, compare, report, list -----------------------------------------------------------------
 
 
 def coloured(folder: Path, shift: float) -> Path:
@@ -295,7 +355,14 @@ def coloured(folder: Path, shift: float) -> Path:
 
 def test_score_writes_scores_beside_the_pictures(cli: Cli, tmp_path: Path) -> None:
     """Green by .1 above grey: the component along 120 degrees is .1."""
-    done = cli("score", coloured(tmp_path / "g", 0.1), "--reward", "green=mean_hue:hue=120", "--reward", "jpeg_size")
+    done = cli(
+        "score",
+        coloured(tmp_path / "g", 0.1),
+        "--reward",
+        "green=mean_hue:hue=120",
+        "--reward",
+        "jpeg_size",
+    )
     assert done.code == 0 and "8 of 8 pictures scored" in done.out
     assert (tmp_path / "g/scores.parquet").is_file()
     line = next(line for line in done.out.splitlines() if line.startswith("green"))
@@ -303,13 +370,29 @@ def test_score_writes_scores_beside_the_pictures(cli: Cli, tmp_path: Path) -> No
 
 
 def test_from_scores_to_pairs_to_a_reward_that_scores(cli: Cli, tmp_path: Path) -> None:
-    """Eight pictures of four prompts, the lighter of each two preferred; what is trained is scored with in the end."""
+    """Eight pictures of four prompts, the lighter of each two preferred; what is trained is scored
+    with in the end.
+    """
     rows = [{"prompt": f"thing {n // 2}", "seed": n % 2} for n in range(8)]
     levels = torch.linspace(0.1, 0.9, 8).view(-1, 1, 1, 1).expand(-1, 3, 64, 64)
     write_gallery(tmp_path / "g", levels, rows)
-    (tmp_path / "light.py").write_text("def light(media, prompts):\n    return media.mean((1, 2, 3))\n")
-    assert cli("score", tmp_path / "g", "--reward", f"light={tmp_path}/light.py:light", "--combine", "mean").code == 0
-    mined = cli("pairs", tmp_path / "g", "--by", "best_worst", "--out", tmp_path / "p.parquet", "--json")
+    (tmp_path / "light.py").write_text(
+        "def light(media, prompts):\n    return media.mean((1, 2, 3))\n"
+    )
+    assert (
+        cli(
+            "score",
+            tmp_path / "g",
+            "--reward",
+            f"light={tmp_path}/light.py:light",
+            "--combine",
+            "mean",
+        ).code
+        == 0
+    )
+    mined = cli(
+        "pairs", tmp_path / "g", "--by", "best_worst", "--out", tmp_path / "p.parquet", "--json"
+    )
     assert json.loads(mined.out) == {
         "pairs": 4, "prompts": 4, "ties": 0, "unreadable": 0, "agreement": 1.0, "out": str(tmp_path / "p.parquet"),
     }  # fmt: skip
@@ -318,7 +401,14 @@ def test_from_scores_to_pairs_to_a_reward_that_scores(cli: Cli, tmp_path: Path) 
         tmp_path / "head",
     )  # fmt: skip
     assert trained.code == 0 and "trained overall" in trained.out, trained
-    scored = cli("score", tmp_path / "g", "--reward", f"trained:path={tmp_path}/head", "--out", tmp_path / "s.parquet")
+    scored = cli(
+        "score",
+        tmp_path / "g",
+        "--reward",
+        f"trained:path={tmp_path}/head",
+        "--out",
+        tmp_path / "s.parquet",
+    )
     assert scored.code == 0 and "8 of 8 pictures scored" in scored.out
 
 
@@ -326,12 +416,24 @@ def test_from_scores_to_pairs_to_a_reward_that_scores(cli: Cli, tmp_path: Path) 
     ("arguments", "named"),
     [
         (["pairs", "nowhere", "--out", "p.parquet"], "nowhere: no such file"),
-        (["score", ".", "--reward", "mean_hue", "--suite", "drawbench"], "--suite 'drawbench': have ['hpdv2']"),
-        (["score", "a.tar", "--reward", "mean_hue"], "a.tar: is no folder to keep the scores in; want --out FILE"),
+        (
+            ["score", ".", "--reward", "mean_hue", "--suite", "drawbench"],
+            "--suite 'drawbench': have ['hpdv2']",
+        ),
+        (
+            ["score", "a.tar", "--reward", "mean_hue"],
+            "a.tar: is no folder to keep the scores in; want --out FILE",
+        ),
         (["score", ".", "--reward", "mean_hue", "--combine", "best"], "rule"),
         (["score", ".", "--reward", "mean_hue", "--calibrate", "nowhere"], "nowhere: no such file"),
-        (["train-reward", "nowhere", "--base", "emoji-clip", "--out", "o"], "nowhere: no such file; want pairs"),
-        (["train-reward", "nowhere", "--base", "b", "--out", "o", "--label-smoothing", "x"], "--label-smoothing 'x'"),
+        (
+            ["train-reward", "nowhere", "--base", "emoji-clip", "--out", "o"],
+            "nowhere: no such file; want pairs",
+        ),
+        (
+            ["train-reward", "nowhere", "--base", "b", "--out", "o", "--label-smoothing", "x"],
+            "--label-smoothing 'x'",
+        ),
         (["bench", "speed"], "bench 'speed': have ['attention', 'rewards', 'sizes', 'steps']"),
         (["bench", "sizes", "--model", "emoji-sd"], "--model 'emoji-sd': have ['Qwen/Qwen-Image'"),
     ],
@@ -341,14 +443,18 @@ def test_a_mistake_around_rewards_is_one_line(cli: Cli, arguments: list[str], na
 
 
 def test_a_corrupt_picture_is_a_null_row(cli: Cli, tmp_path: Path) -> None:
-    """The rest goes on and the exit code is 0; with --strict it is 1. The reason is told either way."""
+    """The rest goes on and the exit code is 0; with --strict it is 1. The reason is told either
+    way.
+    """
     folder = coloured(tmp_path / "g", 0.1)
     (folder / "00003.png").write_bytes((folder / "00003.png").read_bytes()[:40])
     done = cli("score", folder, "--reward", "mean_hue", "--json", "--out", tmp_path / "s.parquet")
     found = json.loads(done.out)
     assert done.code == 0 and found["pictures"] == 8 and list(found["failed"]) == ["00003.png"]
     assert any("00003.png" in line for line in done.err.splitlines())
-    strict = cli("score", folder, "--reward", "mean_hue", "--strict", "--out", tmp_path / "t.parquet")
+    strict = cli(
+        "score", folder, "--reward", "mean_hue", "--strict", "--out", tmp_path / "t.parquet"
+    )
     assert strict.code == 1 and "00003.png" in strict.err and "7 of 8" in strict.out
     from align_gen.galleries.table import ScoresTable
 
@@ -372,7 +478,9 @@ def test_a_corrupt_picture_is_a_null_row(cli: Cli, tmp_path: Path) -> None:
     ],
     ids=" ".join,
 )
-def test_a_mistake_in_scoring_is_one_line(cli: Cli, tmp_path: Path, options: list[str], named: str) -> None:
+def test_a_mistake_in_scoring_is_one_line(
+    cli: Cli, tmp_path: Path, options: list[str], named: str
+) -> None:
     done = cli("score", coloured(tmp_path / "g", 0.1), *options)
     assert done.code == 2 and named in done.err.splitlines()[-1] and "Traceback" not in done.err
     assert not (tmp_path / "g/scores.parquet").exists()
@@ -393,12 +501,16 @@ def two(cli: Cli, tmp_path: Path) -> tuple[Path, Path]:
 
 
 def test_compare_and_its_conditions(cli: Cli, two: tuple[Path, Path]) -> None:
-    """Every picture gains .1: a change of .1, all pairs won; that it fell is false, that it rose is true."""
+    """Every picture gains .1: a change of .1, all pairs won; that it fell is false, that it rose is
+    true.
+    """
     done = cli("compare", *two, "--json", "--fail-if", "green.ci_low < 0")
     change = json.loads(done.out)["columns"]["green"]
     assert done.code == 0 and change["delta"] == pytest.approx(0.1, abs=0.005)
     assert (change["n"], change["prompts"], change["win_rate"]) == (8, 4, 1.0)
-    failed = cli("compare", *two, "--fail-if", "green.delta > 0.05", "--fail-if", "green.ci_low < 0")
+    failed = cli(
+        "compare", *two, "--fail-if", "green.delta > 0.05", "--fail-if", "green.ci_low < 0"
+    )
     assert failed.code == 1 and failed.err.splitlines() == ["align-gen: failed: green.delta > 0.05"]
     back = cli("compare", *reversed(two))
     assert back.out.count("fell most in green: ") == 3 and "'p0', seed 0" in back.out
@@ -417,12 +529,16 @@ def test_compare_and_its_conditions(cli: Cli, two: tuple[Path, Path]) -> None:
     ],
     ids=" ".join,
 )
-def test_a_mistake_in_comparing_is_one_line(cli: Cli, two: tuple[Path, Path], options: list[str], named: str) -> None:
+def test_a_mistake_in_comparing_is_one_line(
+    cli: Cli, two: tuple[Path, Path], options: list[str], named: str
+) -> None:
     done = cli("compare", *two, *options)
     assert done.code == 2 and named in done.err.splitlines()[-1] and "Traceback" not in done.err
 
 
-def test_comparing_what_is_not_there_is_one_line(cli: Cli, two: tuple[Path, Path], tmp_path: Path) -> None:
+def test_comparing_what_is_not_there_is_one_line(
+    cli: Cli, two: tuple[Path, Path], tmp_path: Path
+) -> None:
     assert "nowhere" in mistake(cli("compare", two[0], tmp_path / "nowhere"))
 
 
@@ -459,7 +575,7 @@ def test_list_of_nothing_is_one_line(cli: Cli) -> None:
     assert "rewards" in mistake(cli("list", "reward"))
 
 
-# --- the surface -----------------------------------------------------------------------------------------------------
+# --- the surface ----------------------------------------------------------------------------------
 
 
 def test_help_is_cheap_and_has_an_example() -> None:
@@ -490,7 +606,10 @@ def test_help_is_cheap_and_has_an_example() -> None:
 def test_every_command_is_there(cli: Cli) -> None:
     from align_gen.cli import app
 
-    named = (command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands)
+    named = (
+        command.name or getattr(command.callback, "__name__", "")
+        for command in app.registered_commands
+    )
     names = {name.replace("_", "-") for name in named}
     assert names == set(COMMANDS)
 
@@ -516,8 +635,15 @@ def test_rewards_on_the_command_line(text: str, expected: tuple[str, dict[str, A
     assert parse_reward(text) == expected
 
 
-def test_bundled_models_are_found_by_name_in_rewards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bundled_models_are_found_by_name_in_rewards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "our-clip").mkdir()
     monkeypatch.setattr(bundled, "MODELS", tmp_path)
-    assert bundled.reward_spec({"clip": {"path": "our-clip"}})["clip"]["path"] == str(tmp_path / "our-clip")
-    assert bundled.reward_spec({"clip": {"path": "owner/name"}, "x": 1.0}) == {"clip": {"path": "owner/name"}, "x": 1.0}
+    assert bundled.reward_spec({"clip": {"path": "our-clip"}})["clip"]["path"] == str(
+        tmp_path / "our-clip"
+    )
+    assert bundled.reward_spec({"clip": {"path": "owner/name"}, "x": 1.0}) == {
+        "clip": {"path": "owner/name"},
+        "x": 1.0,
+    }

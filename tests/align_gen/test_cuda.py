@@ -1,4 +1,6 @@
-"""On a GPU what a CPU computes, within rounding; the kernels and half precision that only run there; its memory."""
+"""On a GPU what a CPU computes, within rounding; the kernels and half precision that only run
+there; its memory.
+"""
 
 import os
 from pathlib import Path
@@ -23,12 +25,18 @@ from tests.tiny import failed
 # make gpu sets the variable, and fails where there is none
 WANTED = torch.cuda.is_available() or "ALIGN_GEN_TEST_GPU" in os.environ
 pytestmark = pytest.mark.skipif(not WANTED, reason="no CUDA device")
-SMALL = ["sampling.num_inference_steps=4", "method.images_per_prompt=4", "method.prompts_per_step=2"]
+SMALL = [
+    "sampling.num_inference_steps=4",
+    "method.images_per_prompt=4",
+    "method.prompts_per_step=2",
+]
 METHODS = {
     "prdp": ["method.keep=2"],
     "ddpo": ["method={name: ddpo, images_per_prompt: 4, prompts_per_step: 2, clip: 4.0e-3}"],
     "nft": ["method={name: nft, images_per_prompt: 4, prompts_per_step: 2, times_per_image: 2}"],
-    "dpo": ["method={name: dpo, online: true, images_per_prompt: 4, prompts_per_step: 2, beta: 1000.0}"],
+    "dpo": [
+        "method={name: dpo, online: true, images_per_prompt: 4, prompts_per_step: 2, beta: 1000.0}"
+    ],
 }
 
 
@@ -42,11 +50,15 @@ def gallery(device: str, folder: Path) -> Gallery:
     model = pipelines.load(bundled.model_path("emoji-sd"))
     model.to(device)
     prompts = ["a red apple", "a dog"]
-    return sample(model, prompts, out=folder, seeds=(0, 1), num_inference_steps=10, height=64, width=64)
+    return sample(
+        model, prompts, out=folder, seeds=(0, 1), num_inference_steps=10, height=64, width=64
+    )
 
 
 def test_a_picture_is_the_same_on_both(tmp_path: Path) -> None:
-    """Noise is drawn on the CPU. Stored pictures have 255 levels; rounding may move a pixel by some of them."""
+    """Noise is drawn on the CPU. Stored pictures have 255 levels; rounding may move a pixel by some
+    of them.
+    """
     here, there = gallery("cpu", tmp_path / "cpu"), gallery("cuda", tmp_path / "cuda")
     for place in range(len(here)):
         difference = (here.image(place) - there.image(place)).abs()
@@ -63,8 +75,12 @@ def test_a_score_is_the_same_on_both() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_step_is_the_same_on_both(method: str) -> None:
-    """The trained LoRA moves alike: Adam's first step is nearly the sign of the gradient, so moments are compared."""
-    recipe = Recipe.load("emoji-sd-prdp", [*METHODS[method], *SMALL[:1], *(SMALL[1:] if method == "prdp" else [])])
+    """The trained LoRA moves alike: Adam's first step is nearly the sign of the gradient, so
+    moments are compared.
+    """
+    recipe = Recipe.load(
+        "emoji-sd-prdp", [*METHODS[method], *SMALL[:1], *(SMALL[1:] if method == "prdp" else [])]
+    )
     moments = []
     for cpu in (True, False):
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -91,8 +107,13 @@ def test_the_laws_hold_with_every_kernel(kernel: str, dtype: torch.dtype) -> Non
 
 
 def test_xformers_is_what_auto_takes_where_it_runs() -> None:
-    """It is built for one version of torch; with another it has no kernel, and auto takes torch's own."""
-    model, device = pipelines.load(bundled.model_path("emoji-sd"), dtype=torch.bfloat16), torch.device("cuda")
+    """It is built for one version of torch; with another it has no kernel, and auto takes torch's
+    own.
+    """
+    model, device = (
+        pipelines.load(bundled.model_path("emoji-sd"), dtype=torch.bfloat16),
+        torch.device("cuda"),
+    )
     use_attention(model, device=device)
     runs = why_not("xformers", 24, torch.bfloat16, device) is None
     assert ("xformers" in attention_of(model)["unet"]) == runs
@@ -100,18 +121,27 @@ def test_xformers_is_what_auto_takes_where_it_runs() -> None:
 
 def test_the_estimate_is_within_a_fifth_of_what_a_gpu_takes() -> None:
     """Stable Diffusion 1.5 at 512 x 512, random weights, two real steps."""
-    (row,) = bench_sizes(Accelerator(mixed_precision="bf16"), ("stable-diffusion-v1-5/stable-diffusion-v1-5",))
+    (row,) = bench_sizes(
+        Accelerator(mixed_precision="bf16"), ("stable-diffusion-v1-5/stable-diffusion-v1-5",)
+    )
     assert row.peak is not None and 0.8 <= row.estimate / row.peak <= 1.2
 
 
 def test_a_run_is_resumed_on_a_gpu(tmp_path: Path) -> None:
-    """Cut in its second step and begun again, it ends as it does undisturbed: kernels that add in any order allow."""
+    """Cut in its second step and begun again, it ends as it does undisturbed: kernels that add in
+    any order allow.
+    """
 
     def cut(phase: str, done: int, total: int, numbers: object) -> None:
         if (phase, done) == ("train", 2):
             raise InterruptedError
 
-    small = ["run.steps=3", "run.save_every=1", "method.keep=2", "evaluate={every: 0, seeds: [0], batch_size: 80}"]
+    small = [
+        "run.steps=3",
+        "run.save_every=1",
+        "method.keep=2",
+        "evaluate={every: 0, seeds: [0], batch_size: 80}",
+    ]
     recipe = Recipe.load("emoji-sd-prdp", [*SMALL, *small])
     whole = finetune(recipe, tmp_path / "whole")
     with pytest.raises(InterruptedError):
@@ -119,5 +149,7 @@ def test_a_run_is_resumed_on_a_gpu(tmp_path: Path) -> None:
     again = finetune(recipe, tmp_path / "cut")
     assert [line["step"] for line in again.metrics] == [line["step"] for line in whole.metrics]
     for name in ("loss", "grad_norm", "reward/combined"):
-        first, second = (next(line[name] for line in run.metrics if line["step"] == 3) for run in (whole, again))
+        first, second = (
+            next(line[name] for line in run.metrics if line["step"] == 3) for run in (whole, again)
+        )
         assert first == pytest.approx(second, rel=0.02)

@@ -38,14 +38,22 @@ def overrides(folder: Path) -> tuple[str, ...]:
 
 def test_summary_has_every_figure(short: Path) -> None:
     summary = json.loads((short / "summary.json").read_text())
-    assert {"method", "steps", "seconds", "images", "clip_fraction", "denoiser_calls"} <= summary.keys()
+    assert {
+        "method",
+        "steps",
+        "seconds",
+        "images",
+        "clip_fraction",
+        "denoiser_calls",
+    } <= summary.keys()
     assert summary["method"] == "prdp"
     assert summary["steps"] == 1
     assert summary["prompts"] == 6
     for name in COLUMNS:
         assert summary[name].keys() >= FIGURES
-    # 16 images drawn in 3 steps, 4 learned from over the stochastic ones: reference, backward, replay, backward.
-    # In the first step one sample is replayed alone, to know the noise of the arithmetic. Guidance doubles all.
+    # 16 images drawn in 3 steps, 4 learned from over the stochastic ones: reference, backward,
+    # replay, backward. In the first step one sample is replayed alone, to know the noise of the
+    # arithmetic. Guidance doubles all.
     stochastic = 3
     assert summary["denoiser_calls"] == 2 * (16 * 3 + 4 * 4 * stochastic + stochastic)
     assert 0 < summary["clip_fraction"] < 1
@@ -77,7 +85,9 @@ def test_figures_can_be_recomputed_without_us(short: Path) -> None:
 
 
 def test_demo_recipe_lets_the_clip_act() -> None:
-    """With one gradient step theta = theta_old throughout and the clip could never act (algorithm 1 with K = 1)."""
+    """With one gradient step theta = theta_old throughout and the clip could never act (algorithm 1
+    with K = 1).
+    """
     recipe = Recipe.load("emoji-sd-prdp")
     assert recipe.method["gradient_steps"] >= 2
     assert len(recipe.evaluate.seeds) >= 2  # diversity within a prompt needs two
@@ -88,7 +98,8 @@ def test_judged_knows_a_perfect_gallery(short: Path) -> None:
     from align_gen.galleries.table import ScoresTable
 
     judged = Judged.of(
-        ScoresTable.load(short / "before" / "scores.parquet"), str(ROOT / "assets/models/emoji-heldout-clip")
+        ScoresTable.load(short / "before" / "scores.parquet"),
+        str(ROOT / "assets/models/emoji-heldout-clip"),
     )
     assert 0 <= judged.recall_at_5 <= 1
     assert 0 < judged.diversity < 2

@@ -1,7 +1,8 @@
 """Hostile files, as anyone may send them: galleries, recipes, run directories and pipelines.
 
-Every case goes through the command line. None may end in a traceback, run what the file brings, read or write outside
-of its folder, or lose the rows beside it. What a case is expected to do stands beside it.
+Every case goes through the command line. None may end in a traceback, run what the file brings,
+read or write outside of its folder, or lose the rows beside it. What a case is expected to do
+stands beside it.
 """
 
 import io
@@ -40,8 +41,12 @@ class Done:
 
 
 @pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Done]:
-    """The entry point in this process; afterwards nothing has sprung and the neighbour is as it was."""
+def cli(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., Done]:
+    """The entry point in this process; afterwards nothing has sprung and the neighbour is as it
+    was.
+    """
     (tmp_path / "neighbour").mkdir()
     (tmp_path / "neighbour" / "secret.png").write_bytes(picture(color="red"))
 
@@ -63,11 +68,15 @@ def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_
     return run
 
 
-# --- pictures beside two good ones -----------------------------------------------------------------------------------
+# --- pictures beside two good ones ----------------------------------------------------------------
 
 
 def picture(
-    form: str = "PNG", mode: str = "RGB", size: tuple[int, int] = (16, 16), color: Any = None, **more: Any
+    form: str = "PNG",
+    mode: str = "RGB",
+    size: tuple[int, int] = (16, 16),
+    color: Any = None,
+    **more: Any,
 ) -> bytes:
     buffer = io.BytesIO()
     made = Image.new(mode, size, color) if color is not None else Image.new(mode, size)
@@ -76,7 +85,12 @@ def picture(
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    return (
+        struct.pack(">I", len(content))
+        + kind
+        + content
+        + struct.pack(">I", zlib.crc32(kind + content))
+    )
 
 
 def png(width: int, height: int, *chunks: bytes, depth: int = 8, color: int = 2) -> bytes:
@@ -107,7 +121,8 @@ PLAYLIST = b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n#EXT-X-ENDLIST\n"
 BOMB = png(
     25000, 25000, chunk(b"IDAT", zlib.compress(bytes(25000 * 3126), 9)), depth=1, color=0
 )  # 78 KB, 625 megapixels
-PICTURES: dict[str, tuple[str, Callable[[], bytes], str]] = {  # name of the file, content, and what becomes of it
+# name of the file, content, and what becomes of it
+PICTURES: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "truncated PNG": ("x.png", lambda: picture(size=(64, 64), color="teal")[:80], "null"),
     "truncated JPEG": ("x.jpg", lambda: picture("JPEG")[:200], "null"),
     "truncated WebP": ("x.webp", lambda: picture("WEBP", size=(64, 64))[:40], "null"),
@@ -147,7 +162,9 @@ PICTURES: dict[str, tuple[str, Callable[[], bytes], str]] = {  # name of the fil
 
 
 @pytest.mark.parametrize("case", PICTURES)
-def test_a_hostile_picture_costs_its_own_row_alone(cli: Callable[..., Done], tmp_path: Path, case: str) -> None:
+def test_a_hostile_picture_costs_its_own_row_alone(
+    cli: Callable[..., Done], tmp_path: Path, case: str
+) -> None:
     name, content, expected = PICTURES[case]
     folder = tmp_path / "gallery"
     folder.mkdir()
@@ -157,7 +174,10 @@ def test_a_hostile_picture_costs_its_own_row_alone(cli: Callable[..., Done], tmp
     done = cli("score", folder, "--reward", "jpeg_size")
     assert done.code == 0, done.err
     table = ScoresTable.load(folder / "scores.parquet")
-    scores = {row["file_name"]: score for row, score in zip(table.rows, table.heads["jpeg_size"], strict=True)}
+    scores = {
+        row["file_name"]: score
+        for row, score in zip(table.rows, table.heads["jpeg_size"], strict=True)
+    }
     assert scores["a.png"] is not None and scores["z.png"] is not None
     assert (scores[name] is None) == (expected == "null"), table.errors
     reason = table.errors[[row["file_name"] for row in table.rows].index(name)]
@@ -174,7 +194,9 @@ FOLDERS: dict[str, Callable[[Path, Path], None]] = {
 
 
 @pytest.mark.parametrize("case", FOLDERS)
-def test_a_link_that_leads_out_is_refused(cli: Callable[..., Done], tmp_path: Path, case: str) -> None:
+def test_a_link_that_leads_out_is_refused(
+    cli: Callable[..., Done], tmp_path: Path, case: str
+) -> None:
     folder = tmp_path / "gallery"
     folder.mkdir()
     (folder / "a.png").write_bytes(picture())
@@ -195,7 +217,7 @@ def test_what_is_no_file_is_no_picture(cli: Callable[..., Done], tmp_path: Path,
     assert ScoresTable.load(folder / "scores.parquet").errors == [None, "no such file"]
 
 
-# --- metadata --------------------------------------------------------------------------------------------------------
+# --- metadata -------------------------------------------------------------------------------------
 
 GOOD = b'{"file_name": "a.png", "prompt": "good", "seed": 1}\n'
 LINES: dict[str, tuple[bytes, str]] = {
@@ -232,7 +254,9 @@ LINES: dict[str, tuple[bytes, str]] = {
 
 @pytest.mark.parametrize("case", LINES)
 def test_hostile_metadata(cli: Callable[..., Done], tmp_path: Path, case: str) -> None:
-    """A line that is refused is named, and nothing is written; all others are rows, the good one among them."""
+    """A line that is refused is named, and nothing is written; all others are rows, the good one
+    among them.
+    """
     line, expected = LINES[case]
     folder = tmp_path / "gallery"
     folder.mkdir()
@@ -250,7 +274,7 @@ def test_hostile_metadata(cli: Callable[..., Done], tmp_path: Path, case: str) -
     assert cli("report", folder, "--out", tmp_path / "page.html").code == 0
 
 
-# --- recipes ---------------------------------------------------------------------------------------------------------
+# --- recipes --------------------------------------------------------------------------------------
 
 BASE = """
 model: {path: MODEL}
@@ -294,14 +318,18 @@ RECIPES: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("case", RECIPES)
-def test_a_hostile_recipe_is_one_line(cli: Callable[..., Done], tiny_folder: Path, tmp_path: Path, case: str) -> None:
-    (tmp_path / "recipe.yaml").write_bytes(RECIPES[case].replace(b"MODEL", str(tiny_folder).encode()))
+def test_a_hostile_recipe_is_one_line(
+    cli: Callable[..., Done], tiny_folder: Path, tmp_path: Path, case: str
+) -> None:
+    (tmp_path / "recipe.yaml").write_bytes(
+        RECIPES[case].replace(b"MODEL", str(tiny_folder).encode())
+    )
     done = cli("finetune", tmp_path / "recipe.yaml", "--out", tmp_path / "run")
     assert done.code == 2 and done.err.count("\n") == 1 and len(done.err) < 1000, done.err
     assert not (tmp_path / "run").exists()
 
 
-# --- run directories -------------------------------------------------------------------------------------------------
+# --- run directories ------------------------------------------------------------------------------
 
 
 class Trap:
@@ -358,10 +386,20 @@ def run_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     recipe = Recipe.parse(
         {
             "model": {"path": str(tiny_folder), "lora": {"rank": 2}},
-            "method": {"name": "prdp", "images_per_prompt": 2, "prompts_per_step": 1, "gradient_steps": 1},
+            "method": {
+                "name": "prdp",
+                "images_per_prompt": 2,
+                "prompts_per_step": 1,
+                "gradient_steps": 1,
+            },
             "prompts": {"train": str(folder / "train.txt"), "eval": str(folder / "eval.txt")},
             "rewards": {"mean_hue": {"hue": 120.0}},
-            "sampling": {"num_inference_steps": 2, "guidance_scale": 1.0, "height": 16, "width": 16},
+            "sampling": {
+                "num_inference_steps": 2,
+                "guidance_scale": 1.0,
+                "height": 16,
+                "width": 16,
+            },
             "evaluate": {"num_inference_steps": 2, "seeds": [0]},
             "run": {"steps": 1},
         }
@@ -378,7 +416,11 @@ def test_a_hostile_checkpoint_is_not_loaded(
     shutil.copytree(run_folder, tmp_path / "run")
     CHECKPOINTS[case](tmp_path / "run/checkpoints/step-000001", tmp_path)
     done = cli("finetune", tmp_path / "run/recipe.yaml", "--out", tmp_path / "run")
-    assert done.code == 2 and "none of its checkpoints can be read" in done.err and "damaged (" in done.err
+    assert (
+        done.code == 2
+        and "none of its checkpoints can be read" in done.err
+        and "damaged (" in done.err
+    )
 
 
 def test_a_journal_and_a_pointer_of_nonsense_do_no_harm(
@@ -390,7 +432,7 @@ def test_a_journal_and_a_pointer_of_nonsense_do_no_harm(
     assert cli("finetune", tmp_path / "run/recipe.yaml", "--out", tmp_path / "run").code == 0
 
 
-# --- pipelines and adapters ------------------------------------------------------------------------------------------
+# --- pipelines and adapters -----------------------------------------------------------------------
 
 
 def index(folder: Path, **rows: Any) -> None:
@@ -405,8 +447,12 @@ def pickled_only(folder: Path, trap: Path) -> None:
 
 def own_code(folder: Path, trap: Path) -> None:
     """A pipeline of a file that lies beside, as diffusers' custom pipelines are."""
-    (folder / "pipeline.py").write_text(f"import os\nos.mkdir({str(trap / MARK)!r})\nclass Mine: pass\n")
-    (folder / "unet" / "mine.py").write_text(f"import os\nos.mkdir({str(trap / MARK)!r})\nclass Mine: pass\n")
+    (folder / "pipeline.py").write_text(
+        f"import os\nos.mkdir({str(trap / MARK)!r})\nclass Mine: pass\n"
+    )
+    (folder / "unet" / "mine.py").write_text(
+        f"import os\nos.mkdir({str(trap / MARK)!r})\nclass Mine: pass\n"
+    )
     index(folder, unet=["mine", "Mine"])
 
 
@@ -428,11 +474,22 @@ PIPELINES: dict[str, Callable[[Path, Path], Any]] = {
 
 
 @pytest.mark.parametrize("case", PIPELINES)
-def test_a_hostile_pipeline_is_one_line(cli: Callable[..., Done], tiny_folder: Path, tmp_path: Path, case: str) -> None:
+def test_a_hostile_pipeline_is_one_line(
+    cli: Callable[..., Done], tiny_folder: Path, tmp_path: Path, case: str
+) -> None:
     shutil.copytree(tiny_folder, tmp_path / "model")
     PIPELINES[case](tmp_path / "model", tmp_path)
     done = cli(
-        "sample", tmp_path / "model", "--prompt", "a dog", "--size", "16x16", "--steps", 2, "--out", tmp_path / "out"
+        "sample",
+        tmp_path / "model",
+        "--prompt",
+        "a dog",
+        "--size",
+        "16x16",
+        "--steps",
+        2,
+        "--out",
+        tmp_path / "out",
     )
     assert done.code in (1, 2) and done.err.splitlines()[-1].startswith("align-gen: "), done.err
     assert not (tmp_path / "out").exists()
@@ -455,25 +512,53 @@ ADAPTERS: dict[str, Callable[[Path, Path], Any]] = {
 
 
 @pytest.mark.parametrize("case", ADAPTERS)
-def test_a_hostile_adapter_is_one_line(cli: Callable[..., Done], tiny_folder: Path, tmp_path: Path, case: str) -> None:
+def test_a_hostile_adapter_is_one_line(
+    cli: Callable[..., Done], tiny_folder: Path, tmp_path: Path, case: str
+) -> None:
     (tmp_path / "adapter").mkdir()
     ADAPTERS[case](tmp_path / "adapter", tmp_path)
-    asked = ("sample", tiny_folder, "--prompt", "a dog", "--size", "16x16", "--steps", 2, "--out", tmp_path / "out")
+    asked = (
+        "sample",
+        tiny_folder,
+        "--prompt",
+        "a dog",
+        "--size",
+        "16x16",
+        "--steps",
+        2,
+        "--out",
+        tmp_path / "out",
+    )
     done = cli(*asked, "--adapter", tmp_path / "adapter")
     assert done.code == 2 and done.err.splitlines()[-1].startswith("align-gen: "), done.err
     assert not (tmp_path / "out").exists()
 
 
-# --- at random -------------------------------------------------------------------------------------------------------
+# --- at random ------------------------------------------------------------------------------------
 
-FUZZ = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+FUZZ = settings(
+    max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 KEYS = st.sampled_from(
-    ["model", "method", "prompts", "rewards", "sampling", "evaluate", "optim", "run", "stop", "name"]
+    [
+        "model",
+        "method",
+        "prompts",
+        "rewards",
+        "sampling",
+        "evaluate",
+        "optim",
+        "run",
+        "stop",
+        "name",
+    ]
 )
 
 
@@ -487,7 +572,10 @@ def only_user_errors(work: Callable[[], Any]) -> None:
 
 
 @FUZZ
-@given(content=st.binary(max_size=300) | st.text(max_size=300).map(lambda text: text.encode("utf-8", "replace")))
+@given(
+    content=st.binary(max_size=300)
+    | st.text(max_size=300).map(lambda text: text.encode("utf-8", "replace"))
+)
 def test_any_bytes_as_a_recipe(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     file = tmp_path_factory.getbasetemp() / "fuzz.yaml"
     file.write_bytes(content)
@@ -504,13 +592,15 @@ def test_any_values_as_a_recipe(data: dict[str, Any]) -> None:
 @given(
     lines=st.lists(
         st.binary(max_size=80)
-        | st.dictionaries(st.sampled_from(["file_name", "prompt", "seed", "x"]), VALUES, max_size=4).map(
-            lambda row: json.dumps(row).encode()
-        ),
+        | st.dictionaries(
+            st.sampled_from(["file_name", "prompt", "seed", "x"]), VALUES, max_size=4
+        ).map(lambda row: json.dumps(row).encode()),
         max_size=4,
     )
 )
-def test_any_lines_as_metadata_and_prompts(tmp_path_factory: pytest.TempPathFactory, lines: list[bytes]) -> None:
+def test_any_lines_as_metadata_and_prompts(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[bytes]
+) -> None:
     folder = tmp_path_factory.getbasetemp() / "fuzz"
     folder.mkdir(exist_ok=True)
     for name in ("metadata.jsonl", "prompts.jsonl"):

@@ -1,4 +1,6 @@
-"""The switch of TF32, on and off, and who turns it; what it does to numbers is for tests on a GPU."""
+"""The switch of TF32, on and off, and who turns it; what it does to numbers is for tests on a
+GPU.
+"""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -86,7 +88,12 @@ def test_everything_that_runs_a_network_turns_it(
     recipe = Recipe.parse(
         {
             "model": {"path": str(tiny_folder), "lora": {"rank": 2}},
-            "method": {"name": "raft", "images_per_prompt": 2, "prompts_per_step": 1, "gradient_steps": 1},
+            "method": {
+                "name": "raft",
+                "images_per_prompt": 2,
+                "prompts_per_step": 1,
+                "gradient_steps": 1,
+            },
             "prompts": {"train": str(tmp_path / "train.txt"), "eval": str(tmp_path / "eval.txt")},
             "rewards": {"mean_hue": 1.0},
             "sampling": {"guidance_scale": 2.0, **size},

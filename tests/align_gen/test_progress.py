@@ -17,7 +17,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_lines_come_at_once_then_every_half_minute_then_at_the_end(
     clock: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A step takes 8 s: lines at step 1, at 5 (32 s later) with 6 of 10 … 5 steps, 40 s, left, at 9, and at the end."""
+    """A step takes 8 s: lines at step 1, at 5 (32 s later) with 6 of 10 … 5 steps, 40 s, left, at
+    9, and at the end.
+    """
     with Progress() as progress:
         for done in range(1, 11):
             progress("train", done, 10, {"loss": 0.5, "other": 1.0})
@@ -31,13 +33,19 @@ def test_lines_come_at_once_then_every_half_minute_then_at_the_end(
     ]
 
 
-def test_each_phase_begins_with_a_line_of_its_own(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_phase_begins_with_a_line_of_its_own(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
     with Progress() as progress:
         progress("before", 16, 64, {})
         progress("train", 7, 10, {})  # resumed
         clock[0] += 60
         progress("train", 8, 10, {})
-    assert capsys.readouterr().err.splitlines() == ["before 16/64", "train 7/10", "train 8/10  2 min left"]
+    assert capsys.readouterr().err.splitlines() == [
+        "before 16/64",
+        "train 7/10",
+        "train 8/10  2 min left",
+    ]
 
 
 def test_durations() -> None:

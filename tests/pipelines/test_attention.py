@@ -1,4 +1,6 @@
-"""Attention kernels: each agrees with plain arithmetic, belongs to one model, and is refused where it cannot run."""
+"""Attention kernels: each agrees with plain arithmetic, belongs to one model, and is refused where
+it cannot run.
+"""
 
 import subprocess
 import sys
@@ -29,7 +31,9 @@ HERE = [name for name in ("sdpa", *KERNELS) if why_not(name, 16, torch.float32, 
 def output(model: Model) -> Tensor:
     """Of the network, with its gradient to the input, which is another kernel's work."""
     condition = model.encode_prompts(["a cat"], height=16, width=16)
-    x = torch.randn(1, *condition.latent_shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    x = torch.randn(
+        1, *condition.latent_shape, generator=torch.Generator().manual_seed(0)
+    ).requires_grad_()
     made = model.predict(x, model.times(4, condition.latent_shape)[1, 0], condition, 3.0)
     (gradient,) = torch.autograd.grad(made.square().sum(), x)
     return torch.cat([made.detach(), gradient])
@@ -37,7 +41,9 @@ def output(model: Model) -> Tensor:
 
 @pytest.mark.parametrize("name", HERE)
 def test_a_kernel_is_softmax_of_query_key_times_value(name: str) -> None:
-    query, key, value = torch.randn(3, 2, 3, 20, 16, generator=torch.Generator().manual_seed(0)).unbind()
+    query, key, value = torch.randn(
+        3, 2, 3, 20, 16, generator=torch.Generator().manual_seed(0)
+    ).unbind()
     expected = (query @ key.mT / 16**0.5).softmax(-1) @ value
     assert torch.allclose(attend(name, query, key, value), expected, atol=1e-5)
 
@@ -65,7 +71,9 @@ def test_the_choice_is_one_models_and_can_be_taken_back() -> None:
     assert set(attention_of(other)["transformer"]) == {"sdpa"}
     assert _AttentionBackendRegistry.get_active_backend() == before
     use_attention(one, "sdpa")
-    assert {type(processor) for processor in one.pipeline.transformer.attn_processors.values()} == {kind}
+    assert {type(processor) for processor in one.pipeline.transformer.attn_processors.values()} == {
+        kind
+    }
 
 
 def test_auto_on_a_cpu_is_torchs_own_choice() -> None:
@@ -76,7 +84,9 @@ def test_auto_on_a_cpu_is_torchs_own_choice() -> None:
 @pytest.mark.parametrize("name", [name for name in (*KERNELS, "xformers") if name not in HERE])
 def test_a_kernel_that_does_not_run_here_is_refused_and_nothing_changes(name: str) -> None:
     model = pipelines.load(PIPELINES["sd"]())
-    with pytest.raises(ValueError, match=rf"^attention {name}: not here, with heads of 2 in torch.float32 on cpu: "):
+    with pytest.raises(
+        ValueError, match=rf"^attention {name}: not here, with heads of 2 in torch.float32 on cpu: "
+    ):
         use_attention(model, name)
     assert describe(attention_of(model)) == "unet 8 x sdpa"
 
@@ -87,11 +97,15 @@ def test_an_unknown_name_lists_those_that_are() -> None:
 
 
 def test_a_kernel_that_cannot_take_what_it_is_given_says_so() -> None:
-    """As a mask, on a kernel that takes none: found in the middle of a call, named like a user's mistake."""
+    """As a mask, on a kernel that takes none: found in the middle of a call, named like a user's
+    mistake.
+    """
     model = pipelines.load(PIPELINES["sd"]())
     module = next(m for m in model.pipeline.unet.modules() if hasattr(m, "set_processor"))
     _set(module, "cudnn")
-    with pytest.raises(ValueError, match="attention cudnn: cannot take what AttnProcessor2_0 gives it"):
+    with pytest.raises(
+        ValueError, match="attention cudnn: cannot take what AttnProcessor2_0 gives it"
+    ):
         output(model)
 
 
@@ -105,7 +119,9 @@ def test_a_frozen_copy_made_after_the_choice_carries_it(name: str) -> None:
 
 
 def test_xformers_on_a_cpu_is_silent() -> None:
-    """With the real package where it is installed (extra "dev"); importing and drawing print nothing."""
+    """With the real package where it is installed (extra "dev"); importing and drawing print
+    nothing.
+    """
     pytest.importorskip("xformers")
     code = (
         "from align_gen import pipelines; from tests.tiny import PIPELINES;"

@@ -113,7 +113,12 @@ def perturb(model: Model, seed: int = 1, scale: float = 0.1) -> None:
 
 
 def trained_names(model: Model) -> list[str]:
-    return [n for module in model.trainable.values() for n, p in module.named_parameters() if p.requires_grad]
+    return [
+        n
+        for module in model.trainable.values()
+        for n, p in module.named_parameters()
+        if p.requires_grad
+    ]
 
 
 def test_a_fresh_lora_changes_no_bit(tiny_model: Maker) -> None:
@@ -126,7 +131,9 @@ def test_a_fresh_lora_changes_no_bit(tiny_model: Maker) -> None:
 
 
 def test_only_the_lora_is_trained(tiny_model: Maker) -> None:
-    """A (r, in) and B (out, r) for each target, so r (in + out) numbers a target; the rest is frozen, in eval mode."""
+    """A (r, in) and B (out, r) for each target, so r (in + out) numbers a target; the rest is
+    frozen, in eval mode.
+    """
     model = tiny_model()
     targets = [
         module
@@ -139,12 +146,18 @@ def test_only_the_lora_is_trained(tiny_model: Maker) -> None:
     assert len(targets) == 4 * 2 * 4  # transformer blocks, attentions in each, projections in each
     assert sum(p.numel() for p in model.parameters()) == wanted
     assert all(p.requires_grad for p in model.parameters())
-    assert not any(p.requires_grad for part in ("vae", "text_encoder") for p in model.components()[part].parameters())
+    assert not any(
+        p.requires_grad
+        for part in ("vae", "text_encoder")
+        for p in model.components()[part].parameters()
+    )
     assert not any(module.training for module in model.components().values())
 
 
 def test_alpha_scales_the_update(tiny_model: Maker) -> None:
-    """The update is (alpha / rank) B A x: alpha = 6 at rank 2 is alpha = rank with B three times as large."""
+    """The update is (alpha / rank) B A x: alpha = 6 at rank 2 is alpha = rank with B three times as
+    large.
+    """
     scaled, plain = tiny_model(), tiny_model()
     scaled.train_lora(LoraOptions(2, alpha=6))
     plain.train_lora(LoraOptions(2))
@@ -166,7 +179,9 @@ def test_full_training_trains_the_unet_only(tiny_model: Maker) -> None:
 
 
 def test_what_stands_in_trainable_is_what_runs(tiny_model: Maker) -> None:
-    """DDP and torch.compile replace the entry; nothing may go past them to the pipeline's own module."""
+    """DDP and torch.compile replace the entry; nothing may go past them to the pipeline's own
+    module.
+    """
     model = tiny_model()
     calls: list[int] = []
     wrapped = nn.DataParallel(model.trainable["unet"])
@@ -233,8 +248,12 @@ REFERENCES = {"off": lora_off, "start": lora_start, "copy": full_copy, "refreshe
 
 @pytest.mark.parametrize("wrap", [False, True], ids=["bare", "wrapped"])
 @pytest.mark.parametrize("kind", sorted(REFERENCES))
-def test_the_reference_is_where_training_began(tiny_model: Maker, tmp_path: Path, kind: str, wrap: bool) -> None:
-    """And the policy, its trainable weights and its gradients are untouched after the context, also by an exception."""
+def test_the_reference_is_where_training_began(
+    tiny_model: Maker, tmp_path: Path, kind: str, wrap: bool
+) -> None:
+    """And the policy, its trainable weights and its gradients are untouched after the context, also
+    by an exception.
+    """
     model, begun = REFERENCES[kind](tiny_model, tmp_path)
     assert model.reference == kind
     assert torch.allclose(predicted(model), begun, atol=1e-6)
@@ -249,7 +268,9 @@ def test_the_reference_is_where_training_began(tiny_model: Maker, tmp_path: Path
     for failing in (False, True):
         with suppress(ZeroDivisionError), model.as_reference():
             assert torch.allclose(predicted(model), begun, atol=1e-6)
-            output = model.predict(X.clone().requires_grad_(), T, model.encode_prompts(["a", "b"]), 4.0)
+            output = model.predict(
+                X.clone().requires_grad_(), T, model.encode_prompts(["a", "b"]), 4.0
+            )
             assert not output.requires_grad
             if failing:
                 raise ZeroDivisionError
@@ -263,8 +284,12 @@ def test_the_reference_is_where_training_began(tiny_model: Maker, tmp_path: Path
 
 
 @pytest.mark.parametrize("kind", ["off", "start"])
-def test_a_refreshed_reference_is_the_policy_of_that_moment(tiny_model: Maker, tmp_path: Path, kind: str) -> None:
-    """Twice; the policy trains on as before, in its own precision, and untraining goes back to the very beginning."""
+def test_a_refreshed_reference_is_the_policy_of_that_moment(
+    tiny_model: Maker, tmp_path: Path, kind: str
+) -> None:
+    """Twice; the policy trains on as before, in its own precision, and untraining goes back to the
+    very beginning.
+    """
     model, begun = REFERENCES[kind](tiny_model, tmp_path)
     names = trained_names(model)
     for seed in (1, 2):
@@ -281,7 +306,9 @@ def test_a_refreshed_reference_is_the_policy_of_that_moment(tiny_model: Maker, t
 
 
 def test_a_refreshed_reference_has_the_policys_precision(tiny_model: Maker) -> None:
-    """A LoRA in float32 on a network in bfloat16, as a run has it: its copy is equal, not rounded."""
+    """A LoRA in float32 on a network in bfloat16, as a run has it: its copy is equal, not
+    rounded.
+    """
     model = tiny_model()
     model.trainable["unet"].to(torch.bfloat16)
     model.train_lora(LoraOptions(2))
@@ -291,13 +318,16 @@ def test_a_refreshed_reference_has_the_policys_precision(tiny_model: Maker) -> N
     found = dict(model.trainable["unet"].named_parameters())
     copies = {name: value for name, value in found.items() if ".refreshed." in name}
     assert copies and all(
-        torch.equal(value, found[name.replace(".refreshed.", ".policy.")]) and value.dtype == torch.float32
+        torch.equal(value, found[name.replace(".refreshed.", ".policy.")])
+        and value.dtype == torch.float32
         for name, value in copies.items()
     )
 
 
 def test_another_adapter_is_refreshed_at_its_own_scale(tiny_model: Maker, tmp_path: Path) -> None:
-    """Into a model whose reference was refreshed, a LoRA of another alpha is loaded and trained on."""
+    """Into a model whose reference was refreshed, a LoRA of another alpha is loaded and
+    trained on.
+    """
     other = tiny_model()
     other.train_lora(LoraOptions(2, alpha=8))
     perturb(other, seed=3)
@@ -315,16 +345,25 @@ def test_a_reference_without_a_lora_is_not_refreshed(tiny_model: Maker) -> None:
     model = tiny_model()
     for train in (lambda: None, model.train_full):
         train()
-        with pytest.raises(ValueError, match=r"a refreshed reference is a copy of the LoRA.*want model\.lora"):
+        with pytest.raises(
+            ValueError, match=r"a refreshed reference is a copy of the LoRA.*want model\.lora"
+        ):
             model.refresh_reference()
 
 
 @pytest.mark.parametrize("kind", sorted(REFERENCES))
 def test_reference_densities(tiny_model: Maker, tmp_path: Path, kind: str) -> None:
-    """A trajectory drawn before training keeps, under the reference, the density it was drawn with."""
+    """A trajectory drawn before training keeps, under the reference, the density it was drawn
+    with.
+    """
     model, _ = REFERENCES[kind](tiny_model, tmp_path)
     texts = model.encode_prompts(["a cat", "dogs"])
-    kept = rollout(model, texts, num_inference_steps=3, generator=[generator(0, "t", index=i) for i in range(2)])
+    kept = rollout(
+        model,
+        texts,
+        num_inference_steps=3,
+        generator=[generator(0, "t", index=i) for i in range(2)],
+    )
     perturb(model)
     for column, step in enumerate(kept.stochastic.tolist()):
         with model.as_reference():
@@ -336,7 +375,9 @@ def test_reference_densities(tiny_model: Maker, tmp_path: Path, kind: str) -> No
 
 @pytest.mark.parametrize("kind", sorted(REFERENCES))
 def test_references_nest(tiny_model: Maker, tmp_path: Path, kind: str) -> None:
-    """A helper that asks for the reference inside the reference must not bring the policy back too early."""
+    """A helper that asks for the reference inside the reference must not bring the policy back too
+    early.
+    """
     model, begun = REFERENCES[kind](tiny_model, tmp_path)
     perturb(model)
     policy = predicted(model)
@@ -348,7 +389,9 @@ def test_references_nest(tiny_model: Maker, tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["copy", "off", "start"])
-def test_untraining_goes_back_to_where_it_began(tiny_model: Maker, tmp_path: Path, kind: str) -> None:
+def test_untraining_goes_back_to_where_it_began(
+    tiny_model: Maker, tmp_path: Path, kind: str
+) -> None:
     """A model may be trained, untrained and trained again, each time from the same weights."""
     model, begun = REFERENCES[kind](tiny_model, tmp_path)
     perturb(model)
@@ -356,7 +399,9 @@ def test_untraining_goes_back_to_where_it_began(tiny_model: Maker, tmp_path: Pat
     assert torch.allclose(predicted(model), begun, atol=1e-6)
     assert not model.parameters()
     assert model.reference == "off"
-    train = model.train_full if kind == "copy" else lambda: model.train_lora(LoraOptions(2, alpha=6))
+    train = (
+        model.train_full if kind == "copy" else lambda: model.train_lora(LoraOptions(2, alpha=6))
+    )
     train()
     perturb(model, seed=2)
     assert float((predicted(model) - begun).abs().max()) > 0.01
@@ -365,7 +410,9 @@ def test_untraining_goes_back_to_where_it_began(tiny_model: Maker, tmp_path: Pat
 
 
 def test_the_frozen_start_never_moves(tiny_model: Maker, tmp_path: Path) -> None:
-    """An optimiser step after the reference was used, which switches adapters, still reaches the policy alone."""
+    """An optimiser step after the reference was used, which switches adapters, still reaches the
+    policy alone.
+    """
     model, begun = lora_start(tiny_model, tmp_path)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     for _ in range(2):
@@ -385,11 +432,15 @@ def test_an_untrained_model_is_its_own_reference(tiny_model: Maker) -> None:
         assert torch.equal(predicted(model), before)
 
 
-@pytest.mark.parametrize(("options", "named"), [(LoraOptions(8), "rank"), (LoraOptions(2, alpha=5), "alpha")])
+@pytest.mark.parametrize(
+    ("options", "named"), [(LoraOptions(8), "rank"), (LoraOptions(2, alpha=5), "alpha")]
+)
 def test_options_that_the_loaded_lora_has_not_are_refused(
     tiny_model: Maker, tmp_path: Path, options: LoraOptions, named: str
 ) -> None:
-    """Going on from rank 2, alpha 6 while the recipe says otherwise would train what was loaded and say nothing."""
+    """Going on from rank 2, alpha 6 while the recipe says otherwise would train what was loaded and
+    say nothing.
+    """
     lora_start(tiny_model, tmp_path)
     model = tiny_model()
     model.reload(tmp_path)
@@ -431,7 +482,9 @@ def test_a_module_that_is_not_there_leaves_no_trace(tiny_model: Maker) -> None:
 
 
 def test_moving_the_model_moves_everything(tiny_model: Maker) -> None:
-    """Encoded texts kept from before and the frozen copy included; "meta" stands for a second device."""
+    """Encoded texts kept from before and the frozen copy included; "meta" stands for a second
+    device.
+    """
     model = tiny_model()
     model.encode_prompts(["a cat"])
     model.train_full()

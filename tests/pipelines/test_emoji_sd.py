@@ -1,4 +1,6 @@
-"""The bundled emoji-sd, trained on real pictures: the adapter's laws on weights that mean something."""
+"""The bundled emoji-sd, trained on real pictures: the adapter's laws on weights that mean
+something.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -29,9 +31,15 @@ def noise(count: int) -> Tensor:
 def test_eta_0_is_the_pipelines_own_sampling(scale: float) -> None:
     """The pipeline came with DDIM: the same latents give the same pictures."""
     model, latents = load(), noise(2)
-    options: dict[str, Any] = {"num_inference_steps": 6, "guidance_scale": scale, "latents": latents}
+    options: dict[str, Any] = {
+        "num_inference_steps": 6,
+        "guidance_scale": scale,
+        "latents": latents,
+    }
     theirs = model.pipeline(PROMPTS, output_type="pt", **options).images
-    assert torch.allclose(sample(model, model.encode_prompts(PROMPTS), **options), theirs, atol=1e-5)
+    assert torch.allclose(
+        sample(model, model.encode_prompts(PROMPTS), **options), theirs, atol=1e-5
+    )
 
 
 def test_the_demos_clip_is_ten_times_the_noise_of_replay() -> None:
@@ -51,12 +59,16 @@ def test_the_demos_clip_is_ten_times_the_noise_of_replay() -> None:
         for i in range(8):
             rows = slice(i, i + 1)
             for column, step in enumerate(kept.stochastic.tolist()):
-                again = step_log_prob(model, kept, step, condition[rows], rows=rows, reduction="mean", **options)
+                again = step_log_prob(
+                    model, kept, step, condition[rows], rows=rows, reduction="mean", **options
+                )
                 assert abs(again - kept.log_probs[rows, column]) < recipe.method["clip"] / 10
 
 
 def test_a_lora_of_the_demos_kind_loads_in_plain_diffusers(tmp_path: Path) -> None:
-    """Convolutions, feed-forward layers and attention, as the recipe trains them: the same pictures, and changed."""
+    """Convolutions, feed-forward layers and attention, as the recipe trains them: the same
+    pictures, and changed.
+    """
     lora = Recipe.load("emoji-sd-prdp").model.lora
     assert lora is not None
     model = load()
@@ -65,7 +77,9 @@ def test_a_lora_of_the_demos_kind_loads_in_plain_diffusers(tmp_path: Path) -> No
     model.train_lora(LoraOptions(lora.rank, lora.alpha, lora.target_modules))
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=Generator().manual_seed(2)), alpha=0.02)
+            parameter.add_(
+                torch.randn(parameter.shape, generator=Generator().manual_seed(2)), alpha=0.02
+            )
     ours = sample(model, model.encode_prompts(PROMPTS), **options)
     assert float((ours - base).abs().max()) > 1e-2
     model.export(tmp_path)

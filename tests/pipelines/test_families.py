@@ -1,4 +1,6 @@
-"""Every family's adapter keeps the laws of ``align-gen check``: tiny random pipelines of the real classes."""
+"""Every family's adapter keeps the laws of ``align-gen check``: tiny random pipelines of the real
+classes.
+"""
 
 import pytest
 
@@ -16,5 +18,7 @@ def test_every_law_holds(name: str) -> None:
 @pytest.mark.parametrize("name", ["instruct-pix2pix", "controlnet", "flux-kontext"])
 def test_a_family_that_wants_pictures_says_which(name: str) -> None:
     one = subject(name)
-    with pytest.raises(ValueError, match=r"want the (pictures to edit|maps), \(1, 3, 16, 16\), got None"):
+    with pytest.raises(
+        ValueError, match=r"want the (pictures to edit|maps), \(1, 3, 16, 16\), got None"
+    ):
         one.model.encode_prompts(["a"], height=16, width=16)

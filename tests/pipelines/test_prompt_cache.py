@@ -1,4 +1,6 @@
-"""Encoded texts on disk: the same tensors come back, of the same encoder only, and the folder keeps its limit."""
+"""Encoded texts on disk: the same tensors come back, of the same encoder only, and the folder keeps
+its limit.
+"""
 
 import os
 from pathlib import Path
@@ -18,20 +20,28 @@ def cached(folder: Path, seed: int = 0) -> tuple[StableDiffusion, list[int]]:
     model, rows = StableDiffusion(stable_diffusion(seed=seed)), []
     assert model.prompt_cache is None  # encoders this small are not worth a file
     model.prompt_cache = PromptCache(folder)
-    model.pipeline.text_encoder.register_forward_hook(lambda _, __, output: rows.append(len(output[0])))
+    model.pipeline.text_encoder.register_forward_hook(
+        lambda _, __, output: rows.append(len(output[0]))
+    )
     return model, rows
 
 
 def test_another_model_of_the_same_weights_encodes_nothing(tmp_path: Path) -> None:
-    """Two texts and the empty negative are three rows for the first and none for the second; to the bit the same."""
+    """Two texts and the empty negative are three rows for the first and none for the second; to the
+    bit the same.
+    """
     (first, asked), (second, asked_again) = cached(tmp_path), cached(tmp_path)
-    fresh, found = (model.encode_prompts(["a cat", "ein Käfer"]).tensors for model in (first, second))
+    fresh, found = (
+        model.encode_prompts(["a cat", "ein Käfer"]).tensors for model in (first, second)
+    )
     assert sum(asked) == 3 and not asked_again
     assert all(torch.equal(fresh[name], found[name]) for name in fresh)
 
 
 def test_other_weights_are_another_encoder(tmp_path: Path) -> None:
-    """One weight in ten thousand, or the length that texts are cut to: what was kept is not theirs."""
+    """One weight in ten thousand, or the length that texts are cut to: what was kept is not
+    theirs.
+    """
     first, _ = cached(tmp_path)
     first.encode_prompts(["a cat"])
     second, asked = cached(tmp_path)
@@ -45,13 +55,17 @@ def test_other_weights_are_another_encoder(tmp_path: Path) -> None:
 
 
 def test_a_prompt_and_a_negative_text_of_the_same_words_are_two(tmp_path: Path) -> None:
-    """Sana's prompts follow an instruction and its negative texts do not; with another one they are other prompts."""
+    """Sana's prompts follow an instruction and its negative texts do not; with another one they are
+    other prompts.
+    """
     rows: list[int] = []
     kept = []
     for instruction in (None, None, "Say it again: "):
         model = Sana(sana())
         model.prompt_cache = PromptCache(tmp_path)
-        model.pipeline.text_encoder.register_forward_hook(lambda _, __, output: rows.append(len(output[0])))
+        model.pipeline.text_encoder.register_forward_hook(
+            lambda _, __, output: rows.append(len(output[0]))
+        )
         if instruction is not None:
             model.instruction, model.template = [instruction], instruction
         kept.append(model.encode_prompts(["a cat"], negative="a cat").tensors)
@@ -62,7 +76,9 @@ def test_a_prompt_and_a_negative_text_of_the_same_words_are_two(tmp_path: Path) 
     assert not torch.equal(first["prompt_embeds"], other["prompt_embeds"])
 
 
-@pytest.mark.parametrize("content", [b"", b"\x08\x00\x00\x00\x00\x00\x00\x00{", b"no tensors at all"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\x08\x00\x00\x00\x00\x00\x00\x00{", b"no tensors at all"]
+)
 def test_a_damaged_file_is_written_anew(tmp_path: Path, content: bytes) -> None:
     first, _ = cached(tmp_path)
     wanted = first.encode_prompts(["a cat"]).tensors
@@ -75,7 +91,9 @@ def test_a_damaged_file_is_written_anew(tmp_path: Path, content: bytes) -> None:
 
 
 def test_the_longest_unused_go(tmp_path: Path) -> None:
-    """Files of 4,000 bytes of numbers and a header; three and a half fit. The first is read, so the second goes."""
+    """Files of 4,000 bytes of numbers and a header; three and a half fit. The first is read, so the
+    second goes.
+    """
     cache = PromptCache(tmp_path, limit=15_000)
     for age, text in enumerate("abc"):
         cache.put("key", {text: {"x": torch.full((1000,), float(age))}})

@@ -51,7 +51,9 @@ def test_a_folder(tiny_folder: Path, kind: Callable[[Path], Any]) -> None:
 
 def test_a_dtype(tiny_folder: Path) -> None:
     model = pipelines.load(tiny_folder, dtype=torch.bfloat16)
-    assert {p.dtype for part in model.components().values() for p in part.parameters()} == {torch.bfloat16}
+    assert {p.dtype for part in model.components().values() for p in part.parameters()} == {
+        torch.bfloat16
+    }
 
 
 def test_loading_warns_of_nothing(tiny_folder: Path, recwarn: pytest.WarningsRecorder) -> None:
@@ -75,7 +77,9 @@ def test_a_toy_takes_options() -> None:
 
 
 def test_components_that_are_null_stay_none(tiny_folder: Path, tmp_path: Path) -> None:
-    """A required component that is null in the index does not load unless None is passed for it, as SD3 without T5."""
+    """A required component that is null in the index does not load unless None is passed for it, as
+    SD3 without T5.
+    """
     folder = copy_of(tiny_folder, tmp_path / "model", text_encoder=[None, None])
     model = pipelines.load(folder)
     assert model.pipeline.text_encoder is None
@@ -122,7 +126,9 @@ def test_an_unknown_class(tiny_folder: Path, tmp_path: Path, name: str | None) -
 
 
 def test_an_object_that_is_no_pipeline() -> None:
-    with pytest.raises(ValueError, match=r"no adapter for pipeline class 'int'; have .*StableDiffusionPipeline"):
+    with pytest.raises(
+        ValueError, match=r"no adapter for pipeline class 'int'; have .*StableDiffusionPipeline"
+    ):
         pipelines.load(3)
 
 
@@ -138,12 +144,16 @@ def test_an_unknown_name(name: str) -> None:
 def test_a_hub_name_without_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ValueError, match="nobody/nothing: no such folder, and the hub did not give it"):
+    with pytest.raises(
+        ValueError, match="nobody/nothing: no such folder, and the hub did not give it"
+    ):
         pipelines.load("nobody/nothing")
 
 
 def test_a_broken_component_is_named(tiny_folder: Path, tmp_path: Path) -> None:
-    """Weights cut short by a full disk: whatever the library raises, the folder is in the message."""
+    """Weights cut short by a full disk: whatever the library raises, the folder is in the
+    message.
+    """
     folder = copy_of(tiny_folder, tmp_path / "model")
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
@@ -168,7 +178,9 @@ def test_a_name_that_is_not_there_lists_what_is() -> None:
 
 
 def test_a_model_is_let_go_though_xformers_failed_to_import() -> None:
-    """A build for another torch keeps its error, and so every frame that was waiting; in a process of its own."""
+    """A build for another torch keeps its error, and so every frame that was waiting; in a process
+    of its own.
+    """
     library = pytest.importorskip("xformers._cpp_lib")
     if library._cpp_library_load_exception is None:
         pytest.skip("xformers is built for this torch")
@@ -182,5 +194,7 @@ seen = use()
 gc.collect()
 assert seen() is None, "the network is still there"
 """
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,6 @@
-"""Every family at its published size, without weights: texts, network, gradient and picture, on shapes alone."""
+"""Every family at its published size, without weights: texts, network, gradient and picture, on
+shapes alone.
+"""
 
 import json
 from pathlib import Path
@@ -11,14 +13,24 @@ from torch import nn
 from align_gen import bundled, pipelines
 from align_gen.pipelines import LoraOptions
 from align_gen.pipelines.registry import FAMILIES
-from align_gen.pipelines.skeleton import PUBLISHED, describe_source, make_fake, read_description, skeleton
+from align_gen.pipelines.skeleton import (
+    PUBLISHED,
+    describe_source,
+    make_fake,
+    read_description,
+    skeleton,
+)
 
-DESCRIPTIONS = {file.stem: json.loads(file.read_text()) for file in sorted(PUBLISHED.glob("*.json"))}
+DESCRIPTIONS = {
+    file.stem: json.loads(file.read_text()) for file in sorted(PUBLISHED.glob("*.json"))
+}
 
 
 @pytest.mark.parametrize("name", DESCRIPTIONS)
 def test_a_family_runs_at_its_real_size(name: str) -> None:
-    """At its default resolution and number of frames, in bfloat16: LoRA gradients, and media of the size asked for."""
+    """At its default resolution and number of frames, in bfloat16: LoRA gradients, and media of the
+    size asked for.
+    """
     model: Any = pipelines.load(skeleton(DESCRIPTIONS[name], torch.bfloat16))
     model.prompt_cache = None
     model.train_lora(LoraOptions(rank=4))
@@ -27,7 +39,9 @@ def test_a_family_runs_at_its_real_size(name: str) -> None:
     with make_fake(model.components()) as shapes:
         condition = model.encode_prompts(["a cat"], **inputs)
         x = torch.randn(1, *condition.latent_shape)
-        for t in model.times(4, condition.latent_shape)[[0, -1][: len(model.trainable)], 0]:  # a network for each end
+        for t in model.times(4, condition.latent_shape)[
+            [0, -1][: len(model.trainable)], 0
+        ]:  # a network for each end
             output = model.predict(x, t, condition, {**model.guidances, "text": 3.0})
             assert output.shape == x.shape
             output.float().square().mean().backward()
@@ -57,17 +71,23 @@ def test_a_skeleton_on_a_device_has_random_weights() -> None:
 
 
 def test_every_family_is_described() -> None:
-    assert {description["model_index"]["_class_name"] for description in DESCRIPTIONS.values()} == set(FAMILIES)
+    assert {
+        description["model_index"]["_class_name"] for description in DESCRIPTIONS.values()
+    } == set(FAMILIES)
 
 
 def test_a_folders_own_description_builds_what_its_weights_fit() -> None:
-    """emoji-sd: every tensor of the loaded pipeline has its like, name by name and shape by shape."""
+    """emoji-sd: every tensor of the loaded pipeline has its like, name by name and shape by
+    shape.
+    """
     folder = bundled.model_path("emoji-sd")
     real, outline = pipelines.load(folder).pipeline, skeleton(read_description(Path(folder)))
     for name, part in real.components.items():
         if isinstance(part, nn.Module):
             shapes = {key: value.shape for key, value in part.state_dict().items()}
-            assert shapes == {key: value.shape for key, value in getattr(outline, name).state_dict().items()}
+            assert shapes == {
+                key: value.shape for key, value in getattr(outline, name).state_dict().items()
+            }
     config = {key: value for key, value in real.scheduler.config.items() if not key.startswith("_")}
     assert dict(outline.scheduler.config) == config
 
@@ -77,7 +97,10 @@ def test_a_published_checkpoint_is_known_by_its_hub_name() -> None:
 
 
 def test_files_cannot_name_a_foreign_class() -> None:
-    description = {**DESCRIPTIONS["sd15"], "components": {"unet": {"class": "os.system", "config": {}}}}
+    description = {
+        **DESCRIPTIONS["sd15"],
+        "components": {"unet": {"class": "os.system", "config": {}}},
+    }
     with pytest.raises(ValueError, match=r"component class os.system: want one of"):
         skeleton(description)
     description["components"] = {"unet": {"class": "transformers.TrainingArguments", "config": {}}}

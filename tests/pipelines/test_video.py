@@ -1,4 +1,6 @@
-"""Video families: sizes that their VAEs and patches do not take, and the image that one of them begins with."""
+"""Video families: sizes that their VAEs and patches do not take, and the image that one of them
+begins with.
+"""
 
 import pytest
 import torch
@@ -21,7 +23,9 @@ REFUSED = [  # height, width, frames
 
 
 @pytest.mark.parametrize(("name", "size"), REFUSED)
-def test_a_size_it_cannot_take_is_refused_in_one_line(name: str, size: tuple[int, int, int]) -> None:
+def test_a_size_it_cannot_take_is_refused_in_one_line(
+    name: str, size: tuple[int, int, int]
+) -> None:
     model = pipelines.load(PIPELINES[name]())
     with pytest.raises(ValueError, match="want") as refusal:
         model.latent_shape(*size)
@@ -40,14 +44,20 @@ def test_wan_ti2v_ends_in_its_image() -> None:
     model = pipelines.load(PIPELINES["wan-image-2.2-ti2v"]())
     image = torch.rand(1, 3, 32, 48, generator=torch.Generator().manual_seed(0))
     condition = model.encode_prompts(["a"], height=32, width=48, num_frames=5, image=image)
-    final = pipelines.rollout(model, condition, num_inference_steps=3, eta=1.0, guidance_scale=3.0).final
+    final = pipelines.rollout(
+        model, condition, num_inference_steps=3, eta=1.0, guidance_scale=3.0
+    ).final
     assert torch.allclose(final[:, :, :1], condition.tensors["image_latents"], atol=1e-5)
 
 
 def test_animatediff_takes_no_lora_around_its_motion_modules() -> None:
-    """diffusers calls them by the name of their argument; the model is left as it was, and other targets go."""
+    """diffusers calls them by the name of their argument; the model is left as it was, and other
+    targets go.
+    """
     model = pipelines.load(bundled.model_path("emoji-video"))
-    with pytest.raises(ValueError, match="target_modules: proj_in and proj_out of motion modules take no LoRA"):
+    with pytest.raises(
+        ValueError, match="target_modules: proj_in and proj_out of motion modules take no LoRA"
+    ):
         model.train_lora(LoraOptions(2, target_modules=("to_q", "proj_in")))
     assert not model.parameters()
     model.train_lora(LoraOptions(2, target_modules=("to_q", "conv1")))

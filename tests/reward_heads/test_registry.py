@@ -60,7 +60,8 @@ def test_every_name_of_the_table_resolves() -> None:
 
 def test_a_miss_lists_what_exists() -> None:
     with pytest.raises(
-        ValueError, match=r"no reward 'clipp'; have \['aesthetic', 'clip', .*'mean_hue'.*package.module:attribute"
+        ValueError,
+        match=r"no reward 'clipp'; have \['aesthetic', 'clip', .*'mean_hue'.*package.module:attribute",
     ):
         load("clipp")
 
@@ -79,7 +80,11 @@ def test_a_dotted_path() -> None:
 
 def test_any_callable_and_a_head_itself() -> None:
     head = load(brightness)
-    assert isinstance(head, CallableHead) and head.name == "brightness" and value(head) == pytest.approx(0.25)
+    assert (
+        isinstance(head, CallableHead)
+        and head.name == "brightness"
+        and value(head) == pytest.approx(0.25)
+    )
     assert load(head) is head
 
 
@@ -99,13 +104,19 @@ def test_callables_say_whether_they_are_differentiable() -> None:
         ("nowhere.py:f", {}, r"no file nowhere\.py"),
         ("no_such_package.module:f", {}, r"cannot import no_such_package\.module"),
         ("math:no_such_function", {}, r"math has no 'no_such_function'; have \['acos'"),
-        ("{file}:missing", {}, r"has no 'missing'; have \['RewardHead', 'Scaled', 'brightness', 'make'\]"),
+        (
+            "{file}:missing",
+            {},
+            r"has no 'missing'; have \['RewardHead', 'Scaled', 'brightness', 'make'\]",
+        ),
         ("{file}:brightness", {"by": 1.0}, r"brightness'.*options are"),
         ("mean_hue", {"hue": "green"}, r"mean_hue"),
         ("clip", {"path": "ViT-B-32", "pretrained": "openai", "alpha": "much"}, r"clip"),
     ],
 )
-def test_a_mistake_names_the_reward(file: Path, name: str, options: dict[str, Any], pattern: str) -> None:
+def test_a_mistake_names_the_reward(
+    file: Path, name: str, options: dict[str, Any], pattern: str
+) -> None:
     with pytest.raises(ValueError, match=pattern) as error:
         load(name.format(file=file), **options)
     assert "\n" not in str(error.value)
@@ -121,7 +132,13 @@ def test_sets_from_every_spelling(file: Path) -> None:
         "mine": {"name": f"{file}:brightness"},
     }
     rewards = reward_set(spec)
-    assert rewards.weights == {"jpeg_size": 1.0, "brightness": 0.2, "red": 1.0, "blue": 3.0, "mine": 1.0}
+    assert rewards.weights == {
+        "jpeg_size": 1.0,
+        "brightness": 0.2,
+        "red": 1.0,
+        "blue": 3.0,
+        "mine": 1.0,
+    }
     assert reward_set(["jpeg_size", brightness]).heads.keys() == {"jpeg_size", "brightness"}
 
 
@@ -136,7 +153,15 @@ def test_sets_from_every_spelling(file: Path) -> None:
         ({"mean_hue": {"weight": [1]}}, "mean_hue"),
         ({"mean_hue": {"weight": float("nan")}}, "mean_hue"),
     ],
-    ids=["twice", "no list", "no mapping", "no such", "a word", "a list for a weight", "NaN for a weight"],
+    ids=[
+        "twice",
+        "no list",
+        "no mapping",
+        "no such",
+        "a word",
+        "a list for a weight",
+        "NaN for a weight",
+    ],
 )
 def test_a_wrong_set_is_named(spec: Any, pattern: str) -> None:
     with pytest.raises(ValueError, match=pattern):

@@ -24,18 +24,24 @@ def length(media: Tensor, prompts: Sequence[str]) -> list[int]:
 
 
 def test_the_weighted_sum_and_every_part() -> None:
-    """Means are (0+...+11)/12/24 = 5.5/24 and 17.5/24; lengths 1 and 3; combined = 2 brightness - .5 length."""
-    rewards = reward_set({"bright": {"name": brightness, "weight": 2}, "long": {"name": length, "weight": -0.5}})
+    """Means are (0+...+11)/12/24 = 5.5/24 and 17.5/24; lengths 1 and 3; combined = 2 brightness -
+    .5 length.
+    """
+    rewards = reward_set(
+        {"bright": {"name": brightness, "weight": 2}, "long": {"name": length, "weight": -0.5}}
+    )
     scores = rewards(MEDIA, PROMPTS)
     torch.testing.assert_close(scores.heads["bright"], torch.tensor([5.5 / 24, 17.5 / 24]))
     torch.testing.assert_close(scores.heads["long"], torch.tensor([1.0, 3.0]))
-    torch.testing.assert_close(scores.combined, torch.tensor([2 * 5.5 / 24 - 0.5, 2 * 17.5 / 24 - 1.5]))
+    torch.testing.assert_close(
+        scores.combined, torch.tensor([2 * 5.5 / 24 - 0.5, 2 * 17.5 / 24 - 1.5])
+    )
     assert scores.combined.dtype == torch.float32 and scores.uncertainty is None
 
 
 def test_a_head_of_pictures_sees_every_frame_of_a_video() -> None:
-    """Two videos of three frames of one grey each: 0, .1, .2 and .3, .4, .5, whose means are .1 and .4; each frame has
-    the video's prompt. A head of videos gets them whole.
+    """Two videos of three frames of one grey each: 0, .1, .2 and .3, .4, .5, whose means are .1 and
+    .4; each frame has the video's prompt. A head of videos gets them whole.
     """
     video = (torch.arange(6.0) / 10).view(2, 3, 1, 1, 1).expand(-1, -1, 3, 2, 2)
 
@@ -58,7 +64,9 @@ def test_a_head_of_pictures_sees_every_frame_of_a_video() -> None:
 
 
 def test_many_pictures_are_judged_some_at_a_time() -> None:
-    """150 pictures of one grey each, 64, 64 and 22; with a context, which only the head can cut, all at once."""
+    """150 pictures of one grey each, 64, 64 and 22; with a context, which only the head can cut,
+    all at once.
+    """
     grey, sizes = torch.arange(150.0) / 150, []
 
     def counted(media: Tensor, prompts: Sequence[str], **context: Any) -> Tensor:
@@ -92,28 +100,38 @@ def test_double_scores_become_single() -> None:
 def test_gradients_flow_through_a_set() -> None:
     """d(2 mean)/d pixel = 2 / 12."""
     media = MEDIA.clone().requires_grad_()
-    reward_set({"bright": {"name": brightness, "weight": 2}})(media, PROMPTS).combined.sum().backward()
+    reward_set({"bright": {"name": brightness, "weight": 2}})(
+        media, PROMPTS
+    ).combined.sum().backward()
     assert media.grad is not None
     torch.testing.assert_close(media.grad, torch.full_like(MEDIA, 2 / 12))
 
 
-@pytest.mark.parametrize("value", [torch.ones(2, 1), torch.ones(3), torch.tensor(1.0), [1.0]], ids=str)
+@pytest.mark.parametrize(
+    "value", [torch.ones(2, 1), torch.ones(3), torch.tensor(1.0), [1.0]], ids=str
+)
 def test_a_wrong_shape_names_the_head(value: Any) -> None:
-    rewards = reward_set({"fine": {"name": brightness}, "odd": {"name": lambda media, prompts: value}})
+    rewards = reward_set(
+        {"fine": {"name": brightness}, "odd": {"name": lambda media, prompts: value}}
+    )
     with pytest.raises(RewardFailure, match=r"reward 'odd' returned shape .*want \(2,\)"):
         rewards(MEDIA, PROMPTS)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_a_score_that_is_no_number_names_the_head(bad: float) -> None:
-    rewards = reward_set({"fine": {"name": brightness}, "odd": {"name": lambda media, prompts: [bad, 1.0]}})
+    rewards = reward_set(
+        {"fine": {"name": brightness}, "odd": {"name": lambda media, prompts: [bad, 1.0]}}
+    )
     with pytest.raises(RewardFailure, match="reward 'odd' returned 1 non-finite of 2"):
         rewards(MEDIA, PROMPTS)
 
 
 @pytest.mark.parametrize("value", [None, [None, 1.0]], ids=str)
 def test_a_missing_score_names_the_head(value: Any) -> None:
-    rewards = reward_set({"fine": {"name": brightness}, "odd": {"name": lambda media, prompts: value}})
+    rewards = reward_set(
+        {"fine": {"name": brightness}, "odd": {"name": lambda media, prompts: value}}
+    )
     with pytest.raises(RewardFailure, match="reward 'odd'"):
         rewards(MEDIA, PROMPTS)
 
@@ -127,7 +145,9 @@ class LikeTheMap(RewardHead):
 
 def test_missing_context_names_head_and_key() -> None:
     rewards = RewardSet({"map": LikeTheMap()})
-    with pytest.raises(MissingContext, match=r"reward 'map' needs 'control', which is not given \(given: nothing\)"):
+    with pytest.raises(
+        MissingContext, match=r"reward 'map' needs 'control', which is not given \(given: nothing\)"
+    ):
         rewards(MEDIA, PROMPTS)
     with pytest.raises(MissingContext, match=r"\(given: \['source'\]\)"):
         rewards.start(MEDIA, PROMPTS, source=MEDIA)  # at once, not in the background
@@ -154,7 +174,9 @@ def test_a_function_declares_its_needs() -> None:
 
 
 def test_scoring_in_the_background_overlaps() -> None:
-    """The caller is free while the head waits for it: with a call that blocks, this would never end."""
+    """The caller is free while the head waits for it: with a call that blocks, this would never
+    end.
+    """
     freed = threading.Event()
 
     def patient(media: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -165,11 +187,15 @@ def test_scoring_in_the_background_overlaps() -> None:
     pending = rewards.start(MEDIA, PROMPTS)
     assert not pending.done()
     freed.set()
-    torch.testing.assert_close(pending.result(timeout=30).combined, reward_set([brightness])(MEDIA, PROMPTS).combined)
+    torch.testing.assert_close(
+        pending.result(timeout=30).combined, reward_set([brightness])(MEDIA, PROMPTS).combined
+    )
 
 
 def test_scoring_in_the_background_keeps_no_graph() -> None:
-    """Gradient mode belongs to a thread: without care a network's graph would live through the whole step."""
+    """Gradient mode belongs to a thread: without care a network's graph would live through the
+    whole step.
+    """
     weight = torch.ones(3, requires_grad=True)
     scores = reward_set({"learnt": {"name": lambda media, prompts: media.mean((2, 3)) @ weight}})
     assert scores(torch.ones(2, 3, 2, 2), ["a", "b"]).combined.requires_grad
@@ -177,7 +203,9 @@ def test_scoring_in_the_background_keeps_no_graph() -> None:
 
 
 def test_a_failure_in_the_background_arrives_with_the_result() -> None:
-    pending = reward_set({"odd": {"name": lambda media, prompts: [float("nan")] * 2}}).start(MEDIA, PROMPTS)
+    pending = reward_set({"odd": {"name": lambda media, prompts: [float("nan")] * 2}}).start(
+        MEDIA, PROMPTS
+    )
     with pytest.raises(RewardFailure, match="odd"):
         pending.result(timeout=30)
 

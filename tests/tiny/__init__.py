@@ -1,4 +1,6 @@
-"""Tiny random pipelines of real diffusers classes: the same code paths as a real checkpoint, in milliseconds."""
+"""Tiny random pipelines of real diffusers classes: the same code paths as a real checkpoint, in
+milliseconds.
+"""
 
 import json
 import tempfile
@@ -50,21 +52,34 @@ from align_gen.check.laws import Finding, Subject
 
 TOKENS = 24  # that a prompt may have, with its two ends
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-LATENT_MODEL = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}  # as Stable Diffusion 1.5 has them
+LATENT_MODEL = {
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}  # as Stable Diffusion 1.5 has them
 
 
 def clip_tokenizer(max_length: int = TOKENS) -> CLIPTokenizer:
     """CLIP's tokenizer over letters: one token a character, as there are no merges."""
     letters = [chr(i) for i in range(33, 127)]
-    tokens = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    tokens = [
+        *letters,
+        *(letter + "</w>" for letter in letters),
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
+        (Path(folder) / "vocab.json").write_text(
+            json.dumps({token: i for i, token in enumerate(tokens)})
+        )
         (Path(folder) / "merges.txt").write_text("#version: 0.2\n")
         return CLIPTokenizer.from_pretrained(folder, model_max_length=max_length)
 
 
 def clip_text_model(tokenizer: CLIPTokenizer, width: int = 16, projection: bool = False) -> Any:
-    """A text encoder of two layers, with the projection of its pooled output where a family reads that."""
+    """A text encoder of two layers, with the projection of its pooled output where a family reads
+    that.
+    """
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
@@ -129,10 +144,13 @@ def unet(**options: Any) -> UNet2DConditionModel:
     return network
 
 
-def stable_diffusion(seed: int = 0, scheduler: Any = None, **options: Any) -> StableDiffusionPipeline:
+def stable_diffusion(
+    seed: int = 0, scheduler: Any = None, **options: Any
+) -> StableDiffusionPipeline:
     """Latents (4, 8, 8), pictures 16 x 16, every component random but the same at equal ``seed``.
 
-    ``scheduler`` is put in after construction: the pipeline's constructor rewrites steps_offset and clip_sample.
+    ``scheduler`` is put in after construction: the pipeline's constructor rewrites steps_offset and
+    clip_sample.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -165,12 +183,20 @@ def t5_tokenizer(max_length: int = TOKENS) -> T5TokenizerFast:
 def t5_encoder(tokenizer: T5TokenizerFast, width: int = 32) -> T5EncoderModel:
     """A text encoder of two layers."""
     config = T5Config(
-        vocab_size=len(tokenizer), d_model=width, d_kv=8, d_ff=2 * width, num_layers=2, num_heads=4, dropout_rate=0.0
+        vocab_size=len(tokenizer),
+        d_model=width,
+        d_kv=8,
+        d_ff=2 * width,
+        num_layers=2,
+        num_heads=4,
+        dropout_rate=0.0,
     )
     return T5EncoderModel(config).eval()
 
 
-def stable_diffusion_3(seed: int = 0, t5: bool = True, **scheduler: Any) -> StableDiffusion3Pipeline:
+def stable_diffusion_3(
+    seed: int = 0, t5: bool = True, **scheduler: Any
+) -> StableDiffusion3Pipeline:
     """Latents (4, 8, 8), pictures 16 x 16; both CLIP encoders, T5 or none, a VAE with a shift."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -208,7 +234,9 @@ def stable_diffusion_3(seed: int = 0, t5: bool = True, **scheduler: Any) -> Stab
 
 
 def stable_diffusion_xl(seed: int = 0, **options: Any) -> StableDiffusionXLPipeline:
-    """Latents (4, 8, 8), pictures 16 x 16; both text encoders, sizes as a condition, zeros for no negative text."""
+    """Latents (4, 8, 8), pictures 16 x 16; both text encoders, sizes as a condition, zeros for no
+    negative text.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tokenizer = clip_tokenizer()
@@ -228,11 +256,15 @@ def stable_diffusion_xl(seed: int = 0, **options: Any) -> StableDiffusionXLPipel
 
 
 def controlled(base: Callable[[], Any], kind: Any, **options: Any) -> Any:
-    """A pipeline with a ControlNet whose maps matter: its last layers are zero in an untrained one."""
+    """A pipeline with a ControlNet whose maps matter: its last layers are zero in an untrained
+    one.
+    """
     plain = base()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
-        network = ControlNetModel.from_unet(plain.unet, conditioning_embedding_out_channels=(4, 8)).eval()
+        network = ControlNetModel.from_unet(
+            plain.unet, conditioning_embedding_out_channels=(4, 8)
+        ).eval()
         for name, weight in network.named_parameters():
             if "controlnet_" in name:
                 weight.data = torch.randn(weight.shape) / 4
@@ -243,11 +275,15 @@ def controlled(base: Callable[[], Any], kind: Any, **options: Any) -> Any:
 
 
 def controlnet() -> StableDiffusionControlNetPipeline:
-    return controlled(stable_diffusion, StableDiffusionControlNetPipeline, requires_safety_checker=False)
+    return controlled(
+        stable_diffusion, StableDiffusionControlNetPipeline, requires_safety_checker=False
+    )
 
 
 def controlnet_xl() -> StableDiffusionXLControlNetPipeline:
-    return controlled(stable_diffusion_xl, StableDiffusionXLControlNetPipeline, add_watermarker=False)
+    return controlled(
+        stable_diffusion_xl, StableDiffusionXLControlNetPipeline, add_watermarker=False
+    )
 
 
 def instruct_pix2pix() -> StableDiffusionInstructPix2PixPipeline:
@@ -303,14 +339,18 @@ def animatediff() -> AnimateDiffPipeline:
             if "proj_out" in name:  # zero in an untrained one
                 weight.data = torch.randn(weight.shape) / 4
         plain = stable_diffusion()
-        parts = {name: plain.components[name] for name in ("vae", "text_encoder", "tokenizer", "unet")}
+        parts = {
+            name: plain.components[name] for name in ("vae", "text_encoder", "tokenizer", "unet")
+        }
         pipeline = AnimateDiffPipeline(**parts, motion_adapter=motion, scheduler=ddim())
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
 def flux(seed: int = 0, guidance_embeds: bool = True) -> FluxPipeline:
-    """Latents (4, 8, 8), pictures 16 x 16; packed two by two, dynamic shift, embedded guidance or none."""
+    """Latents (4, 8, 8), pictures 16 x 16; packed two by two, dynamic shift, embedded guidance or
+    none.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tokenizer, t5_words = clip_tokenizer(), t5_tokenizer()
@@ -355,7 +395,13 @@ def wan(seed: int = 0, boundary_ratio: float | None = None, scheduler: Any = Non
         torch.manual_seed(seed)
         tokenizer = t5_tokenizer()
         text = UMT5Config(
-            vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, dropout_rate=0.0
+            vocab_size=len(tokenizer),
+            d_model=32,
+            d_kv=8,
+            d_ff=64,
+            num_layers=2,
+            num_heads=4,
+            dropout_rate=0.0,
         )
         vae = AutoencoderKLWan(
             base_dim=4,
@@ -397,7 +443,9 @@ def wan(seed: int = 0, boundary_ratio: float | None = None, scheduler: Any = Non
 
 
 def of(file: str, **options: Any) -> Callable[[], Any]:
-    """The builder of a file's name, with options; imported on first use, as it takes its parts from here."""
+    """The builder of a file's name, with options; imported on first use, as it takes its parts from
+    here.
+    """
     return lambda: getattr(import_module(f"{__name__}.{file}"), file)(**options)
 
 
@@ -419,7 +467,9 @@ PIPELINES: dict[str, Callable[..., Any]] = {
     "z-image": of("z_image"),
     "wan": wan,
     "wan-euler": partial(wan, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0)),
-    "wan-2.2": partial(wan, boundary_ratio=0.8, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0)),
+    "wan-2.2": partial(
+        wan, boundary_ratio=0.8, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0)
+    ),
     "pixart-sigma": of("pixart_sigma"),
     "sana": of("sana"),
     "sana-euler": of("sana", euler=True),
@@ -427,7 +477,9 @@ PIPELINES: dict[str, Callable[..., Any]] = {
     "lumina-2-dynamic-shift": of("lumina_2", use_dynamic_shifting=True, shift=1.0),
     "cogvideox": of("cogvideox", use_rotary_positional_embeddings=True),
     "cogvideox-2b": of("cogvideox", snr_shift_scale=3.0),
-    "cogvideox-1.5": of("cogvideox", use_rotary_positional_embeddings=True, patch_size_t=2, patch_bias=False),
+    "cogvideox-1.5": of(
+        "cogvideox", use_rotary_positional_embeddings=True, patch_size_t=2, patch_bias=False
+    ),
     "wan-image-2.1": of("wan_image"),
     "wan-image-2.2": of("wan_image", boundary_ratio=0.8),
     "wan-image-2.2-ti2v": of("wan_image", expand_timesteps=True),
@@ -459,4 +511,8 @@ def subject(name: str) -> Subject:
 
 def failed(found: list[Finding]) -> list[str]:
     """The laws that do not hold, and by how much."""
-    return [f"{finding.name}: {finding.figure} (limit {finding.limit})" for finding in found if not finding.passed]
+    return [
+        f"{finding.name}: {finding.figure} (limit {finding.limit})"
+        for finding in found
+        if not finding.passed
+    ]

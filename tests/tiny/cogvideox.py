@@ -1,9 +1,16 @@
-"""A tiny CogVideoX: sines for positions as in 2B, rotations as in 5B, or pairs of frames as in 1.5."""
+"""A tiny CogVideoX: sines for positions as in 2B, rotations as in 5B, or pairs of frames as in
+1.5.
+"""
 
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXPipeline, CogVideoXTransformer3DModel
+from diffusers import (
+    AutoencoderKLCogVideoX,
+    CogVideoXDDIMScheduler,
+    CogVideoXPipeline,
+    CogVideoXTransformer3DModel,
+)
 
 from . import t5_encoder, t5_tokenizer
 

@@ -7,7 +7,9 @@ def gemma_tokenizer() -> GemmaTokenizer:
     """One token a character, after a first one."""
     letters = [chr(i) for i in range(33, 127)]
     tokens = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "\u2581", "\n", *letters]
-    return GemmaTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[], add_bos_token=True)
+    return GemmaTokenizer(
+        vocab={token: i for i, token in enumerate(tokens)}, merges=[], add_bos_token=True
+    )
 
 
 def gemma_model(tokenizer: GemmaTokenizer, width: int = 16) -> Gemma2Model:

@@ -1,4 +1,6 @@
-"""A tiny HunyuanVideo, and a tokenizer for which the words around every prompt have their published length."""
+"""A tiny HunyuanVideo, and a tokenizer for which the words around every prompt have their published
+length.
+"""
 
 import re
 
@@ -22,22 +24,35 @@ WORD = r"\w+|[^\w ]"
 
 
 def llama_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word of the template, which are 95 before the prompt, and one a letter elsewhere."""
+    """One token a word of the template, which are 95 before the prompt, and one a letter
+    elsewhere.
+    """
     before = DEFAULT_PROMPT_TEMPLATE["template"].split("{}")[0]
-    words = sorted({word for word in re.findall(WORD, re.sub(r"<\|\w+\|>", " ", before)) if len(word) > 1})
+    words = sorted(
+        {word for word in re.findall(WORD, re.sub(r"<\|\w+\|>", " ", before)) if len(word) > 1}
+    )
     letters = ["\n", *(chr(i) for i in range(33, 127))]
-    pieces = [("<unk>", -99.0), *((word, -1.0) for word in words), *((letter, -9.0) for letter in letters)]
+    pieces = [
+        ("<unk>", -99.0),
+        *((word, -1.0) for word in words),
+        *((letter, -9.0) for letter in letters),
+    ]
     made = Tokenizer(Unigram(pieces, unk_id=0))
     made.pre_tokenizer = Split(Regex(WORD), "removed", invert=True)
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=made, pad_token="<pad>", additional_special_tokens=SPECIAL, padding_side="right"
+        tokenizer_object=made,
+        pad_token="<pad>",
+        additional_special_tokens=SPECIAL,
+        padding_side="right",
     )
     assert len(tokenizer.tokenize(before)) == DEFAULT_PROMPT_TEMPLATE["crop_start"]
     return tokenizer
 
 
 def hunyuan_video(seed: int = 0, guidance_embeds: bool = True) -> HunyuanVideoPipeline:
-    """Latents (4, 2, 4, 8) of 5 frames of 16 x 32; both text encoders, embedded guidance or none."""
+    """Latents (4, 2, 4, 8) of 5 frames of 16 x 32; both text encoders, embedded guidance or
+    none.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tokenizer, clip_words = llama_tokenizer(), clip_tokenizer(77)

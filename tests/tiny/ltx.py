@@ -1,13 +1,20 @@
 """A tiny LTX-Video, whose VAE is told a time, as since 0.9.1, or is not."""
 
 import torch
-from diffusers import AutoencoderKLLTXVideo, FlowMatchEulerDiscreteScheduler, LTXPipeline, LTXVideoTransformer3DModel
+from diffusers import (
+    AutoencoderKLLTXVideo,
+    FlowMatchEulerDiscreteScheduler,
+    LTXPipeline,
+    LTXVideoTransformer3DModel,
+)
 
 from . import t5_encoder, t5_tokenizer
 
 
 def ltx(seed: int = 0, timestep_conditioning: bool = False) -> LTXPipeline:
-    """Latents (4, 2, 2, 4) of 5 frames of 32 x 64; the published schedule, but for the numbers of its tokens."""
+    """Latents (4, 2, 2, 4) of 5 frames of 32 x 64; the published schedule, but for the numbers of
+    its tokens.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tokenizer = t5_tokenizer()

@@ -23,5 +23,9 @@ def qwen_tokenizer() -> Qwen2Tokenizer:
     ends = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
     vocabulary = {token: i for i, token in enumerate((*sorted(ByteLevel.alphabet()), *ends))}
     return Qwen2Tokenizer(
-        vocabulary, [], additional_special_tokens=list(ends[1:]), model_max_length=1024, chat_template=CHAT
+        vocabulary,
+        [],
+        additional_special_tokens=list(ends[1:]),
+        model_max_length=1024,
+        chat_template=CHAT,
     )

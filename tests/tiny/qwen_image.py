@@ -13,7 +13,9 @@ from .qwen import LANGUAGE_MODEL, qwen_tokenizer
 
 
 def qwen_image(seed: int = 0) -> QwenImagePipeline:
-    """Latents (4, 8, 8), pictures 16 x 16; packed two by two, dynamic shift that ends above zero, as published."""
+    """Latents (4, 8, 8), pictures 16 x 16; packed two by two, dynamic shift that ends above zero,
+    as published.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tokenizer = qwen_tokenizer()
@@ -21,7 +23,11 @@ def qwen_image(seed: int = 0) -> QwenImagePipeline:
             text_config={
                 **LANGUAGE_MODEL,
                 "vocab_size": len(tokenizer),
-                "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e6},
+                "rope_parameters": {
+                    "rope_type": "default",
+                    "mrope_section": [2, 3, 3],
+                    "rope_theta": 1e6,
+                },
             },
             vision_config={
                 "depth": 1,
@@ -53,7 +59,10 @@ def qwen_image(seed: int = 0) -> QwenImagePipeline:
         vae.decoder.conv_out.weight.data *= 4
         pipeline = QwenImagePipeline(
             scheduler=FlowMatchEulerDiscreteScheduler(
-                use_dynamic_shifting=True, max_image_seq_len=8192, max_shift=0.9, shift_terminal=0.02
+                use_dynamic_shifting=True,
+                max_image_seq_len=8192,
+                max_shift=0.9,
+                shift_terminal=0.02,
             ),
             vae=vae,
             text_encoder=Qwen2_5_VLForConditionalGeneration(text).eval(),

@@ -13,7 +13,9 @@ from tests.tiny.gemma import gemma_model, gemma_tokenizer
 
 
 def sana(seed: int = 0, euler: bool = False) -> SanaPipeline:
-    """Latents (4, 8, 8), pictures 32 x 32; a solver that has whole times, or Euler's, that has not."""
+    """Latents (4, 8, 8), pictures 32 x 32; a solver that has whole times, or Euler's, that has
+    not.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tokenizer = gemma_tokenizer()
@@ -47,7 +49,9 @@ def sana(seed: int = 0, euler: bool = False) -> SanaPipeline:
         ).eval()
         network.caption_norm.weight.data *= 8
         network.proj_out.weight.data *= 8
-        scheduler = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+        scheduler = DPMSolverMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+        )
         pipeline = SanaPipeline(
             tokenizer=tokenizer,
             text_encoder=gemma_model(tokenizer),

@@ -3,13 +3,19 @@
 from typing import Any
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, WanImageToVideoPipeline, WanTransformer3DModel
+from diffusers import (
+    FlowMatchEulerDiscreteScheduler,
+    WanImageToVideoPipeline,
+    WanTransformer3DModel,
+)
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
 from . import wan
 
 
-def wan_image(boundary_ratio: float | None = None, expand_timesteps: bool = False) -> WanImageToVideoPipeline:
+def wan_image(
+    boundary_ratio: float | None = None, expand_timesteps: bool = False
+) -> WanImageToVideoPipeline:
     """Latents (4, 2, 4, 6) of 5 frames of 32 x 48."""
     plain = wan(boundary_ratio=boundary_ratio, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0))
     sees = boundary_ratio is None and not expand_timesteps
@@ -21,7 +27,9 @@ def wan_image(boundary_ratio: float | None = None, expand_timesteps: bool = Fals
                 return None
             channels = 4 if expand_timesteps else 4 + 4 + 4
             options = {"image_dim": 16, "added_kv_proj_dim": 24} if sees else {}
-            made = WanTransformer3DModel.from_config(kept.config, in_channels=channels, **options).eval()
+            made = WanTransformer3DModel.from_config(
+                kept.config, in_channels=channels, **options
+            ).eval()
             made.proj_out.weight.data *= 4
             for name, weight in made.named_parameters():
                 if "attn2.to_out" in name:
@@ -41,7 +49,9 @@ def wan_image(boundary_ratio: float | None = None, expand_timesteps: bool = Fals
             text_encoder=plain.text_encoder,
             vae=plain.vae,
             scheduler=plain.scheduler,
-            image_processor=CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32) if sees else None,
+            image_processor=CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32)
+            if sees
+            else None,
             image_encoder=CLIPVisionModel(vision).eval() if sees else None,
             transformer=network(plain.transformer),
             transformer_2=network(plain.transformer_2),

@@ -9,7 +9,9 @@ from .qwen import LANGUAGE_MODEL, qwen_tokenizer
 
 
 def z_image(seed: int = 0) -> ZImagePipeline:
-    """Latents (4, 8, 8), pictures 16 x 16; sequences of a multiple of 32, filled with tokens that are not zero."""
+    """Latents (4, 8, 8), pictures 16 x 16; sequences of a multiple of 32, filled with tokens that
+    are not zero.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tokenizer = qwen_tokenizer()
@@ -31,7 +33,9 @@ def z_image(seed: int = 0) -> ZImagePipeline:
         pipeline = ZImagePipeline(
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
             vae=vae,
-            text_encoder=Qwen3Model(Qwen3Config(**LANGUAGE_MODEL, vocab_size=len(tokenizer), head_dim=16)).eval(),
+            text_encoder=Qwen3Model(
+                Qwen3Config(**LANGUAGE_MODEL, vocab_size=len(tokenizer), head_dim=16)
+            ).eval(),
             tokenizer=tokenizer,
             transformer=network,
         )

@@ -32,13 +32,17 @@ def test_the_model_is_left_as_it_was() -> None:
     scheduler = one.model.pipeline.scheduler
     flags = [parameter.requires_grad for parameter in one.model.pipeline.text_encoder.parameters()]
     check(one, untrained=True)
-    assert flags == [parameter.requires_grad for parameter in one.model.pipeline.text_encoder.parameters()]
+    assert flags == [
+        parameter.requires_grad for parameter in one.model.pipeline.text_encoder.parameters()
+    ]
     after = one.model.pipeline.unet.state_dict()
-    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+    assert before.keys() == after.keys() and all(
+        torch.equal(before[key], after[key]) for key in before
+    )
     assert one.model.pipeline.scheduler is scheduler
 
 
-# --- a wrong adapter is caught ---------------------------------------------------------------------------------------
+# --- a wrong adapter is caught --------------------------------------------------------------------
 
 
 def scaled(value: float, shift: float = 0.0) -> Callable[[Pretrained], None]:
@@ -67,7 +71,12 @@ def other_prediction(model: Pretrained) -> None:
 
 def other_packing(model: Pretrained) -> None:
     def packed(x: Tensor, batch: int, channels: int, height: int, width: int) -> Tensor:
-        return x.view(batch, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+        return (
+            x.view(batch, channels, height // 2, 2, width // 2, 2)
+            .permute(0, 2, 4, 3, 5, 1)
+            .flatten(3)
+            .flatten(1, 2)
+        )
 
     right = model.denoise
 
@@ -91,7 +100,8 @@ def no_embedded_guidance(model: Pretrained) -> None:
 def wrong_sizes(model: Pretrained) -> None:
     right = model.inputs
     model.inputs = lambda *args, **more: {  # type: ignore[method-assign]
-        name: value.flip(-1) + 8 if name == "time_ids" else value for name, value in right(*args, **more).items()
+        name: value.flip(-1) + 8 if name == "time_ids" else value
+        for name, value in right(*args, **more).items()
     }
 
 
@@ -268,14 +278,18 @@ def test_a_model_with_a_lora_is_not_checked_and_keeps_it() -> None:
 
 
 def test_prompts_are_encoded_anew_though_the_disk_has_them(tmp_path: Path) -> None:
-    """An encoder whose rows depend on their batch mates is caught: the cache on disk is not asked."""
+    """An encoder whose rows depend on their batch mates is caught: the cache on disk is not
+    asked.
+    """
     one = subject("sd")
     one.model.prompt_cache = PromptCache(tmp_path)
     right = one.model.encode_texts
     one.model.encode_texts = lambda texts: {  # type: ignore[method-assign]
         name: value + len(texts) for name, value in right(texts).items()
     }
-    assert any(name.startswith("prompts cached = fresh") for name in failed(check(one, untrained=True)))
+    assert any(
+        name.startswith("prompts cached = fresh") for name in failed(check(one, untrained=True))
+    )
     assert one.model.prompt_cache is not None
 
 

@@ -1,4 +1,6 @@
-"""Paired changes against hand arithmetic and laws; pairing, slices, refusals, gates and the verdict."""
+"""Paired changes against hand arithmetic and laws; pairing, slices, refusals, gates and the
+verdict.
+"""
 
 import json
 import math
@@ -14,23 +16,42 @@ import torch
 from torch import Tensor
 
 from align_gen.errors import UserError
-from align_gen.galleries.comparison import Change, Comparison, compare, paired_change, parse_condition, verdict
+from align_gen.galleries.comparison import (
+    Change,
+    Comparison,
+    compare,
+    paired_change,
+    parse_condition,
+    verdict,
+)
 from align_gen.galleries.gallery import write_gallery
 from align_gen.galleries.scoring import score
 from align_gen.galleries.table import ScoresTable
 
-PROVENANCE = {"weights_sha256": "ab", "preprocessing": "x-1", "dtype": "float32", "options": {"goal": ["3d"]}}
+PROVENANCE = {
+    "weights_sha256": "ab",
+    "preprocessing": "x-1",
+    "dtype": "float32",
+    "options": {"goal": ["3d"]},
+}
 
 
-def change(differences: Sequence[float], prompts: Sequence[str] | None = None, **options: Any) -> Change:
+def change(
+    differences: Sequence[float], prompts: Sequence[str] | None = None, **options: Any
+) -> Change:
     """Of pairs that start from zero; a prompt each, unless told."""
     names = prompts or [f"p{n:03d}" for n in range(len(differences))]
     return paired_change([0.0] * len(differences), differences, names, **options)
 
 
-def table(values: Sequence[float | None], prompts: str = "aabb", **columns: Sequence[Any]) -> ScoresTable:
+def table(
+    values: Sequence[float | None], prompts: str = "aabb", **columns: Sequence[Any]
+) -> ScoresTable:
     """One head "clip"; row n has the n-th letter as prompt and counts its seeds from 0."""
-    rows = [{"prompt": p, "seed": prompts[:n].count(p), "file_name": f"{n}.png"} for n, p in enumerate(prompts)]
+    rows = [
+        {"prompt": p, "seed": prompts[:n].count(p), "file_name": f"{n}.png"}
+        for n, p in enumerate(prompts)
+    ]
     for name, column in columns.items():
         for row, value in zip(rows, column, strict=True):
             row[name] = value
@@ -38,20 +59,28 @@ def table(values: Sequence[float | None], prompts: str = "aabb", **columns: Sequ
     return ScoresTable(rows, {"clip": list(values)}, errors, {"clip": PROVENANCE}, {})
 
 
-# --- one column -------------------------------------------------------------------------------------------------------
+# --- one column -----------------------------------------------------------------------------------
 
 
 def test_means_by_hand() -> None:
-    """before 1, 2, 3: mean 2, std 1. after 1, 4, 2: mean 7/3. 0, 2, -1: mean 1/3; half a win, a win, a loss."""
+    """before 1, 2, 3: mean 2, std 1. after 1, 4, 2: mean 7/3. 0, 2, -1: mean 1/3; half a win, a
+    win, a loss.
+    """
     found = paired_change([1, 2, 3], [1, 4, 2], ["a", "b", "c"])
-    assert (found.n, found.prompts, found.before, found.std, found.win_rate) == (3, 3, 2.0, 1.0, 0.5)
+    assert (found.n, found.prompts, found.before, found.std, found.win_rate) == (
+        3,
+        3,
+        2.0,
+        1.0,
+        0.5,
+    )
     assert found.after == pytest.approx(7 / 3)
     assert found.delta == pytest.approx(1 / 3)
 
 
 def test_bootstrap_interval_of_four_prompts_by_hand() -> None:
-    """Differences 0, 1, 2, 3. Of the 4^4 = 256 resamples the total is 0 in 1, 1 in 4, 2 in 10. 2.5 % is the 6.4th:
-    total 2, mean 0.5. By symmetry the upper end is 2.5.
+    """Differences 0, 1, 2, 3. Of the 4^4 = 256 resamples the total is 0 in 1, 1 in 4, 2 in 10. 2.5
+    % is the 6.4th: total 2, mean 0.5. By symmetry the upper end is 2.5.
     """
     totals = sorted(sum(draw) for draw in product(range(4), repeat=4))
     assert [totals.count(total) for total in (0, 1, 2)] == [1, 4, 10]
@@ -60,13 +89,17 @@ def test_bootstrap_interval_of_four_prompts_by_hand() -> None:
 
 
 def test_bootstrap_weighs_a_prompt_by_its_pairs() -> None:
-    """Prompt a: 3 pairs of 1; b: 1 pair of 0. Resamples: aa 1, ab 3/4, bb 0, of chance 1/4, 1/2, 1/4; delta 3/4."""
+    """Prompt a: 3 pairs of 1; b: 1 pair of 0. Resamples: aa 1, ab 3/4, bb 0, of chance 1/4, 1/2,
+    1/4; delta 3/4.
+    """
     found = change([1, 1, 1, 0], list("aaab"))
     assert (found.delta, found.ci_low, found.ci_high) == (0.75, 0.0, 1.0)
     many = change([1, 1, 1, 0] * 40, [f"{k}{p}" for k in range(40) for p in "aaab"])
     assert many.delta == 0.75
     assert many.ci_low < 0.75 < many.ci_high
-    assert many.ci_high - 0.75 < 0.75 - many.ci_low  # a ratio: skewed away from its upper bound of 1
+    assert (
+        many.ci_high - 0.75 < 0.75 - many.ci_low
+    )  # a ratio: skewed away from its upper bound of 1
 
 
 def test_bootstrap_agrees_with_the_normal_limit() -> None:
@@ -85,27 +118,36 @@ def test_sign_flips_of_equal_gains(n: int) -> None:
 
 
 def test_sign_flips_by_hand() -> None:
-    """Differences 1, 2, 3: totals of the 8 patterns +-6, +-4, +-2, 0, 0; |total| >= 6 in 2. For -1, 2, 3: >= 4 in 4."""
+    """Differences 1, 2, 3: totals of the 8 patterns +-6, +-4, +-2, 0, 0; |total| >= 6 in 2. For -1,
+    2, 3: >= 4 in 4.
+    """
     assert change([1, 2, 3]).p == 2 / 8
     assert change([-1, 2, 3]).p == 4 / 8
     assert change([0, 0, 0]).p == 1
 
 
 def test_sign_flips_that_tie_survive_rounding() -> None:
-    """-3, -3, -2, 1: of 16 totals -7, -9, 7 and 9 are as far out as -7. In tenths the sums are inexact."""
+    """-3, -3, -2, 1: of 16 totals -7, -9, 7 and 9 are as far out as -7. In tenths the sums are
+    inexact.
+    """
     tenths = (-3, -3, -2, 1)
-    hits = sum(abs(sum(s * t for s, t in zip(signs, tenths, strict=True))) >= 7 for signs in product((-1, 1), repeat=4))
+    hits = sum(
+        abs(sum(s * t for s, t in zip(signs, tenths, strict=True))) >= 7
+        for signs in product((-1, 1), repeat=4)
+    )
     assert hits == 4
     assert change([t / 10 for t in tenths]).p == hits / 16
 
 
 def test_sampled_sign_flips_agree_with_the_binomial() -> None:
-    """20 prompts, 15 gains and 5 losses of 1: P(|15 - 5| or further) = 2 sum_{k<=5} C(20,k) / 2^20 = 0.0414.
-    9,999 draws have a standard error of 0.002.
+    """20 prompts, 15 gains and 5 losses of 1: P(|15 - 5| or further) = 2 sum_{k<=5} C(20,k) / 2^20
+    = 0.0414. 9,999 draws have a standard error of 0.002.
     """
     exact = 2 * sum(math.comb(20, k) for k in range(6)) / 2**20
     assert change([1.0] * 15 + [-1.0] * 5).p == pytest.approx(exact, abs=0.008)
-    assert change([1.0] * 40, resamples=999).p == 1 / 1000  # never zero: the observed pattern counts
+    assert (
+        change([1.0] * 40, resamples=999).p == 1 / 1000
+    )  # never zero: the observed pattern counts
 
 
 def test_whole_prompts_are_flipped() -> None:
@@ -116,7 +158,10 @@ def test_whole_prompts_are_flipped() -> None:
 def test_swapping_sides_mirrors_everything() -> None:
     before, after = np.random.default_rng(1).normal(0, 1, (2, 60))
     prompts = [f"p{n // 3}" for n in range(60)]
-    there, back = paired_change(list(before), list(after), prompts), paired_change(list(after), list(before), prompts)
+    there, back = (
+        paired_change(list(before), list(after), prompts),
+        paired_change(list(after), list(before), prompts),
+    )
     assert back.delta == -there.delta
     assert (back.ci_low, back.ci_high) == pytest.approx((-there.ci_high, -there.ci_low), abs=1e-12)
     assert back.p == there.p
@@ -136,7 +181,9 @@ def test_a_constant_shifts_the_interval_and_only_means_on_both_sides() -> None:
 
 
 def test_copies_within_a_prompt_are_no_evidence() -> None:
-    """Ten times the pairs, the same prompts: the interval and p stay. As prompts of their own they do narrow it."""
+    """Ten times the pairs, the same prompts: the interval and p stay. As prompts of their own they
+    do narrow it.
+    """
     differences = list(np.random.default_rng(3).normal(0.2, 1, 20))
     once, prompts = change(differences), [f"p{n:03d}" for n in range(20)]
     copies = change(differences * 10, prompts * 10)
@@ -147,11 +194,16 @@ def test_copies_within_a_prompt_are_no_evidence() -> None:
 
 
 def test_the_order_of_pairs_does_not_matter_and_the_seed_does() -> None:
-    differences, prompts = list(np.random.default_rng(4).normal(0, 1, 40)), [f"p{n // 2}" for n in range(40)]
+    differences, prompts = (
+        list(np.random.default_rng(4).normal(0, 1, 40)),
+        [f"p{n // 2}" for n in range(40)],
+    )
     order = list(np.random.default_rng(5).permutation(40))
     first = change(differences, prompts)
     again = change([differences[i] for i in order], [prompts[i] for i in order])
-    assert (again.ci_low, again.ci_high, again.p) == pytest.approx((first.ci_low, first.ci_high, first.p))
+    assert (again.ci_low, again.ci_high, again.p) == pytest.approx(
+        (first.ci_low, first.ci_high, first.p)
+    )
     assert change(differences, prompts) == first
     assert change(differences, prompts, seed=1).ci_low != first.ci_low
 
@@ -165,23 +217,32 @@ def test_one_prompt_has_no_interval() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [([], [], []), ([1.0], [1.0, 2.0], ["a"]), ([1.0], [2.0], []), ([math.nan], [1.0], ["a"])]
+    "arguments",
+    [([], [], []), ([1.0], [1.0, 2.0], ["a"]), ([1.0], [2.0], []), ([math.nan], [1.0], ["a"])],
 )
 def test_unpaired_or_missing_numbers_are_refused(arguments: tuple[Any, Any, Any]) -> None:
     with pytest.raises(ValueError, match="want"):
         paired_change(*arguments)
 
 
-# --- two tables -------------------------------------------------------------------------------------------------------
+# --- two tables -----------------------------------------------------------------------------------
 
 
 def test_pairs_are_found_by_prompt_and_seed_not_by_place() -> None:
-    """a0: 1 -> 2, a1: 2 -> 2, b0: 3 -> 1, b1: 4 -> 4; B is stored backwards. Differences 1, 0, -2, 0: mean -1/4."""
+    """a0: 1 -> 2, a1: 2 -> 2, b0: 3 -> 1, b1: 4 -> 4; B is stored backwards. Differences 1, 0, -2,
+    0: mean -1/4.
+    """
     after = table([2, 2, 1, 4])
-    backwards = ScoresTable(after.rows[::-1], {"clip": [4, 1, 2, 2]}, after.errors, after.provenance, {})
+    backwards = ScoresTable(
+        after.rows[::-1], {"clip": [4, 1, 2, 2]}, after.errors, after.provenance, {}
+    )
     found = compare(table([1, 2, 3, 4]), backwards)
     assert found.columns["clip"] == paired_change([1, 2, 3, 4], [2, 2, 1, 4], list("aabb"))
-    assert (found.columns["clip"].delta, found.columns["clip"].prompts, found.unmatched) == (-0.25, 2, (0, 0))
+    assert (found.columns["clip"].delta, found.columns["clip"].prompts, found.unmatched) == (
+        -0.25,
+        2,
+        (0, 0),
+    )
     assert found.regressions["clip"] == [
         {"prompt": "b", "seed": 0, "before": 3, "after": 1, "delta": -2, "file_name": "2.png",
          "before_file_name": "2.png"}]  # fmt: skip
@@ -200,20 +261,29 @@ def test_rows_without_a_partner_or_a_number_are_left_out_and_counted() -> None:
 def test_slices_partition_the_pairs() -> None:
     """Style x holds differences 1, 0 and y -2, 0: their counts and totals add up to the whole."""
     found = compare(table([1, 2, 3, 4], style=["x", "x", 7, 7]), table([2, 2, 1, 4]), by="style")
-    assert {value: part["clip"].delta for value, part in found.slices.items()} == {"7": -1.0, "x": 0.5}
+    assert {value: part["clip"].delta for value, part in found.slices.items()} == {
+        "7": -1.0,
+        "x": 0.5,
+    }
     assert sum(part["clip"].n for part in found.slices.values()) == 4
-    with pytest.raises(UserError, match=r"by: no column 'stlye'; want one of prompt, seed, file_name, style"):
+    with pytest.raises(
+        UserError, match=r"by: no column 'stlye'; want one of prompt, seed, file_name, style"
+    ):
         compare(table([1], "a", style=["x"]), table([1], "a"), by="stlye")
 
 
 def test_the_worst_pairs_come_first() -> None:
     before, after = table([0] * 5, "abcde"), table([-1, 1, -3, -2, 0], "abcde")
-    assert [row["prompt"] for row in compare(before, after, worst=2).regressions["clip"]] == ["c", "d"]
+    assert [row["prompt"] for row in compare(before, after, worst=2).regressions["clip"]] == [
+        "c",
+        "d",
+    ]
     assert [row["prompt"] for row in compare(before, after).regressions["clip"]] == ["c", "d", "a"]
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("weights_sha256", "cd"), ("preprocessing", "x-2"), ("options", {"goal": ["flat"]})]
+    ("key", "value"),
+    [("weights_sha256", "cd"), ("preprocessing", "x-2"), ("options", {"goal": ["flat"]})],
 )
 def test_columns_made_differently_are_refused(tmp_path: Path, key: str, value: Any) -> None:
     before, after = table([1, 2, 3, 4]), table([1, 2, 3, 4])
@@ -239,7 +309,9 @@ def test_other_columns_can_pair() -> None:
     for row in before.rows + after.rows:
         del row["prompt"]
     assert compare(before, after, on=["file_name"]).columns["clip"].prompts == 4
-    with pytest.raises(UserError, match="A row 0: no column 'prompt' to pair on; it has seed, file_name"):
+    with pytest.raises(
+        UserError, match="A row 0: no column 'prompt' to pair on; it has seed, file_name"
+    ):
         compare(before, after)
 
 
@@ -253,13 +325,15 @@ def test_columns_must_be_on_both_sides() -> None:
 
 
 def test_json_has_no_nan() -> None:
-    found = json.loads(json.dumps(compare(table([1], "a"), table([2], "a")).to_json(), allow_nan=False))
+    found = json.loads(
+        json.dumps(compare(table([1], "a"), table([2], "a")).to_json(), allow_nan=False)
+    )
     assert found["columns"]["clip"]["ci_low"] is None
     assert found["columns"]["clip"]["delta"] == 1
     assert found["unmatched"] == [0, 0]
 
 
-# --- sources ----------------------------------------------------------------------------------------------------------
+# --- sources --------------------------------------------------------------------------------------
 
 
 def level(media: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -277,7 +351,9 @@ def gallery(folder: Path, *levels: int, scored: bool = True) -> Path:
 
 def test_galleries_files_and_tables_are_one(tmp_path: Path) -> None:
     a, b = gallery(tmp_path / "a", 10, 20, 30, 40), gallery(tmp_path / "b", 11, 22, 33, 44)
-    expected = compare(ScoresTable.load(a / "scores.parquet"), ScoresTable.load(b / "scores.parquet"))
+    expected = compare(
+        ScoresTable.load(a / "scores.parquet"), ScoresTable.load(b / "scores.parquet")
+    )
     assert expected.columns["level"].delta == 2.5
     assert compare(a, str(b)) == expected
     assert compare(a / "scores.parquet", b) == expected
@@ -313,13 +389,15 @@ def test_a_run_stands_for_its_final_samples_and_with_itself_for_its_change(tmp_p
         compare(a, tmp_path / "c")
 
 
-# --- gates and verdicts -----------------------------------------------------------------------------------------------
+# --- gates and verdicts ---------------------------------------------------------------------------
 
 
 def made(**intervals: tuple[float, float]) -> Comparison:
     """A comparison whose columns have the given intervals."""
     plain = change([1.0, 2.0])
-    columns = {name: replace(plain, ci_low=low, ci_high=high) for name, (low, high) in intervals.items()}
+    columns = {
+        name: replace(plain, ci_low=low, ci_high=high) for name, (low, high) in intervals.items()
+    }
     return Comparison(columns, {}, {}, (0, 0))
 
 
@@ -379,8 +457,18 @@ def test_verdicts(optimised: tuple[float, float], held_out: tuple[float, float],
 
 def test_verdict_without_a_side() -> None:
     both: Callable[[tuple[float, float]], Comparison] = lambda interval: made(heldout=interval)  # noqa: E731
-    assert [verdict(both(x), [], ["heldout"]) for x in (UP, FLAT, DOWN)] == ["improved", "no change", "worse"]
-    assert [verdict(both(x), ["heldout"], []) for x in (UP, FLAT, DOWN)] == ["improved", "no change", "worse"]
-    assert verdict(made(heldout=UP, other=DOWN), [], ["heldout", "other"]) == "worse"  # nothing was optimised
+    assert [verdict(both(x), [], ["heldout"]) for x in (UP, FLAT, DOWN)] == [
+        "improved",
+        "no change",
+        "worse",
+    ]
+    assert [verdict(both(x), ["heldout"], []) for x in (UP, FLAT, DOWN)] == [
+        "improved",
+        "no change",
+        "worse",
+    ]
+    assert (
+        verdict(made(heldout=UP, other=DOWN), [], ["heldout", "other"]) == "worse"
+    )  # nothing was optimised
     with pytest.raises(UserError, match="column 'clip': not compared"):
         verdict(made(heldout=UP), ["clip"], ["heldout"])

@@ -27,7 +27,9 @@ def grey(*levels: int, size: int = 2) -> torch.Tensor:
 
 def folder_of(path: Path, *lines: str | bytes) -> Path:
     path.mkdir(exist_ok=True)
-    (path / "metadata.jsonl").write_bytes(b"\n".join(x.encode() if isinstance(x, str) else x for x in lines))
+    (path / "metadata.jsonl").write_bytes(
+        b"\n".join(x.encode() if isinstance(x, str) else x for x in lines)
+    )
     return path
 
 
@@ -48,7 +50,9 @@ def test_writing_and_reading_keeps_every_pixel_and_row(tmp_path: Path) -> None:
 
 def test_pixels_are_rounded_to_the_nearest_of_255(tmp_path: Path) -> None:
     """0.499 * 255 = 127.2 and 0.501 * 255 = 127.8; truncation would make both 127."""
-    gallery = write_gallery(tmp_path / "g", torch.tensor([0.499, 0.501, 1.0]).view(1, 3, 1, 1), [{}])
+    gallery = write_gallery(
+        tmp_path / "g", torch.tensor([0.499, 0.501, 1.0]).view(1, 3, 1, 1), [{}]
+    )
     assert gallery.image(0).mul(255).round().flatten().tolist() == [127, 128, 255]
 
 
@@ -56,10 +60,16 @@ def test_a_folder_of_pictures_alone_has_names_only(tmp_path: Path) -> None:
     for name in ("b.JPG", "a.png", "c.webp"):
         Image.new("RGB", (2, 2)).save(tmp_path / name)
     (tmp_path / "notes.txt").write_text("no picture")
-    assert Gallery.load(tmp_path).rows == [{"file_name": "a.png"}, {"file_name": "b.JPG"}, {"file_name": "c.webp"}]
+    assert Gallery.load(tmp_path).rows == [
+        {"file_name": "a.png"},
+        {"file_name": "b.JPG"},
+        {"file_name": "c.webp"},
+    ]
 
 
-@pytest.mark.parametrize("name", ["../x.png", "/etc/x.png", "in/../../x.png", "in/../x.png", "", 3, None, "a\0.png"])
+@pytest.mark.parametrize(
+    "name", ["../x.png", "/etc/x.png", "in/../../x.png", "in/../x.png", "", 3, None, "a\0.png"]
+)
 def test_a_file_name_may_not_leave_the_folder(tmp_path: Path, name: object) -> None:
     folder = folder_of(tmp_path / "g", '{"file_name": "a.png"}', json.dumps({"file_name": name}))
     with pytest.raises(UserError, match=r"metadata\.jsonl line 2: file_name"):
@@ -120,11 +130,16 @@ def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
     picture = Image.new("RGBA", (2, 1), (255, 0, 0, 0))
     picture.putpixel((0, 0), (0, 0, 0, 128))
     picture.save(tmp_path / "a.png")
-    assert read_picture(tmp_path / "a.png").mul(255).round()[:, 0].T.tolist() == [[127] * 3, [255] * 3]
+    assert read_picture(tmp_path / "a.png").mul(255).round()[:, 0].T.tolist() == [
+        [127] * 3,
+        [255] * 3,
+    ]
 
 
 def test_exif_orientation_turns_the_picture_upright(tmp_path: Path) -> None:
-    """Orientation 6: stored red, green from left to right; shown a quarter turn clockwise: red above green."""
+    """Orientation 6: stored red, green from left to right; shown a quarter turn clockwise: red
+    above green.
+    """
     picture = Image.new("RGB", (2, 1), (255, 0, 0))
     picture.putpixel((1, 0), (0, 255, 0))
     exif = Image.Exif()
@@ -137,14 +152,22 @@ def test_exif_orientation_turns_the_picture_upright(tmp_path: Path) -> None:
 
 def test_16_bit_grey_keeps_its_range(tmp_path: Path) -> None:
     """65535 is white and 128 * 257 is 128/255; clipping at 255 would make both white."""
-    Image.frombytes("I;16", (3, 1), struct.pack("<3H", 0, 128 * 257, 65535)).save(tmp_path / "a.png")
+    Image.frombytes("I;16", (3, 1), struct.pack("<3H", 0, 128 * 257, 65535)).save(
+        tmp_path / "a.png"
+    )
     assert read_picture(tmp_path / "a.png")[0, 0].mul(255).round().tolist() == [0, 128, 255]
 
 
 def png_header(width: int, height: int) -> bytes:
     header = b"IHDR" + struct.pack(">2I5B", width, height, 8, 2, 0, 0, 0)
     data = struct.pack(">I", 1000) + b"IDAT"
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header)) + data
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + struct.pack(">I", 13)
+        + header
+        + struct.pack(">I", zlib.crc32(header))
+        + data
+    )
 
 
 def broken(path: Path, kind: str) -> None:
@@ -212,7 +235,9 @@ def test_wrong_media_write_nothing(tmp_path: Path, media: torch.Tensor, says: st
 
 
 def test_videos_come_back(tmp_path: Path) -> None:
-    """Two of five frames, a square that moves over a ramp of grey; H.264 at this quality is within 3 % of it."""
+    """Two of five frames, a square that moves over a ramp of grey; H.264 at this quality is within
+    3 % of it.
+    """
     video = torch.linspace(0, 1, 32).expand(2, 5, 3, 16, 32).clone()
     for frame in range(5):
         video[:, frame, :, 4:12, 4 * frame : 4 * frame + 8] = 0.8
@@ -237,7 +262,9 @@ def test_batches_are_written_as_they_come(tmp_path: Path) -> None:
     assert [gallery.image(index).mean().item() for index in range(3)] == [0, 0, 1]
 
 
-@pytest.mark.parametrize("content", [b"", b"no video at all", b"\x00\x00\x00\x18ftypmp42" + bytes(100)])
+@pytest.mark.parametrize(
+    "content", [b"", b"no video at all", b"\x00\x00\x00\x18ftypmp42" + bytes(100)]
+)
 def test_a_broken_video_says_why(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.mp4").write_bytes(content)
     with pytest.raises(UnreadablePicture) as caught:
@@ -253,7 +280,9 @@ def test_only_mp4_is_read_as_a_video(tmp_path: Path) -> None:
         Gallery.load(tmp_path).media(0)
 
 
-def test_a_video_of_too_many_pixels_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_video_of_too_many_pixels_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gallery = write_gallery(tmp_path / "g", torch.zeros(1, 5, 3, 16, 16), [{}])
     monkeypatch.setattr("align_gen.galleries.gallery.MAX_VIDEO_PIXELS", 16 * 16 * 4)
     with pytest.raises(UnreadablePicture, match="more than 1024 pixels in all frames"):
@@ -285,7 +314,9 @@ class Killed(BaseException):
 
 
 def killed_at(step: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
-    """From the given call on, renames, syncs and removals do not happen; returns a counter of the calls."""
+    """From the given call on, renames, syncs and removals do not happen; returns a counter of the
+    calls.
+    """
     calls = 0
 
     def guard(real: Callable[..., Any]) -> Callable[..., Any]:
@@ -306,7 +337,9 @@ def killed_at(step: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
 def test_a_write_killed_anywhere_leaves_the_old_or_the_new_gallery(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each picture is filled with one level, so a gallery shows which it is: old (10, 20) or new (30,)."""
+    """Each picture is filled with one level, so a gallery shows which it is: old (10, 20) or new
+    (30,).
+    """
     with monkeypatch.context() as patch:
         counter = killed_at(10**9, patch)
         write_gallery(tmp_path / "g", grey(10, 20), [{}, {}])
@@ -317,7 +350,10 @@ def test_a_write_killed_anywhere_leaves_the_old_or_the_new_gallery(
     for step in range(1, steps):
         folder = tmp_path / str(step)
         write_gallery(folder, grey(10, 20), [{}, {}])
-        for again in (step, 4):  # the second write starts from what the first left, and is killed early on
+        for again in (
+            step,
+            4,
+        ):  # the second write starts from what the first left, and is killed early on
             with monkeypatch.context() as patch, contextlib.suppress(Killed):
                 killed_at(again, patch)
                 write_gallery(folder, grey(30), [{}])

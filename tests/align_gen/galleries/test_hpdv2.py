@@ -1,4 +1,6 @@
-"""HPDv2: its arithmetic by hand, a layout that is whole or refused, and scores that end in the right cell."""
+"""HPDv2: its arithmetic by hand, a layout that is whole or refused, and scores that end in the
+right cell.
+"""
 
 import json
 import os
@@ -28,7 +30,10 @@ from align_gen.galleries.hpdv2 import (
 from align_gen.reward_heads import RewardHead
 from align_gen.reward_heads.heads.hps import HpsHead
 
-REAL: dict[str, Any] = {"preprocessing": "hps-1-antialias", "options": {"architecture": "ViT-H-14", "version": "v2.0"}}
+REAL: dict[str, Any] = {
+    "preprocessing": "hps-1-antialias",
+    "options": {"architecture": "ViT-H-14", "version": "v2.0"},
+}
 
 
 class Level(RewardHead):
@@ -45,7 +50,9 @@ class Level(RewardHead):
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Every picture of style n is filled with 10 + n, but the first 80 of `photo` with 33. Links keep it quick."""
+    """Every picture of style n is filled with 10 + n, but the first 80 of `photo` with 33. Links
+    keep it quick.
+    """
     root = tmp_path / "mine"
     for n, style in enumerate(STYLES):
         (root / style).mkdir(parents=True)
@@ -54,20 +61,27 @@ def root(tmp_path: Path) -> Path:
         for number in range(800):
             level = 33 if style == "photo" and number < 80 else 10 + n
             os.link(tmp_path / f"{level}.png", root / style / f"{number:05d}.jpg")
-        (root / f"{style}.json").write_text(json.dumps([f"{style} {number}" for number in range(800)]))
+        (root / f"{style}.json").write_text(
+            json.dumps([f"{style} {number}" for number in range(800)])
+        )
     return root
 
 
-# --- arithmetic ------------------------------------------------------------------------------------------------------
+# --- arithmetic -----------------------------------------------------------------------------------
 
 
 def test_a_style_is_the_mean_of_ten_group_means() -> None:
-    """0 … 799: group g has the mean 39.5 + 80 g; mean 399.5, deviation 80 * sqrt((10^2 - 1) / 12) = 229.78."""
+    """0 … 799: group g has the mean 39.5 + 80 g; mean 399.5, deviation 80 * sqrt((10^2 - 1) / 12) =
+    229.78.
+    """
     assert group_means(list(range(800))) == [39.5 + 80 * g for g in range(10)]
     line = aggregate({"anime": list(range(800)), "photo": [1.0] * 800}, "hps", "mine")
     assert line.styles == {"anime": 399.5, "photo": 1.0}
     assert line.deviations is not None
-    assert line.deviations["anime"] == pytest.approx(80 * (99 / 12) ** 0.5) and line.deviations["photo"] == 0
+    assert (
+        line.deviations["anime"] == pytest.approx(80 * (99 / 12) ** 0.5)
+        and line.deviations["photo"] == 0
+    )
     assert round(line.deviations["anime"], 2) == 229.78
     assert line.average == (399.5 + 1) / 2  # of all pictures
 
@@ -79,9 +93,9 @@ def test_the_formulas_are_those_of_the_published_code() -> None:
     for style, row in zip(STYLES, scores, strict=True):
         means = [np.mean(row[i : i + 80]) for i in range(0, 800, 80)]
         assert line.deviations is not None
-        assert line.styles[style] == pytest.approx(np.mean(means)) and line.deviations[style] == pytest.approx(
-            np.std(means)
-        )
+        assert line.styles[style] == pytest.approx(np.mean(means)) and line.deviations[
+            style
+        ] == pytest.approx(np.std(means))
     assert line.average == pytest.approx(scores.mean())
 
 
@@ -93,30 +107,41 @@ def test_published_averages_are_those_of_their_styles() -> None:
         assert sum(styles) / 4 == pytest.approx(average, abs=0.0101)
 
 
-# --- from pictures to the table --------------------------------------------------------------------------------------
+# --- from pictures to the table -------------------------------------------------------------------
 
 
 def test_pictures_are_scored_with_their_own_prompts_into_their_own_cells(root: Path) -> None:
-    """Levels of 10, 11, 12 thousandths, times 100; of photo one group of ten is 3.3 and nine are 1.3: mean 1.5,
-    deviation 2 * sqrt(.1 * .9) = 0.6; average (1.0 + 1.1 + 1.2 + 1.5) / 4 = 1.2.
+    """Levels of 10, 11, 12 thousandths, times 100; of photo one group of ten is 3.3 and nine are
+    1.3: mean 1.5, deviation 2 * sqrt(.1 * .9) = 0.6; average (1.0 + 1.1 + 1.2 + 1.5) / 4 = 1.2.
     """
     cosine, plain, told = Level(cosine=True), Level(cosine=False), []
     rewards = {"mine": {"name": cosine}, "plain": {"name": plain}}
     table = run_hpdv2(root, None, rewards, progress=lambda done, total: told.append((done, total)))
     first, second = table.lines
     assert (first.reward, first.model, first.published) == ("mine", "mine", False)
-    assert first.styles == pytest.approx({"anime": 1.0, "concept-art": 1.1, "paintings": 1.2, "photo": 1.5})
-    assert first.deviations == pytest.approx({"anime": 0, "concept-art": 0, "paintings": 0, "photo": 0.6}, abs=1e-6)
+    assert first.styles == pytest.approx(
+        {"anime": 1.0, "concept-art": 1.1, "paintings": 1.2, "photo": 1.5}
+    )
+    assert first.deviations == pytest.approx(
+        {"anime": 0, "concept-art": 0, "paintings": 0, "photo": 0.6}, abs=1e-6
+    )
     assert first.average == pytest.approx(1.2)
     assert second.average == pytest.approx(0.012)  # not a cosine: as it is
     assert told[-1] == (3200, 3200)
-    assert sorted(cosine.prompts) == sorted(f"{style} {number}" for style in STYLES for number in range(800))
+    assert sorted(cosine.prompts) == sorted(
+        f"{style} {number}" for style in STYLES for number in range(800)
+    )
 
 
 def test_rows_are_in_the_order_of_files(root: Path) -> None:
     rows = read_hpdv2(root).rows
     assert len(rows) == 3200
-    assert rows[0] == {"file_name": "anime/00000.jpg", "prompt": "anime 0", "style": "anime", "number": 0}
+    assert rows[0] == {
+        "file_name": "anime/00000.jpg",
+        "prompt": "anime 0",
+        "style": "anime",
+        "number": 0,
+    }
     assert rows[801] == {"file_name": "concept-art/00001.jpg", "prompt": "concept-art 1", "style": "concept-art",
                          "number": 1}  # fmt: skip
     assert rows[-1]["file_name"] == "photo/00799.jpg"
@@ -133,16 +158,25 @@ def test_what_sample_writes_is_read_too(root: Path) -> None:
     for style in STYLES:
         (root / f"{style}.json").rename(elsewhere / f"{style}.json")
     rows = read_hpdv2(root, elsewhere).rows
-    assert rows[799]["file_name"] == "anime/00799.png" and rows[800]["file_name"] == "concept-art/00000.jpg"
+    assert (
+        rows[799]["file_name"] == "anime/00799.png"
+        and rows[800]["file_name"] == "concept-art/00000.jpg"
+    )
 
 
 def test_published_lines_stand_beside_their_own_version_only() -> None:
     of = {
-        version: published("hps", {**REAL, "options": {**REAL["options"], "version": version}}) for version in PUBLISHED
+        version: published("hps", {**REAL, "options": {**REAL["options"], "version": version}})
+        for version in PUBLISHED
     }
     assert [line.model for line in of["v2.0"]] == list(PUBLISHED["v2.0"])
     first = next(line for line in of["v2.0"] if line.model == "Stable Diffusion v1.4")
-    assert first.styles == {"anime": 27.26, "concept-art": 26.61, "paintings": 26.66, "photo": 27.27}
+    assert first.styles == {
+        "anime": 27.26,
+        "concept-art": 26.61,
+        "paintings": 26.66,
+        "photo": 27.27,
+    }
     assert first.average == 26.95 and first.published and first.deviations is None
     assert {line.average for line in of["v2.1"]}.isdisjoint(line.average for line in of["v2.0"])
 
@@ -161,11 +195,15 @@ def test_another_model_has_no_published_lines(provenance: dict[str, Any]) -> Non
 
 
 def test_the_head_says_what_published_lines_are_chosen_by(tmp_path: Path) -> None:
-    """A real head of an open_clip folder has none; called the published architecture, those of its version."""
+    """A real head of an open_clip folder has none; called the published architecture, those of its
+    version.
+    """
     vision = {"image_size": 32, "patch_size": 16, "width": 16, "head_width": 8, "layers": 1}
     text = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
     config = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}
-    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    (tmp_path / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": config, "preprocess_cfg": {}})
+    )
     save_file(open_clip.CLIP(**config).state_dict(), tmp_path / "open_clip_model.safetensors")
     head = HpsHead(str(tmp_path), version="v2.1")
     assert published("hps", head.provenance()) == []
@@ -192,34 +230,44 @@ def test_a_table_prints_and_is_json() -> None:
         "published",
     ]
     ends = [row.index(style) + len(style) for row, style in ((text[0], style) for style in STYLES)]
-    assert all(text[1][end - 14 : end].split() == ["27.00", "±", "0.12"] for end in ends)  # cells under their heads
+    assert all(
+        text[1][end - 14 : end].split() == ["27.00", "±", "0.12"] for end in ends
+    )  # cells under their heads
     again = json.loads(json.dumps(table.to_json()))
     assert again["suite"] == "hpdv2" and again["lines"][0]["styles"]["photo"] == 27.0
 
 
-# --- what is not whole is refused ------------------------------------------------------------------------------------
+# --- what is not whole is refused -----------------------------------------------------------------
 
 
 def test_missing_pictures_are_counted_and_the_first_named(root: Path) -> None:
     for name in ("paintings/00003.jpg", "photo/00799.jpg", "paintings/00500.jpg"):
         (root / name).unlink()
-    with pytest.raises(UserError, match=r"mine: 3 of 3200 pictures are missing, first paintings/00003\.jpg"):
+    with pytest.raises(
+        UserError, match=r"mine: 3 of 3200 pictures are missing, first paintings/00003\.jpg"
+    ):
         read_hpdv2(root)
 
 
 def test_a_missing_style_is_missing_pictures(root: Path) -> None:
     (root / "anime").rename(root.parent / "anime")
-    with pytest.raises(UserError, match=r"800 of 3200 pictures are missing, first anime/00000\.jpg"):
+    with pytest.raises(
+        UserError, match=r"800 of 3200 pictures are missing, first anime/00000\.jpg"
+    ):
         read_hpdv2(root)
 
 
-@pytest.mark.parametrize("stray", ["sketches/", "anime/00800.jpg", "anime/00000.png", "photo/notes.txt", "notes.json"])
+@pytest.mark.parametrize(
+    "stray", ["sketches/", "anime/00800.jpg", "anime/00000.png", "photo/notes.txt", "notes.json"]
+)
 def test_what_lies_there_besides_is_named(root: Path, stray: str) -> None:
     if stray.endswith("/"):
         (root / stray).mkdir()
     else:
         (root / stray).touch()
-    with pytest.raises(UserError, match=f"holds '{Path(stray).name}', which the benchmark does not know; want"):
+    with pytest.raises(
+        UserError, match=f"holds '{Path(stray).name}', which the benchmark does not know; want"
+    ):
         read_hpdv2(root)
 
 

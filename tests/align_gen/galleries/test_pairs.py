@@ -1,4 +1,6 @@
-"""Pairs from scores, by hand and by law; Parquet that keeps them, for us and for the datasets library."""
+"""Pairs from scores, by hand and by law; Parquet that keeps them, for us and for the datasets
+library.
+"""
 
 import itertools
 import json
@@ -14,7 +16,15 @@ from PIL import Image
 
 from align_gen.errors import UserError
 from align_gen.galleries.gallery import Gallery, UnreadablePicture, write_gallery
-from align_gen.galleries.pairs import BY, Media, Pairs, choice_probabilities, pairs, read_pairs, write_pairs
+from align_gen.galleries.pairs import (
+    BY,
+    Media,
+    Pairs,
+    choice_probabilities,
+    pairs,
+    read_pairs,
+    write_pairs,
+)
 from align_gen.galleries.table import ScoresTable
 
 
@@ -31,7 +41,7 @@ def chosen(found: Pairs) -> list[tuple[str, str, float]]:
 ONE = table({"clip": [0.1, 0.4, 0.2, 0.2, 5.0]}, "aaaab")
 
 
-# --- which pairs -----------------------------------------------------------------------------------------------------
+# --- which pairs ----------------------------------------------------------------------------------
 
 
 def test_all_pairs_of_a_prompt_the_widest_first() -> None:
@@ -44,7 +54,9 @@ def test_all_pairs_of_a_prompt_the_widest_first() -> None:
 
 
 def test_fewer_by_width_and_by_number() -> None:
-    """.15 leaves three pairs and the tie and two narrow ones out; two of a prompt are the two widest."""
+    """.15 leaves three pairs and the tie and two narrow ones out; two of a prompt are the two
+    widest.
+    """
     found = pairs(ONE, column="clip", min_margin=0.15)
     assert chosen(found) == [("1", "0", 0.3), ("1", "2", 0.2), ("1", "3", 0.2)] and found.ties == 3
     assert chosen(pairs(ONE, column="clip", per_prompt=2)) == [("1", "0", 0.3), ("1", "2", 0.2)]
@@ -56,7 +68,10 @@ def test_the_best_with_the_worst() -> None:
     both = pairs(ONE, column="clip", by="best_worst", per_prompt=2)
     assert chosen(both) == [("1", "0", 0.3)] and both.ties == 1
     odd = table({"clip": [3.0, 1.0, 2.0, 5.0, 4.0]}, "aaaaa")
-    assert chosen(pairs(odd, column="clip", by="best_worst", per_prompt=9)) == [("3", "1", 4.0), ("4", "2", 2.0)]
+    assert chosen(pairs(odd, column="clip", by="best_worst", per_prompt=9)) == [
+        ("3", "1", 4.0),
+        ("4", "2", 2.0),
+    ]
 
 
 def test_a_picture_without_a_score_is_in_no_pair() -> None:
@@ -74,11 +89,12 @@ def test_every_margin_is_above_zero() -> None:
         assert len({(row["chosen"], row["rejected"]) for row in found}) == len(found)
 
 
-# --- several heads ---------------------------------------------------------------------------------------------------
+# --- several heads --------------------------------------------------------------------------------
 
 
 def test_heads_are_averaged_in_their_own_deviations() -> None:
-    """(0, 2): deviation 1, margin 2. (30, 10): deviation 10, margin -2. (0, 1): deviation .5, margin 2.
+    """(0, 2): deviation 1, margin 2. (30, 10): deviation 10, margin -2. (0, 1): deviation .5,
+    margin 2.
 
     Mean (2 - 2 + 2) / 3 for picture 1, whatever unit the second head has; two of three heads agree.
     """
@@ -101,12 +117,15 @@ def test_a_prompts_offset_changes_nothing() -> None:
     assert chosen(once) == chosen(twice)
 
 
-# --- drawn by Bradley-Terry ------------------------------------------------------------------------------------------
+# --- drawn by Bradley-Terry -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("k", "expected"), [(1, 0.5), (2, 0.625), (4, 0.69375), (8, 0.72423), (64, 0.74704)])
+@pytest.mark.parametrize(
+    ("k", "expected"), [(1, 0.5), (2, 0.625), (4, 0.69375), (8, 0.72423), (64, 0.74704)]
+)
 def test_a_pool_of_k_is_curated_as_the_formula_says(k: int, expected: float) -> None:
-    """Two kinds, half and half, r = 0 and ln 3: with m of k of the second, it is chosen with 3m / (3m + k - m).
+    """Two kinds, half and half, r = 0 and ln 3: with m of k of the second, it is chosen with 3m /
+    (3m + k - m).
 
     K = 2: (1/4) 0 + (1/2) (3/4) + (1/4) 1 = .625.
     """
@@ -118,10 +137,11 @@ def test_a_pool_of_k_is_curated_as_the_formula_says(k: int, expected: float) -> 
 
 
 def test_the_draw_follows_its_probabilities() -> None:
-    """r = 0, 1, 2 at temperature 1: the chosen is 2 with e / (1 + e) = .731, as 0 lies above nothing.
+    """r = 0, 1, 2 at temperature 1: the chosen is 2 with e / (1 + e) = .731, as 0 lies above
+    nothing.
 
-    Below 2 are 0 and 1, of which 0 is rejected with e / (1 + e) too; so P(2 over 0) = .534, P(2 over 1) = .197,
-    P(1 over 0) = .269. 4000 prompts: a standard error of .008 at most.
+    Below 2 are 0 and 1, of which 0 is rejected with e / (1 + e) too; so P(2 over 0) = .534, P(2
+    over 1) = .197, P(1 over 0) = .269. 4000 prompts: a standard error of .008 at most.
     """
     count, odds = 4000, math.e / (1 + math.e)
     names = [f"p{n}" for n in range(count) for _ in range(3)]
@@ -138,11 +158,14 @@ def test_a_cold_draw_takes_the_best_and_the_worst_and_the_seed_decides_the_rest(
     cold = pairs(ONE, by="bradley_terry", column="clip", temperature=1e-4)
     assert chosen(cold) == chosen(pairs(ONE, by="best_worst", column="clip"))
     many = table({"a": [float(n) for n in range(12)]}, "abab" * 3)
-    draws = [chosen(pairs(many, by="bradley_terry", column="a", temperature=5.0, seed=seed)) for seed in (0, 0, 1)]
+    draws = [
+        chosen(pairs(many, by="bradley_terry", column="a", temperature=5.0, seed=seed))
+        for seed in (0, 0, 1)
+    ]
     assert draws[0] == draws[1] != draws[2]
 
 
-# --- mistakes --------------------------------------------------------------------------------------------------------
+# --- mistakes -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -168,12 +191,14 @@ def test_a_row_without_a_prompt_is_named() -> None:
         pairs(ScoresTable(rows, {"a": [1.0]}, [None], {}, {}))
 
 
-# --- keeping ---------------------------------------------------------------------------------------------------------
+# --- keeping --------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def gallery(tmp_path: Path) -> Gallery:
-    media = torch.rand(4, 3, 6, 8, generator=torch.Generator().manual_seed(0)).mul(255).round() / 255
+    media = (
+        torch.rand(4, 3, 6, 8, generator=torch.Generator().manual_seed(0)).mul(255).round() / 255
+    )
     return write_gallery(tmp_path / "g", media, [{"prompt": p} for p in "aabb"])
 
 
@@ -208,22 +233,35 @@ def test_the_datasets_library_decodes_the_pictures(gallery: Gallery, tmp_path: P
     datasets = pytest.importorskip("datasets")
     write_pairs(tmp_path / "pairs.parquet", mined(gallery), gallery.folder)
     found = datasets.load_dataset(
-        "parquet", data_files=str(tmp_path / "pairs.parquet"), split="train", cache_dir=str(tmp_path / "cache")
+        "parquet",
+        data_files=str(tmp_path / "pairs.parquet"),
+        split="train",
+        cache_dir=str(tmp_path / "cache"),
     )
     assert isinstance(found.features["chosen"], datasets.Image)
     assert found.features["margin"].dtype == "float64" and found.features["label"].dtype == "int64"
     for row, ours in zip(found, read_pairs(tmp_path / "pairs.parquet"), strict=True):
         assert isinstance(row["chosen"], Image.Image) and row["chosen"].size == (8, 6)
-        pixels = torch.tensor(list(row["rejected"].convert("RGB").tobytes())).view(6, 8, 3).permute(2, 0, 1) / 255
+        pixels = (
+            torch.tensor(list(row["rejected"].convert("RGB").tobytes()))
+            .view(6, 8, 3)
+            .permute(2, 0, 1)
+            / 255
+        )
         torch.testing.assert_close(pixels, ours["rejected"].read())
 
 
-def test_the_schema_is_the_one_the_datasets_library_writes(gallery: Gallery, tmp_path: Path) -> None:
+def test_the_schema_is_the_one_the_datasets_library_writes(
+    gallery: Gallery, tmp_path: Path
+) -> None:
     """Its own words for a column of pictures, without the library at hand."""
     write_pairs(tmp_path / "pairs.parquet", mined(gallery), gallery.folder)
     schema = pq.read_schema(tmp_path / "pairs.parquet")
     features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
-    assert features["chosen"] == {"_type": "Image"} and features["prompt"] == {"dtype": "string", "_type": "Value"}
+    assert features["chosen"] == {"_type": "Image"} and features["prompt"] == {
+        "dtype": "string",
+        "_type": "Value",
+    }
     assert list(features) == schema.names
     assert str(schema.field("chosen").type) == "struct<bytes: binary, path: string>"
 
@@ -232,15 +270,21 @@ def test_videos_are_called_videos(tmp_path: Path) -> None:
     clips = torch.rand(2, 4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     gallery = write_gallery(tmp_path / "g", clips, [{"prompt": "a"}] * 2)
     write_pairs(
-        tmp_path / "p.parquet", [{"prompt": "a", "chosen": "00000.mp4", "rejected": "00001.mp4"}], gallery.folder
+        tmp_path / "p.parquet",
+        [{"prompt": "a", "chosen": "00000.mp4", "rejected": "00001.mp4"}],
+        gallery.folder,
     )
-    features = json.loads(pq.read_schema(tmp_path / "p.parquet").metadata[b"huggingface"])["info"]["features"]
+    features = json.loads(pq.read_schema(tmp_path / "p.parquet").metadata[b"huggingface"])["info"][
+        "features"
+    ]
     assert features["rejected"] == {"_type": "Video"}
     (row,) = read_pairs(tmp_path / "p.parquet")
     assert torch.equal(row["chosen"].read(), gallery.media(0))
 
 
-@pytest.mark.parametrize("keys", [("chosen", "rejected"), ("chosen_file_name", "rejected_file_name")])
+@pytest.mark.parametrize(
+    "keys", [("chosen", "rejected"), ("chosen_file_name", "rejected_file_name")]
+)
 def test_a_folder_of_pairs(gallery: Gallery, keys: tuple[str, str]) -> None:
     row = {"prompt": "a", keys[0]: "00001.png", keys[1]: "00000.png", "votes": 0.75}
     (gallery.folder / "metadata.jsonl").write_text(json.dumps(row) + "\n")
@@ -260,7 +304,9 @@ def test_no_pair_reaches_out_of_its_folder(gallery: Gallery, tmp_path: Path, nam
     assert not list(tmp_path.glob("*.parquet*"))
 
 
-def test_a_broken_picture_is_named_and_nothing_is_left_behind(gallery: Gallery, tmp_path: Path) -> None:
+def test_a_broken_picture_is_named_and_nothing_is_left_behind(
+    gallery: Gallery, tmp_path: Path
+) -> None:
     gallery.path(1).write_bytes(gallery.path(1).read_bytes()[:60])
     with pytest.raises(UserError, match=r"00001.png: .*want every picture of a pair readable"):
         write_pairs(tmp_path / "p.parquet", mined(gallery), gallery.folder)
@@ -281,11 +327,17 @@ def test_what_is_not_pairs_is_said(gallery: Gallery, tmp_path: Path) -> None:
         read_pairs(tmp_path / "bad.parquet")
     with pytest.raises(UserError, match="line 1, chosen: file_name is None"):
         read_pairs(gallery.folder)  # a gallery of single pictures
-    ScoresTable(gallery.rows, {"x": [1.0] * 4}, [None] * 4, {}, {}).save(tmp_path / "scores.parquet")
+    ScoresTable(gallery.rows, {"x": [1.0] * 4}, [None] * 4, {}, {}).save(
+        tmp_path / "scores.parquet"
+    )
     with pytest.raises(UserError, match="row 0, chosen: want bytes and path"):
         read_pairs(tmp_path / "scores.parquet")
     with pytest.raises(UserError, match="pictures and videos"):
-        write_pairs(tmp_path / "p.parquet", [{"prompt": "a", "chosen": "0.png", "rejected": "0.mp4"}], tmp_path)
+        write_pairs(
+            tmp_path / "p.parquet",
+            [{"prompt": "a", "chosen": "0.png", "rejected": "0.mp4"}],
+            tmp_path,
+        )
     with pytest.raises(UserError, match="none to write"):
         write_pairs(tmp_path / "p.parquet", [], tmp_path)
 

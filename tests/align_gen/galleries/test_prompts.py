@@ -13,7 +13,9 @@ PAIRS = [("emoji-train", "emoji-heldout"), ("animals-train", "animals-heldout")]
 
 def test_text_lists_in_file_order_without_duplicates(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("a dog\n\n  a cat \na dog\nän Ässchen\n", encoding="utf-8")
-    assert load_prompts(tmp_path / "list.txt") == [{"prompt": p} for p in ("a dog", "a cat", "än Ässchen")]
+    assert load_prompts(tmp_path / "list.txt") == [
+        {"prompt": p} for p in ("a dog", "a cat", "än Ässchen")
+    ]
 
 
 def test_windows_text(tmp_path: Path) -> None:
@@ -23,8 +25,13 @@ def test_windows_text(tmp_path: Path) -> None:
 
 
 def test_json_lines_keep_their_columns(tmp_path: Path) -> None:
-    (tmp_path / "list.jsonl").write_text('{"prompt": "a dog", "group": "animals"}\n\n{"prompt": "a\u2028b"}\n', "utf-8")
-    assert load_prompts(tmp_path / "list.jsonl") == [{"prompt": "a dog", "group": "animals"}, {"prompt": "a\u2028b"}]
+    (tmp_path / "list.jsonl").write_text(
+        '{"prompt": "a dog", "group": "animals"}\n\n{"prompt": "a\u2028b"}\n', "utf-8"
+    )
+    assert load_prompts(tmp_path / "list.jsonl") == [
+        {"prompt": "a dog", "group": "animals"},
+        {"prompt": "a\u2028b"},
+    ]
 
 
 @pytest.mark.parametrize(("train", "held_out"), PAIRS)
@@ -43,7 +50,8 @@ def test_the_demo_measures_at_least_64_prompts() -> None:
 
 def test_overlap_is_seen_through_case_and_spaces() -> None:
     with pytest.raises(
-        UserError, match=r"prompts\.train and prompts\.eval overlap in 1 prompts, the first: 'a red dog'"
+        UserError,
+        match=r"prompts\.train and prompts\.eval overlap in 1 prompts, the first: 'a red dog'",
     ):
         require_disjoint([{"prompt": "A  red dog"}, {"prompt": "x"}], [{"prompt": "a Red dog "}])
 
@@ -62,7 +70,9 @@ def test_overlap_is_seen_through_case_and_spaces() -> None:
         ("picture.txt", b"\x89PNG\r\n\x1a\n\xff\xfe\x00", r"picture\.txt"),
     ],
 )
-def test_a_mistake_names_file_and_line(tmp_path: Path, name: str, content: bytes, pattern: str) -> None:
+def test_a_mistake_names_file_and_line(
+    tmp_path: Path, name: str, content: bytes, pattern: str
+) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=pattern) as error:
         load_prompts(tmp_path / name)

@@ -1,4 +1,6 @@
-"""Scoring: order, batches, lanes and null rows; what was scored once is not scored again; memory, kills, processes."""
+"""Scoring: order, batches, lanes and null rows; what was scored once is not scored again; memory,
+kills, processes.
+"""
 
 import json
 import os
@@ -37,7 +39,9 @@ def prompt_number(media: Tensor, prompts: Sequence[str]) -> Tensor:
 def levels(folder: Path, *values: int, size: int = 4) -> Gallery:
     """A gallery of pictures filled with the values; the prompt is the value."""
     media = (torch.tensor(values) / 255).view(-1, 1, 1, 1).expand(-1, 3, size, size)
-    return write_gallery(folder, media, [{"prompt": str(v), "seed": n} for n, v in enumerate(values)])
+    return write_gallery(
+        folder, media, [{"prompt": str(v), "seed": n} for n, v in enumerate(values)]
+    )
 
 
 def mixed_shapes(folder: Path, count: int) -> Gallery:
@@ -68,7 +72,9 @@ def test_rows_keep_their_order_over_shapes_and_batches(tmp_path: Path, batch_siz
 
 
 def test_many_shapes_do_not_pile_up() -> None:
-    """No two pictures alike: without a bound, all 100 would be read before the first batch. 4 batches of 2 may wait."""
+    """No two pictures alike: without a bound, all 100 would be read before the first batch. 4
+    batches of 2 may wait.
+    """
     read = 0
 
     def pictures() -> Iterator[Judged]:
@@ -87,7 +93,9 @@ def test_progress_ends_at_the_total_also_with_broken_pictures(tmp_path: Path) ->
     gallery = levels(tmp_path / "g", 1, 2, 3, 4, 5)
     gallery.path(4).write_bytes(b"")
     seen: list[tuple[int, int]] = []
-    score(gallery, [mean_level], batch_size=2, progress=lambda done, total: seen.append((done, total)))
+    score(
+        gallery, [mean_level], batch_size=2, progress=lambda done, total: seen.append((done, total))
+    )
     assert seen == [(2, 5), (4, 5), (5, 5)]
 
 
@@ -142,7 +150,7 @@ def test_wrong_rewards_are_the_users_mistake(tmp_path: Path) -> None:
     assert score(gallery, "jpeg_size").heads.keys() == {"jpeg_size"}  # not a reward for each letter
 
 
-# --- lanes -----------------------------------------------------------------------------------------------------------
+# --- lanes ----------------------------------------------------------------------------------------
 
 
 class Counted(RewardHead):
@@ -197,20 +205,26 @@ def test_a_head_that_fails_in_a_lane_stops_the_scoring(tmp_path: Path) -> None:
 
 
 def test_a_score_does_not_depend_on_its_batch(tmp_path: Path) -> None:
-    """A real network: alone, in a batch, and among pictures of other sizes, to 1e-4 (and better)."""
+    """A real network: alone, in a batch, and among pictures of other sizes, to 1e-4 (and
+    better).
+    """
     rewards = bundled.reward_spec({"clip": {"path": "emoji-clip"}})
     noise = torch.rand(9, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    gallery = write_gallery(tmp_path / "g", noise, [{"prompt": f"a thing, number {n}"} for n in range(9)])
+    gallery = write_gallery(
+        tmp_path / "g", noise, [{"prompt": f"a thing, number {n}"} for n in range(9)]
+    )
     found = [score(gallery, rewards, batch_size=size).heads["clip"] for size in (1, 2, 9)]
     for other in found[1:]:
         assert other == pytest.approx(found[0], abs=1e-5)
 
 
-# --- what is known ---------------------------------------------------------------------------------------------------
+# --- what is known --------------------------------------------------------------------------------
 
 
 def test_what_was_scored_is_not_scored_again(tmp_path: Path) -> None:
-    """A changed picture, a changed prompt or other options are; a row that moved keeps its scores."""
+    """A changed picture, a changed prompt or other options are; a row that moved keeps its
+    scores.
+    """
     gallery, out = levels(tmp_path / "g", 1, 2, 3, 4), tmp_path / "s.parquet"
     first, second = Counted(), Counted()
     score_file(tmp_path / "g", {"level": {"name": first}}, out)
@@ -221,7 +235,12 @@ def test_what_was_scored_is_not_scored_again(tmp_path: Path) -> None:
 
     levels(tmp_path / "other", 9)
     os.replace(tmp_path / "other/00000.png", gallery.path(1))  # another picture
-    rows = [gallery.rows[3], {**gallery.rows[0], "prompt": "new words"}, gallery.rows[1], gallery.rows[2]]
+    rows = [
+        gallery.rows[3],
+        {**gallery.rows[0], "prompt": "new words"},
+        gallery.rows[1],
+        gallery.rows[2],
+    ]
     (tmp_path / "g/metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     score_file(tmp_path / "g", {"level": {"name": second}}, out)
     assert second.asked == 2
@@ -273,7 +292,8 @@ def run_killed(gallery: Path, out: Path, limit: int) -> "subprocess.CompletedPro
 
 
 def test_a_kill_loses_one_chunk(tmp_path: Path) -> None:
-    """Twelve pictures in chunks of 4, killed while the third is scored, then at once: 8 are known, 4 are left.
+    """Twelve pictures in chunks of 4, killed while the third is scored, then at once: 8 are known,
+    4 are left.
 
     Then the gallery has shrunk: chunks that only the killed run had are not in the file.
     """
@@ -285,13 +305,17 @@ def test_a_kill_loses_one_chunk(tmp_path: Path) -> None:
     lines = (tmp_path / "g/metadata.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "g/metadata.jsonl").write_text("".join(lines[1:11]))
     done = run_killed(tmp_path / "g", out, 100)
-    assert (done.returncode, done.stdout) == (0, "3\n"), done.stderr  # of 12, 0 to 7 were known, 11 is gone
+    assert (done.returncode, done.stdout) == (0, "3\n"), (
+        done.stderr
+    )  # of 12, 0 to 7 were known, 11 is gone
     assert ScoresTable.load(out).heads["level"] == list(range(1, 11))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["g", "s.parquet"]
 
 
 def test_two_processes_share_the_chunks(tmp_path: Path) -> None:
-    """The command itself, started as accelerate does: one file, the same as one process's but for the time."""
+    """The command itself, started as accelerate does: one file, the same as one process's but for
+    the time.
+    """
     levels(tmp_path / "g", *range(11))
     command = [
         sys.executable,
@@ -303,10 +327,22 @@ def test_two_processes_share_the_chunks(tmp_path: Path) -> None:
         "-m",
         "align_gen",
     ]
-    arguments = ["score", str(tmp_path / "g"), "--reward", "mean_hue", "--reward", "jpeg_size", "--out"]
+    arguments = [
+        "score",
+        str(tmp_path / "g"),
+        "--reward",
+        "mean_hue",
+        "--reward",
+        "jpeg_size",
+        "--out",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(
-        [*command, *arguments, str(tmp_path / "two.parquet")], cwd=ROOT, env=environment, capture_output=True, text=True
+        [*command, *arguments, str(tmp_path / "two.parquet")],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("11 of 11 pictures scored") == 1

@@ -1,4 +1,6 @@
-"""Where pictures come from: the same pictures through every door get the same scores, and damage loses only itself."""
+"""Where pictures come from: the same pictures through every door get the same scores, and damage
+loses only itself.
+"""
 
 import io
 import json
@@ -59,22 +61,36 @@ def shard(path: Path, gallery: Gallery) -> Path:
     members = []
     for number, content in enumerate(pictures(gallery)):
         members += [(f"{number:03d}.png", content), (f"{number:03d}.txt", PROMPTS[number].encode())]
-        members += [(f"{number:03d}.json", json.dumps({"seed": number, "sha256": "theirs"}).encode())]
+        members += [
+            (f"{number:03d}.json", json.dumps({"seed": number, "sha256": "theirs"}).encode())
+        ]
     return write_tar(path, members)
 
 
 def test_a_folder_with_and_without_metadata(gallery: Gallery, tmp_path: Path) -> None:
-    assert scores(gallery.folder) == scores(str(gallery.folder)) == scores(gallery) == pytest.approx(EXPECTED)
+    assert (
+        scores(gallery.folder)
+        == scores(str(gallery.folder))
+        == scores(gallery)
+        == pytest.approx(EXPECTED)
+    )
     assert scores(f"file://{gallery.folder}") == pytest.approx(EXPECTED)
     (gallery.folder / "metadata.jsonl").unlink()
     assert scores(gallery.folder) == [10, 20, 30]
 
 
 def test_a_shard_of_webdataset(gallery: Gallery, tmp_path: Path) -> None:
-    """Texts beside a picture are its prompt and columns; one named as a column of the scores gets another name."""
+    """Texts beside a picture are its prompt and columns; one named as a column of the scores gets
+    another name.
+    """
     table = score(shard(tmp_path / "a.tar", gallery), {"level": {"name": level}})
     assert table.heads["level"] == pytest.approx(EXPECTED)
-    assert table.rows[2] == {"prompt": "猫", "seed": 2, "sha256_": "theirs", "file_name": "a.tar/002.png"}
+    assert table.rows[2] == {
+        "prompt": "猫",
+        "seed": 2,
+        "sha256_": "theirs",
+        "file_name": "a.tar/002.png",
+    }
 
 
 def test_shards_of_a_folder_or_a_pattern_come_in_order(gallery: Gallery, tmp_path: Path) -> None:
@@ -82,12 +98,16 @@ def test_shards_of_a_folder_or_a_pattern_come_in_order(gallery: Gallery, tmp_pat
     for name in ("b.tar", "a.tar"):
         shard(tmp_path / "shards" / name, gallery)
     for source in (tmp_path / "shards", tmp_path / "shards" / "*.tar"):
-        assert [item.row["file_name"][:5] for item in open_source(source)] == ["a.tar"] * 3 + ["b.tar"] * 3
+        assert [item.row["file_name"][:5] for item in open_source(source)] == ["a.tar"] * 3 + [
+            "b.tar"
+        ] * 3
         assert scores(source) == pytest.approx(EXPECTED * 2)
 
 
 def test_a_shard_that_was_cut_loses_only_the_rest(gallery: Gallery, tmp_path: Path) -> None:
-    """Members take 512 bytes of header and their content in blocks of 512; the cut is in the second picture."""
+    """Members take 512 bytes of header and their content in blocks of 512; the cut is in the second
+    picture.
+    """
     whole = shard(tmp_path / "a.tar", gallery).read_bytes()
     with tarfile.open(tmp_path / "a.tar") as archive:
         start = archive.getmember("001.png").offset_data
@@ -97,7 +117,9 @@ def test_a_shard_that_was_cut_loses_only_the_rest(gallery: Gallery, tmp_path: Pa
     assert "the shard is damaged" in str(table.errors[1])
 
 
-def test_a_shard_writes_nothing_whatever_its_members_are_called(gallery: Gallery, tmp_path: Path) -> None:
+def test_a_shard_writes_nothing_whatever_its_members_are_called(
+    gallery: Gallery, tmp_path: Path
+) -> None:
     """Escapes, links and devices are names of rows at most."""
     path, content = tmp_path / "in" / "a.tar", pictures(gallery)[0]
     path.parent.mkdir()
@@ -121,7 +143,9 @@ def test_a_member_that_claims_to_be_huge_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["bytes", "struct"])
-def test_parquet_with_bytes_or_with_the_datasets_librarys_pictures(gallery: Gallery, tmp_path: Path, kind: str) -> None:
+def test_parquet_with_bytes_or_with_the_datasets_librarys_pictures(
+    gallery: Gallery, tmp_path: Path, kind: str
+) -> None:
     content: list[Any] = pictures(gallery)
     if kind == "struct":
         content = [{"bytes": each, "path": f"{number}.png"} for number, each in enumerate(content)]
@@ -150,17 +174,30 @@ def test_kinds_are_told_by_their_first_bytes(gallery: Gallery, tmp_path: Path) -
     pq.write_table(pa.table({"image": [*content, b"nonsense", None]}), tmp_path / "a.parquet")
     table = score(tmp_path / "a.parquet", {"level": {"name": level}})
     assert table.heads["level"][:3] == pytest.approx([20, 20, 20], abs=1)
-    assert [str(row["file_name"])[-4:] for row in table.rows] == [".png", ".jpg", "webp", ".png", ".png"]
-    assert table.errors[3] == "not a PNG, JPEG or WebP picture" and table.errors[4] == "the row has no picture"
+    assert [str(row["file_name"])[-4:] for row in table.rows] == [
+        ".png",
+        ".jpg",
+        "webp",
+        ".png",
+        ".png",
+    ]
+    assert (
+        table.errors[3] == "not a PNG, JPEG or WebP picture"
+        and table.errors[4] == "the row has no picture"
+    )
 
 
 def test_urls_of_folders_shards_and_parquet(gallery: Gallery, tmp_path: Path) -> None:
-    """A filesystem in memory and a zip stand for any that fsspec knows; nothing comes through the local disk."""
+    """A filesystem in memory and a zip stand for any that fsspec knows; nothing comes through the
+    local disk.
+    """
     memory = fsspec.filesystem("memory")
     for file in gallery.folder.iterdir():
         memory.pipe(f"/bucket/g/{file.name}", file.read_bytes())
     memory.pipe("/bucket/a.tar", shard(tmp_path / "a.tar", gallery).read_bytes())
-    pq.write_table(pa.table({"image": pictures(gallery), "prompt": PROMPTS}), tmp_path / "a.parquet")
+    pq.write_table(
+        pa.table({"image": pictures(gallery), "prompt": PROMPTS}), tmp_path / "a.parquet"
+    )
     memory.pipe("/bucket/a.parquet", (tmp_path / "a.parquet").read_bytes())
     for name in ("g", "a.tar", "a.parquet"):
         assert scores(f"memory://bucket/{name}") == pytest.approx(EXPECTED), name
@@ -197,27 +234,33 @@ def test_what_is_not_there_is_named(source: str, message: str) -> None:
 
 def test_parquet_without_pictures_or_broken_is_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"prompt": ["a"], "size": [1]}), tmp_path / "a.parquet")
-    with pytest.raises(UserError, match=r"no column of pictures; want one of image, .* it has \['prompt', 'size'\]"):
+    with pytest.raises(
+        UserError, match=r"no column of pictures; want one of image, .* it has \['prompt', 'size'\]"
+    ):
         open_source(tmp_path / "a.parquet")
     (tmp_path / "b.parquet").write_bytes(b"PAR1 no more")
     with pytest.raises(UserError, match=r"b\.parquet: cannot be read as Parquet"):
         open_source(tmp_path / "b.parquet")
 
 
-def test_a_dataset_wants_its_library(tmp_path: Path, gallery: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dataset_wants_its_library(
+    tmp_path: Path, gallery: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
     try:
         import datasets  # noqa: F401
     except ImportError:
         with pytest.raises(UserError, match=r"wants the datasets library \(pip install"):
             scores("datasets:owner/pictures")
         return
-    pq.write_table(pa.table({"image": pictures(gallery), "prompt": PROMPTS}), tmp_path / "train.parquet")
+    pq.write_table(
+        pa.table({"image": pictures(gallery), "prompt": PROMPTS}), tmp_path / "train.parquet"
+    )
     assert scores(f"datasets:{tmp_path}:train") == pytest.approx(EXPECTED)
     with pytest.raises(UserError, match="cannot be loaded"):
         scores(f"datasets:{tmp_path / 'nowhere'}")
 
 
-# --- videos ----------------------------------------------------------------------------------------------------------
+# --- videos ---------------------------------------------------------------------------------------
 
 
 def test_videos_that_cannot_be_read_are_null_rows_and_the_others_are_scored(tmp_path: Path) -> None:
@@ -239,7 +282,9 @@ def test_videos_of_several_sizes_and_lengths_beside_pictures(tmp_path: Path) -> 
     """Each is scored by itself: the mean level of every one is its own."""
     rows = []
     for number, shape in enumerate([(4, 3, 16, 16), (2, 3, 32, 16), (6, 3, 16, 32)]):
-        made = write_gallery(tmp_path / "one", torch.full((1, *shape), (number + 1) / 5), [{"prompt": ""}])
+        made = write_gallery(
+            tmp_path / "one", torch.full((1, *shape), (number + 1) / 5), [{"prompt": ""}]
+        )
         (tmp_path / "g").mkdir(exist_ok=True)
         made.path(0).rename(tmp_path / "g" / f"{number}.mp4")
         rows.append({"file_name": f"{number}.mp4", "prompt": ""})
@@ -260,5 +305,7 @@ def test_a_file_of_scores_beside_shards(gallery: Gallery, tmp_path: Path) -> Non
     (tmp_path / "shards").mkdir()
     shard(tmp_path / "shards" / "a.tar", gallery)
     for _ in range(2):
-        done = score_file(tmp_path / "shards", {"level": {"name": level}}, tmp_path / "shards" / "scores.parquet")
+        done = score_file(
+            tmp_path / "shards", {"level": {"name": level}}, tmp_path / "shards" / "scores.parquet"
+        )
         assert done is not None and done.pictures == 3

@@ -30,7 +30,9 @@ def mean_level(media: Tensor, prompts: Sequence[str]) -> Tensor:
 def levels(folder: Path, *values: int) -> Gallery:
     """A gallery of pictures filled with the values."""
     media = (torch.tensor(values) / 255).view(-1, 1, 1, 1).expand(-1, 3, 4, 4)
-    return write_gallery(folder, media, [{"prompt": str(v), "seed": n} for n, v in enumerate(values)])
+    return write_gallery(
+        folder, media, [{"prompt": str(v), "seed": n} for n, v in enumerate(values)]
+    )
 
 
 HOSTILE_ROWS: list[dict[str, Any]] = [
@@ -44,10 +46,25 @@ HOSTILE_ROWS: list[dict[str, Any]] = [
         "none": None,
         "": "",
     },
-    {"file_name": "b.png", "seed": -(2**63), "f": 5e-324, "mixed": 1.0, "big": 1, "flag": False, "late": "猫\0\u2028"},
+    {
+        "file_name": "b.png",
+        "seed": -(2**63),
+        "f": 5e-324,
+        "mixed": 1.0,
+        "big": 1,
+        "flag": False,
+        "late": "猫\0\u2028",
+    },
     {"file_name": "c.png", "f": -0.0, "mixed": "1", "nested": {"a": [1, None, 0.1]}, "late": ""},
     {},
-    {"f": float("inf"), "mixed": None, "a.b": float("nan"), "seed": 2**53 + 1, "flags": True, "none": 0},
+    {
+        "f": float("inf"),
+        "mixed": None,
+        "a.b": float("nan"),
+        "seed": 2**53 + 1,
+        "flags": True,
+        "none": 0,
+    },
 ]
 
 
@@ -57,7 +74,9 @@ def exact(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
 
 
 def test_parquet_gives_back_every_row_and_number(tmp_path: Path) -> None:
-    heads: dict[str, list[float | None]] = {"clip": [1 / 3, None, -0.0, 1e-310, float(torch.tensor(0.1))]}
+    heads: dict[str, list[float | None]] = {
+        "clip": [1 / 3, None, -0.0, 1e-310, float(torch.tensor(0.1))]
+    }
     errors = [None, "truncated", None, None, None]
     table = ScoresTable(HOSTILE_ROWS, heads, errors, {"clip": PROVENANCE}, {"torch": "2"}, "/g")
     table.save(tmp_path / "s.parquet")
@@ -70,11 +89,23 @@ def test_parquet_gives_back_every_row_and_number(tmp_path: Path) -> None:
 
 
 def test_columns_of_one_type_are_natural_to_other_readers(tmp_path: Path) -> None:
-    rows = [{"seed": 1, "f": 0.5, "flag": True, "prompt": "a", "mixed": 1}, {"seed": 2, "mixed": "x"}]
+    rows = [
+        {"seed": 1, "f": 0.5, "flag": True, "prompt": "a", "mixed": 1},
+        {"seed": 2, "mixed": "x"},
+    ]
     ScoresTable(rows, {"clip": [1.0, None]}, [None, "gone"], {}, {}).save(tmp_path / "s.parquet")
     table = pq.read_table(tmp_path / "s.parquet")
-    types = {"seed": pa.int64(), "f": pa.float64(), "flag": pa.bool_(), "prompt": pa.string(), "mixed": pa.string()}
-    assert {field.name: field.type for field in table.schema} == types | {"clip": pa.float64(), "error": pa.string()}
+    types = {
+        "seed": pa.int64(),
+        "f": pa.float64(),
+        "flag": pa.bool_(),
+        "prompt": pa.string(),
+        "mixed": pa.string(),
+    }
+    assert {field.name: field.type for field in table.schema} == types | {
+        "clip": pa.float64(),
+        "error": pa.string(),
+    }
     assert table["seed"].to_pylist() == [1, 2]
     assert table["clip"].to_pylist() == [1.0, None]
 
@@ -93,14 +124,20 @@ def test_a_scored_gallery_survives_the_file(tmp_path: Path) -> None:
     assert table.folder == str(tmp_path / "g")
 
 
-@pytest.mark.parametrize(("scores_at", "gallery_at"), [("g/scores.parquet", "g"), ("s.parquet", "deep/g")])
+@pytest.mark.parametrize(
+    ("scores_at", "gallery_at"), [("g/scores.parquet", "g"), ("s.parquet", "deep/g")]
+)
 def test_scores_find_their_gallery_after_a_move(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scores_at: str, gallery_at: str
 ) -> None:
-    """Called by relative paths, then the whole run is moved and read from another working directory."""
+    """Called by relative paths, then the whole run is moved and read from another working
+    directory.
+    """
     (tmp_path / "run").mkdir()
     monkeypatch.chdir(tmp_path)
-    score(levels(Path("run") / gallery_at, 3), {"level": {"name": mean_level}}).save(Path("run") / scores_at)
+    score(levels(Path("run") / gallery_at, 3), {"level": {"name": mean_level}}).save(
+        Path("run") / scores_at
+    )
     os.rename("run", "moved")
     monkeypatch.chdir("/")
     folder = ScoresTable.load(tmp_path / "moved" / scores_at).folder
@@ -108,7 +145,9 @@ def test_scores_find_their_gallery_after_a_move(
     assert len(Gallery.load(folder)) == 1
 
 
-def test_a_gallery_elsewhere_stays_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gallery_elsewhere_stays_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Only the scores are moved: they still name the gallery, whatever the working directory is."""
     monkeypatch.chdir(tmp_path)
     levels(Path("g"), 3)
@@ -119,10 +158,20 @@ def test_a_gallery_elsewhere_stays_where_it_is(tmp_path: Path, monkeypatch: pyte
 
 
 def test_parts_of_a_gallery_become_one_file(tmp_path: Path) -> None:
-    """A column that is a number in one part and text in the other, or is missing in one, comes back as it was."""
-    first = ScoresTable([{"a": 1, "b": 2}], {"clip": [0.5]}, [None], {}, {}, "/g", {"combined": [0.5]})
+    """A column that is a number in one part and text in the other, or is missing in one, comes back
+    as it was.
+    """
+    first = ScoresTable(
+        [{"a": 1, "b": 2}], {"clip": [0.5]}, [None], {}, {}, "/g", {"combined": [0.5]}
+    )
     second = ScoresTable(
-        [{"a": "x", "c": 0.1}], {"clip": [None]}, ["gone"], {}, {}, "/g", {"combined": [None], "uncertainty": [0.25]}
+        [{"a": "x", "c": 0.1}],
+        {"clip": [None]},
+        ["gone"],
+        {},
+        {},
+        "/g",
+        {"combined": [None], "uncertainty": [0.25]},
     )
     save_parts(lambda: iter([first, second]), tmp_path / "s.parquet")
     found = ScoresTable.load(tmp_path / "s.parquet")
@@ -163,8 +212,15 @@ def test_a_file_that_is_not_ours_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "folder.parquet").mkdir()
     (tmp_path / "folder.parquet" / "inside.parquet").write_bytes(ours.read_bytes())
     table = pq.read_table(ours)
-    for name, about in {"json": b"{", "list": b"[]", "keys": b'{"format": 1}', "number": b"1"}.items():
-        pq.write_table(table.replace_schema_metadata({b"align_gen": about}), tmp_path / f"{name}.parquet")
+    for name, about in {
+        "json": b"{",
+        "list": b"[]",
+        "keys": b'{"format": 1}',
+        "number": b"1",
+    }.items():
+        pq.write_table(
+            table.replace_schema_metadata({b"align_gen": about}), tmp_path / f"{name}.parquet"
+        )
     pq.write_table(table.drop_columns(["clip"]), tmp_path / "column.parquet")
 
     refused = sorted(set(tmp_path.iterdir()) - {ours})
@@ -178,12 +234,16 @@ def test_a_file_that_is_not_ours_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_a_later_format_is_named(tmp_path: Path) -> None:
     path = tmp_path / "s.parquet"
-    pq.write_table(pa.table({"a": [1]}).replace_schema_metadata({b"align_gen": b'{"format": 2}'}), path)
+    pq.write_table(
+        pa.table({"a": [1]}).replace_schema_metadata({b"align_gen": b'{"format": 2}'}), path
+    )
     with pytest.raises(UserError, match="format 2; this version reads 1"):
         ScoresTable.load(path)
 
 
-def test_an_interrupted_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_save_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "s.parquet"
     old = ScoresTable([{"seed": 1}], {"clip": [1.0]}, [None], {}, {})
     old.save(path)

@@ -1,4 +1,6 @@
-"""Losses against arithmetic and laws: RDP and the coefficients that replace one big backward, clipped gradients."""
+"""Losses against arithmetic and laws: RDP and the coefficients that replace one big backward,
+clipped gradients.
+"""
 
 import itertools
 from typing import Any
@@ -12,9 +14,15 @@ from align_gen.losses import advantages, clipped_policy_gradient, rdp_coefficien
 
 def golden() -> dict[str, Any]:
     return {
-        "log_probs": torch.tensor([[-1.0, -1.1], [-1.02, -1.05], [-0.98, -1.2]], dtype=torch.float64),
-        "log_probs_old": torch.tensor([[-1.01, -1.1], [-1.0, -1.1], [-1.0, -1.15]], dtype=torch.float64),
-        "log_probs_ref": torch.tensor([[-1.05, -1.12], [-1.04, -1.08], [-1.0, -1.18]], dtype=torch.float64),
+        "log_probs": torch.tensor(
+            [[-1.0, -1.1], [-1.02, -1.05], [-0.98, -1.2]], dtype=torch.float64
+        ),
+        "log_probs_old": torch.tensor(
+            [[-1.01, -1.1], [-1.0, -1.1], [-1.0, -1.15]], dtype=torch.float64
+        ),
+        "log_probs_ref": torch.tensor(
+            [[-1.05, -1.12], [-1.04, -1.08], [-1.0, -1.18]], dtype=torch.float64
+        ),
         "rewards": torch.tensor([0.3, 0.1, 0.2], dtype=torch.float64),
         "beta": 10.0,
         "clip": 0.01,
@@ -61,19 +69,24 @@ def by_hand(case: dict[str, Any]) -> list[float]:
 
 
 def test_golden_value() -> None:
-    """Mean log-ratios .035, .025, 0; clipped .035, .010, .015. Pairs (0,1), (0,2), (2,1) with targets .02, .01, .01:
+    """Mean log-ratios .035, .025, 0; clipped .035, .010, .015. Pairs (0,1), (0,2), (2,1) with
+    targets .02, .01, .01:
 
-    u = .010-.02, .035-.01, -.025-.01 = -.010, .025, -.035; v = .025-.02, .020-.01, .005-.01 = .005, .010, -.005;
-    so max(u^2, v^2) = 1e-4, 6.25e-4, 12.25e-4, with mean 19.5e-4 / 3 = 6.5e-4.
+    u = .010-.02, .035-.01, -.025-.01 = -.010, .025, -.035; v = .025-.02, .020-.01, .005-.01 = .005,
+    .010, -.005; so max(u^2, v^2) = 1e-4, 6.25e-4, 12.25e-4, with mean 19.5e-4 / 3 = 6.5e-4.
     """
     loss = rdp_loss(**golden())
-    torch.testing.assert_close(loss, torch.tensor([1e-4, 6.25e-4, 12.25e-4], dtype=torch.float64), rtol=1e-9, atol=0)
+    torch.testing.assert_close(
+        loss, torch.tensor([1e-4, 6.25e-4, 12.25e-4], dtype=torch.float64), rtol=1e-9, atol=0
+    )
     assert loss.mean().item() == pytest.approx(6.5e-4, rel=1e-9)
 
 
 def test_golden_value_in_single_precision() -> None:
     """Same arithmetic in the engine's own dtype."""
-    case: dict[str, Any] = {k: v.float() if isinstance(v, Tensor) else v for k, v in golden().items()}
+    case: dict[str, Any] = {
+        k: v.float() if isinstance(v, Tensor) else v for k, v in golden().items()
+    }
     assert rdp_loss(**case).mean().item() == pytest.approx(6.5e-4, rel=1e-4)
 
 
@@ -103,7 +116,9 @@ def test_one_sample_is_no_pair() -> None:
 
 
 def test_before_learning_the_loss_is_the_squared_target() -> None:
-    """theta = old = ref: all log-ratios are 0, each pair has ((r_i - r_j) / beta)^2: (.02, .01, .01)^2, mean 2e-4."""
+    """theta = old = ref: all log-ratios are 0, each pair has ((r_i - r_j) / beta)^2: (.02, .01,
+    .01)^2, mean 2e-4.
+    """
     case = golden()
     case |= {"log_probs": case["log_probs_ref"], "log_probs_old": case["log_probs_ref"]}
     assert rdp_loss(**case).mean().item() == pytest.approx((4e-4 + 1e-4 + 1e-4) / 3, rel=1e-9)
@@ -114,17 +129,27 @@ def test_a_constant_added_to_the_rewards_changes_nothing(seed: int) -> None:
     case = random_case(seed)
     shifted = case | {"rewards": case["rewards"] + 8.0}
     torch.testing.assert_close(rdp_loss(**shifted), rdp_loss(**case), rtol=0, atol=1e-14)
-    torch.testing.assert_close(rdp_coefficients(**shifted), rdp_coefficients(**case), rtol=0, atol=1e-14)
+    torch.testing.assert_close(
+        rdp_coefficients(**shifted), rdp_coefficients(**case), rtol=0, atol=1e-14
+    )
 
 
 def test_zero_at_the_tilted_optimum_of_three_categories() -> None:
-    """ref = (.5, .3, .2), r = (0, 1, 2), beta = 1: pi* ~ ref exp(r) = (.1790, .2919, .5291), log pi*/ref = r + c."""
+    """ref = (.5, .3, .2), r = (0, 1, 2), beta = 1: pi* ~ ref exp(r) = (.1790, .2919, .5291), log
+    pi*/ref = r + c.
+    """
     reference = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
     rewards = torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64)
     optimum = reference * rewards.exp() / (reference * rewards.exp()).sum()
-    torch.testing.assert_close(optimum, torch.tensor([0.1790, 0.2919, 0.5291], dtype=torch.float64), rtol=0, atol=5e-5)
+    torch.testing.assert_close(
+        optimum, torch.tensor([0.1790, 0.2919, 0.5291], dtype=torch.float64), rtol=0, atol=5e-5
+    )
     at = optimum.log()[:, None]
-    case: dict[str, Any] = {"log_probs_old": at, "log_probs_ref": reference.log()[:, None], "rewards": rewards}
+    case: dict[str, Any] = {
+        "log_probs_old": at,
+        "log_probs_ref": reference.log()[:, None],
+        "rewards": rewards,
+    }
     assert rdp_loss(at, **case, beta=1.0, clip=1e-3).max() < 1e-12
     beside = rdp_loss(reference.log()[:, None], **case, beta=1.0, clip=1e-3)
     assert beside.min() > 0.5  # gaps of 1 and 2, not yet learned
@@ -151,7 +176,9 @@ def pair_at(winner: float, loser: float) -> dict[str, Any]:
 
 
 def test_no_gradient_where_the_clipped_branch_is_the_maximum_and_flat() -> None:
-    """At (.45, -.45): u = .9 - 1 = -.1, v = .2 - 1 = -.8: the clip decides and every step is outside. Exactly 0."""
+    """At (.45, -.45): u = .9 - 1 = -.1, v = .2 - 1 = -.8: the clip decides and every step is
+    outside. Exactly 0.
+    """
     case = pair_at(0.45, -0.45)
     assert rdp_loss(**case).item() == pytest.approx(0.64)
     assert gradient(case).eq(0).all() and rdp_coefficients(**case).eq(0).all()
@@ -167,15 +194,21 @@ def test_every_step_learns_where_the_unclipped_branch_is_the_maximum() -> None:
 
 
 def test_a_step_inside_its_range_still_learns_in_the_clipped_branch() -> None:
-    """Winner (.45, .05), loser (-.45, -.05): u = .5 - 1, v = .15 - 1 = -.85; inner steps get 2 v / S = -.85."""
-    case = pair_at(0, 0) | {"log_probs": torch.tensor([[0.45, 0.05], [-0.45, -0.05]], dtype=torch.float64)}
+    """Winner (.45, .05), loser (-.45, -.05): u = .5 - 1, v = .15 - 1 = -.85; inner steps get 2 v /
+    S = -.85.
+    """
+    case = pair_at(0, 0) | {
+        "log_probs": torch.tensor([[0.45, 0.05], [-0.45, -0.05]], dtype=torch.float64)
+    }
     expected = torch.tensor([[0, -0.85], [0, 0.85]], dtype=torch.float64)
     torch.testing.assert_close(gradient(case), expected)
     torch.testing.assert_close(rdp_coefficients(**case), expected)
 
 
 def test_coefficients_equal_autograd() -> None:
-    """To 1e-10 over random cases, among which both branches decide and steps lie on both sides of the clip."""
+    """To 1e-10 over random cases, among which both branches decide and steps lie on both sides of
+    the clip.
+    """
     decided = {"clipped": 0, "free": 0, "outside": 0, "inside": 0}
     for seed in range(40):
         case = random_case(seed)
@@ -206,11 +239,13 @@ def test_wrong_shapes_are_named(broken: dict[str, Tensor]) -> None:
         rdp_loss(**golden() | broken)
 
 
-# --- clipped policy gradients ----------------------------------------------------------------------------------------
+# --- clipped policy gradients ---------------------------------------------------------------------
 
 
 def test_advantages_by_hand() -> None:
-    """1, 2, 3, 2: mean 2, variance (1 + 0 + 1 + 0) / 4 = 1/2, so -sqrt 2, 0, sqrt 2, 0. Ties are 0."""
+    """1, 2, 3, 2: mean 2, variance (1 + 0 + 1 + 0) / 4 = 1/2, so -sqrt 2, 0, sqrt 2, 0. Ties
+    are 0.
+    """
     rewards = torch.tensor([1.0, 2.0, 3.0, 2.0] + 4 * [0.1 + 0.2])
     root = 2**0.5
     assert advantages(rewards, 4, 5.0).tolist() == pytest.approx([-root, 0, root, 0, 0, 0, 0, 0])
@@ -234,10 +269,16 @@ def test_advantages_do_not_see_a_prompts_scale_or_offset() -> None:
         (0.0, 1.5, 0.0),
     ],
 )  # fmt: skip
-def test_the_gradient_stops_on_the_side_it_pushes_to(advantage: float, ratio: float, gradient: float) -> None:
-    """clip .1: zero beyond 1.1 for A > 0 and below .9 for A < 0, -A rho everywhere else (d rho / d log pi = rho)."""
+def test_the_gradient_stops_on_the_side_it_pushes_to(
+    advantage: float, ratio: float, gradient: float
+) -> None:
+    """clip .1: zero beyond 1.1 for A > 0 and below .9 for A < 0, -A rho everywhere else (d rho / d
+    log pi = rho).
+    """
     log_prob = torch.tensor(ratio).log().requires_grad_()
     loss = clipped_policy_gradient(log_prob, torch.tensor(0.0), torch.tensor(advantage), 0.1)
     (found,) = torch.autograd.grad(loss, log_prob)
     assert found.item() == pytest.approx(gradient, rel=1e-5)
-    assert loss.item() == pytest.approx(max(-advantage * ratio, -advantage * min(max(ratio, 0.9), 1.1)), rel=1e-5)
+    assert loss.item() == pytest.approx(
+        max(-advantage * ratio, -advantage * min(max(ratio, 0.9), 1.1)), rel=1e-5
+    )

@@ -20,10 +20,12 @@ def probabilities(delta: float, theta: float) -> tuple[float, float, float]:
 
 
 def ties(delta: float, label: int, theta: float = 5.0) -> float:
-    return bradley_terry_ties(torch.tensor([delta], dtype=torch.float64), torch.tensor([label]), theta).item()
+    return bradley_terry_ties(
+        torch.tensor([delta], dtype=torch.float64), torch.tensor([label]), theta
+    ).item()
 
 
-# --- Bradley-Terry ---------------------------------------------------------------------------------------------------
+# --- Bradley-Terry --------------------------------------------------------------------------------
 
 
 def test_no_lead_costs_the_logarithm_of_two() -> None:
@@ -44,7 +46,9 @@ def test_a_certain_mistake_is_finite() -> None:
 
 @pytest.mark.parametrize("p", [0.1, 0.3, 0.5])
 def test_smoothing_rests_at_the_log_odds_of_the_votes(p: float) -> None:
-    """The gradient is sigmoid(delta) - (1 - p): zero where delta = log((1 - p) / p), which is 0 at p = 1/2."""
+    """The gradient is sigmoid(delta) - (1 - p): zero where delta = log((1 - p) / p), which is 0 at
+    p = 1/2.
+    """
     delta = torch.tensor(math.log((1 - p) / p), dtype=torch.float64, requires_grad=True)
     (gradient,) = torch.autograd.grad(bradley_terry(delta, label_smoothing=p), delta)
     assert gradient.item() == pytest.approx(0, abs=1e-12)
@@ -68,7 +72,7 @@ def test_a_swapped_pair_with_a_swapped_label_costs_the_same() -> None:
     torch.testing.assert_close(bradley_terry(-DELTAS, label_smoothing=0.8, margin=0.7), found)
 
 
-# --- ties ------------------------------------------------------------------------------------------------------------
+# --- ties -----------------------------------------------------------------------------------------
 
 
 def test_golden_values() -> None:
@@ -101,7 +105,9 @@ def test_without_room_for_ties_it_is_bradley_terry() -> None:
 
 
 def test_pairs_that_nobody_could_judge_do_not_dilute_the_mean() -> None:
-    """Three of five labels are none: the mean is that of the other two, and the three get no gradient."""
+    """Three of five labels are none: the mean is that of the other two, and the three get no
+    gradient.
+    """
     delta = torch.tensor([1.3, 9.0, 1.3, -4.0, 2.0], dtype=torch.float64, requires_grad=True)
     label = torch.tensor([FIRST, 22, TIE, 7, math.nan], dtype=torch.float64)
     found = bradley_terry_ties(delta, label)
@@ -122,19 +128,26 @@ def test_several_dimensions_are_judged_apart() -> None:
 
 @pytest.mark.parametrize(
     ("label", "theta", "pattern"),
-    [(torch.zeros(2), 5.0, "of one shape"), (torch.zeros(3), 0.5, "theta: want a number from 1, got 0.5")],
+    [
+        (torch.zeros(2), 5.0, "of one shape"),
+        (torch.zeros(3), 0.5, "theta: want a number from 1, got 0.5"),
+    ],
 )
 def test_a_mistake_is_named(label: Tensor, theta: float, pattern: str) -> None:
     with pytest.raises(ValueError, match=pattern):
         bradley_terry_ties(torch.zeros(3), label, theta)
 
 
-# --- what judges agree on --------------------------------------------------------------------------------------------
+# --- what judges agree on -------------------------------------------------------------------------
 
 
 def test_strength_of_a_preference_by_hand() -> None:
-    """.2, -.5, 1.1, .4: mean .3; squares of .1, .8, .8, .1 sum to 1.3, and sqrt(1.3 / 4) = .5701."""
-    mean, std = preference_strength(torch.tensor([[0.2], [-0.5], [1.1], [0.4]], dtype=torch.float64))
+    """.2, -.5, 1.1, .4: mean .3; squares of .1, .8, .8, .1 sum to 1.3, and sqrt(1.3 / 4) =
+    .5701.
+    """
+    mean, std = preference_strength(
+        torch.tensor([[0.2], [-0.5], [1.1], [0.4]], dtype=torch.float64)
+    )
     assert mean.item() == pytest.approx(0.3) and std.item() == pytest.approx(0.5701, abs=5e-5)
 
 

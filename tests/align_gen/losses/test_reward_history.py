@@ -1,4 +1,6 @@
-"""A prompt's rewards remembered over steps: the buffer, what is held against it, and DDPO's steps with it."""
+"""A prompt's rewards remembered over steps: the buffer, what is held against it, and DDPO's steps
+with it.
+"""
 
 import json
 from pathlib import Path
@@ -21,7 +23,9 @@ from tests.align_gen.methods.test_prdp import Recorder, first_coordinate, toy
 
 
 def test_first_in_first_out() -> None:
-    """Three are kept of each prompt, the oldest goes first; what was there before is not touched."""
+    """Three are kept of each prompt, the oldest goes first; what was there before is not
+    touched.
+    """
     before = {"a": [1.0, 2.0]}
     after = remembered(before, ["a", "b", "a"], torch.tensor([3.0, 9.0, 4.0]), 3)
     assert after == {"a": [2.0, 3.0, 4.0], "b": [9.0]} and before == {"a": [1.0, 2.0]}
@@ -29,7 +33,9 @@ def test_first_in_first_out() -> None:
 
 
 def test_it_is_the_same_from_json_to_the_last_bit() -> None:
-    """Stopped and taken up at every step, it ends as if it had not been: float32 rewards are exact in JSON."""
+    """Stopped and taken up at every step, it ends as if it had not been: float32 rewards are exact
+    in JSON.
+    """
     g, kept, stopped = torch.Generator().manual_seed(0), History(), History()
     for _ in range(5):
         rewards = torch.randn(4, generator=g)
@@ -39,7 +45,8 @@ def test_it_is_the_same_from_json_to_the_last_bit() -> None:
 
 
 def test_advantages_by_hand() -> None:
-    """a has 1, 2, 3, 2 (mean 2, deviation sqrt(1/2)), so 3 is sqrt 2; b has too few and is held against the step.
+    """a has 1, 2, 3, 2 (mean 2, deviation sqrt(1/2)), so 3 is sqrt 2; b has too few and is held
+    against the step.
 
     The step's 3, 5, 1 have mean 3 and deviation sqrt(8/3), so 5 is 2 / sqrt(8/3) = sqrt(3/2).
     """
@@ -48,16 +55,18 @@ def test_advantages_by_hand() -> None:
     found = history_advantages(history, ["a", "b", "c"], rewards, rewards, 4, 5.0)
     assert found.tolist() == pytest.approx([2**0.5, 1.5**0.5, -(1.5**0.5)])
     assert found.dtype == torch.float32
-    assert history_advantages(history, ["a", "b", "c"], rewards, rewards, 4, 1.3).tolist() == pytest.approx(
-        [1.3, 1.5**0.5, -(1.5**0.5)]
-    )
+    assert history_advantages(
+        history, ["a", "b", "c"], rewards, rewards, 4, 1.3
+    ).tolist() == pytest.approx([1.3, 1.5**0.5, -(1.5**0.5)])
 
 
 def test_ties_have_no_advantage() -> None:
     """Among the remembered, and among a step's own; one image alone is a tie."""
     tied = 3 * [0.1 + 0.2]
     rewards = torch.tensor([0.1 + 0.2, 7.0], dtype=torch.float64)
-    assert history_advantages({"a": tied, "b": [7.0]}, ["a", "b"], rewards, rewards[1:], 3, 5.0).tolist() == [0, 0]
+    assert history_advantages(
+        {"a": tied, "b": [7.0]}, ["a", "b"], rewards, rewards[1:], 3, 5.0
+    ).tolist() == [0, 0]
 
 
 def test_with_nothing_but_the_step_remembered_it_is_the_group_itself() -> None:
@@ -73,22 +82,32 @@ def test_a_reward_for_each_prompt() -> None:
         remembered({}, ["a", "b"], torch.zeros(3), 4)
 
 
-# --- DDPO with it ----------------------------------------------------------------------------------------------------
+# --- DDPO with it ---------------------------------------------------------------------------------
 
 
-def take(memory: dict[str, Any], rewards: Any = first_coordinate, **more: Any) -> tuple[dict[str, float], list[Any]]:
+def take(
+    memory: dict[str, Any], rewards: Any = first_coordinate, **more: Any
+) -> tuple[dict[str, float], list[Any]]:
     """One step of two prompts of one image each on the toy, with what was remembered before."""
     model = toy()
-    state = TrainState(model, Recorder(model.parameters(), 0.1), Accelerator(cpu=True), max_grad_norm=1e9)
+    state = TrainState(
+        model, Recorder(model.parameters(), 0.1), Accelerator(cpu=True), max_grad_norm=1e9
+    )
     state.memory = memory
     batch = Prompts(("a", "b"), model.encode_prompts(["a", "b"]), range(2))
-    options = ddpo.Options(**{"images_per_prompt": 1, "prompts_per_step": 2, "history": 4, "min_count": 3, **more})
-    metrics = ddpo.step(state, batch, model, reward_set([rewards]), options, Sampling(num_inference_steps=4))
+    options = ddpo.Options(
+        **{"images_per_prompt": 1, "prompts_per_step": 2, "history": 4, "min_count": 3, **more}
+    )
+    metrics = ddpo.step(
+        state, batch, model, reward_set([rewards]), options, Sampling(num_inference_steps=4)
+    )
     return metrics, state.optimizer.seen  # type: ignore[attr-defined]
 
 
 def test_one_image_of_a_prompt_learns_from_what_came_before() -> None:
-    """Prompt a is above its memory and b below: signs that the step's own two rewards, the other way round, hide."""
+    """Prompt a is above its memory and b below: signs that the step's own two rewards, the other
+    way round, hide.
+    """
     memory = {"rewards": {"a": [0.0, 0.1, 0.0], "b": [5.0, 5.1, 5.0]}}
 
     def reward(media: Tensor, prompts: Any) -> Tensor:
@@ -109,9 +128,13 @@ def test_without_a_history_nothing_is_remembered() -> None:
 
 
 def test_what_a_history_needs() -> None:
-    with pytest.raises(UserError, match=r"method\.images_per_prompt: 1 has nothing to be compared with"):
+    with pytest.raises(
+        UserError, match=r"method\.images_per_prompt: 1 has nothing to be compared with"
+    ):
         ddpo.check(ddpo.Options(images_per_prompt=1), Sampling())
-    with pytest.raises(UserError, match=r"method\.images_per_prompt: 1 has nothing to be compared with"):
+    with pytest.raises(
+        UserError, match=r"method\.images_per_prompt: 1 has nothing to be compared with"
+    ):
         ddpo.check(ddpo.Options(images_per_prompt=1, prompts_per_step=1, history=32), Sampling())
     with pytest.raises(UserError, match=r"method\.history: 8 never holds method\.min_count, 16"):
         ddpo.check(ddpo.Options(history=8), Sampling())
@@ -119,8 +142,12 @@ def test_what_a_history_needs() -> None:
 
 
 def test_a_run_from_end_to_end(tiny_folder: Path, tmp_path: Path) -> None:
-    """Three steps of two of three prompts: what is remembered outlives a stop, and the checkpoint has it in JSON."""
+    """Three steps of two of three prompts: what is remembered outlives a stop, and the checkpoint
+    has it in JSON.
+    """
     recipe = run_recipe(tmp_path, tiny_folder, name="ddpo", history=3, min_count=3)
     assert len(require_resumable(recipe, tmp_path)) == 3
     found = json.loads((tmp_path / "run" / "state.json").read_text())["memory"]["rewards"]
-    assert set(found) == {"a red dog", "a blue cat", "a bird"} and all(len(values) == 3 for values in found.values())
+    assert set(found) == {"a red dog", "a blue cat", "a bird"} and all(
+        len(values) == 3 for values in found.values()
+    )

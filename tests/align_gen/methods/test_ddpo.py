@@ -1,4 +1,6 @@
-"""DDPO's step: the gradient at theta_old against autograd, what the clip does after it, and what has no gradient."""
+"""DDPO's step: the gradient at theta_old against autograd, what the clip does after it, and what
+has no gradient.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,21 +24,38 @@ from tests.align_gen.methods.test_prdp import Recorder, first_coordinate, toy
 TEXTS, GROUP = ("a", "b"), 6
 
 
-def take(model: Model, rewards: Any = first_coordinate, *, lr: float = 0.1, micro_batch: int = 100, **more: Any) -> Any:
+def take(
+    model: Model,
+    rewards: Any = first_coordinate,
+    *,
+    lr: float = 0.1,
+    micro_batch: int = 100,
+    **more: Any,
+) -> Any:
     """One step on a toy; (metrics, what the optimizer saw)."""
     state = TrainState(
-        model, Recorder(model.parameters(), lr), Accelerator(cpu=True), max_grad_norm=1e9, micro_batch=micro_batch
+        model,
+        Recorder(model.parameters(), lr),
+        Accelerator(cpu=True),
+        max_grad_norm=1e9,
+        micro_batch=micro_batch,
     )
     batch = Prompts(TEXTS, model.encode_prompts(TEXTS), range(len(TEXTS)))
-    options = ddpo.Options(**{"images_per_prompt": GROUP, "prompts_per_step": 2, "clip": 1e-3, **more})
-    metrics = ddpo.step(state, batch, model, reward_set([rewards]), options, Sampling(num_inference_steps=4))
+    options = ddpo.Options(
+        **{"images_per_prompt": GROUP, "prompts_per_step": 2, "clip": 1e-3, **more}
+    )
+    metrics = ddpo.step(
+        state, batch, model, reward_set([rewards]), options, Sampling(num_inference_steps=4)
+    )
     return metrics, state.optimizer.seen  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", ["toy-diffusion", "toy-flow"])
 @pytest.mark.parametrize("micro_batch", [100, 5])
 def test_the_gradient_at_theta_old(name: str, micro_batch: int) -> None:
-    """-sum A_i log pi(step t of i) / (B S), by autograd with the graph of all steps alive, to 1e-6 of the largest."""
+    """-sum A_i log pi(step t of i) / (B S), by autograd with the graph of all steps alive, to 1e-6
+    of the largest.
+    """
     mixture: dict[str, Any] = {"means": ((-1.0, 0.5), (1.0, -0.5)), "stds": (0.5, 0.8)}
     metrics, [(_, (found,))] = take(toy(name, **mixture), micro_batch=micro_batch)
     model = toy(name, **mixture)
@@ -45,9 +64,12 @@ def test_the_gradient_at_theta_old(name: str, micro_batch: int) -> None:
     drawn = rollout(model, condition, num_inference_steps=4, generator=generators)
     advantage = advantages(first_coordinate(drawn.final, ()), GROUP, 5.0)
     columns = [
-        step_log_prob(model, drawn, i, condition, eta=1.0, guidance_scale=5.0) for i in drawn.stochastic.tolist()
+        step_log_prob(model, drawn, i, condition, eta=1.0, guidance_scale=5.0)
+        for i in drawn.stochastic.tolist()
     ]
-    (expected,) = torch.autograd.grad(-(advantage[:, None] * torch.stack(columns, 1)).mean(), model.parameters())
+    (expected,) = torch.autograd.grad(
+        -(advantage[:, None] * torch.stack(columns, 1)).mean(), model.parameters()
+    )
     assert (found - expected).abs().max() <= 1e-6 * expected.abs().max()
     assert metrics["clip_fraction"] == 0 and metrics["log_prob_change"] < 1e-6
     assert metrics["loss"] == pytest.approx(0, abs=1e-6)  # advantages of a group add up to 0
@@ -55,9 +77,13 @@ def test_the_gradient_at_theta_old(name: str, micro_batch: int) -> None:
 
 @pytest.mark.parametrize("name", ["toy-diffusion", "toy-flow"])
 def test_to_learn_from_the_drawing_itself_is_the_same_step(name: str) -> None:
-    """The graph kept while drawing has the gradient that a second pass has, to 1e-6, and the same metrics."""
+    """The graph kept while drawing has the gradient that a second pass has, to 1e-6, and the same
+    metrics.
+    """
     mixture: dict[str, Any] = {"means": ((-1.0, 0.5), (1.0, -0.5)), "stds": (0.5, 0.8)}
-    twice, once = (take(toy(name, **mixture), micro_batch=5, keep_graph=keep) for keep in (False, True))
+    twice, once = (
+        take(toy(name, **mixture), micro_batch=5, keep_graph=keep) for keep in (False, True)
+    )
     (expected, [(_, (a,))]), (metrics, [(_, (b,))]) = twice, once
     assert (a - b).abs().max() <= 1e-6 * a.abs().max()
     assert metrics == pytest.approx(expected, abs=1e-6)
@@ -67,12 +93,16 @@ def test_the_graph_serves_one_gradient_step() -> None:
     options = ddpo.Options(keep_graph=True, gradient_steps=2)
     with pytest.raises(UserError, match=r"method\.keep_graph: .* want gradient_steps 1"):
         ddpo.check(options, Sampling())
-    calls = ddpo.calls(ddpo.Options(images_per_prompt=6, prompts_per_step=2, keep_graph=True), Sampling(), 2)
+    calls = ddpo.calls(
+        ddpo.Options(images_per_prompt=6, prompts_per_step=2, keep_graph=True), Sampling(), 2
+    )
     assert calls["forwards"] == calls["backwards"] == 12 * 50 * 2
 
 
 def test_the_clip_binds_from_the_second_gradient_step_on() -> None:
-    """After a large step some ratios have left their range; with a wide clip none has, and the gradient is another."""
+    """After a large step some ratios have left their range; with a wide clip none has, and the
+    gradient is another.
+    """
     narrow, wide = (take(toy(), lr=1.0, gradient_steps=2, clip=clip) for clip in (1e-3, 10.0))
     assert 0 < narrow[0]["clip_fraction"] <= 1 and wide[0]["clip_fraction"] == 0
     (_, [(_, (first,)), (_, (second,))]), (_, [(_, (same,)), (_, (other,))]) = narrow, wide
@@ -80,36 +110,58 @@ def test_the_clip_binds_from_the_second_gradient_step_on() -> None:
 
 
 def test_the_reward_rises() -> None:
-    """Ten rounds: the first coordinate of what is drawn from the same noise has moved up, as there is nothing else."""
+    """Ten rounds: the first coordinate of what is drawn from the same noise has moved up, as there
+    is nothing else.
+    """
     model = toy()
-    state = TrainState(model, torch.optim.Adam(model.parameters(), lr=0.05), Accelerator(cpu=True), max_grad_norm=1e9)
+    state = TrainState(
+        model,
+        torch.optim.Adam(model.parameters(), lr=0.05),
+        Accelerator(cpu=True),
+        max_grad_norm=1e9,
+    )
     condition = model.encode_prompts(TEXTS)
     options = ddpo.Options(images_per_prompt=16, prompts_per_step=2, clip=0.1)
 
     def mean() -> float:
         four = condition.repeat(2)
-        drawn = rollout(model, four, num_inference_steps=4, generator=torch.Generator().manual_seed(5))
+        drawn = rollout(
+            model, four, num_inference_steps=4, generator=torch.Generator().manual_seed(5)
+        )
         return first_coordinate(drawn.final, ()).mean().item()
 
     before = mean()
     for state.step in range(10):
         batch = Prompts(TEXTS, condition, [2 * state.step, 2 * state.step + 1])
-        ddpo.step(state, batch, model, reward_set([first_coordinate]), options, Sampling(num_inference_steps=4))
+        ddpo.step(
+            state,
+            batch,
+            model,
+            reward_set([first_coordinate]),
+            options,
+            Sampling(num_inference_steps=4),
+        )
     assert mean() > before + 0.2
 
 
 def test_prompts_that_tie_cost_nothing_and_teach_nothing() -> None:
     def flat_for_b(media: Tensor, prompts: Sequence[str]) -> Tensor:
-        return torch.stack([x * (prompt != "b") for x, prompt in zip(media[:, 0, 0, 0], prompts, strict=True)])
+        return torch.stack(
+            [x * (prompt != "b") for x, prompt in zip(media[:, 0, 0, 0], prompts, strict=True)]
+        )
 
     metrics, seen = take(toy(), flat_for_b)
     assert metrics["zero_variance"] == 0.5 and len(seen) == 1
     metrics, seen = take(toy(), lambda media, prompts: torch.ones(len(media)))
-    assert metrics["zero_variance"] == 1 and not seen and metrics["loss"] == metrics["grad_norm"] == 0
+    assert (
+        metrics["zero_variance"] == 1 and not seen and metrics["loss"] == metrics["grad_norm"] == 0
+    )
 
 
 def test_the_table_of_calls() -> None:
-    """2 prompts x 6 images, 4 steps, guidance: 12 * 4 * 2 = 96 rows to draw, 96 to learn from, each gradient step."""
+    """2 prompts x 6 images, 4 steps, guidance: 12 * 4 * 2 = 96 rows to draw, 96 to learn from, each
+    gradient step.
+    """
     options = ddpo.Options(images_per_prompt=6, prompts_per_step=2, gradient_steps=2)
     calls = ddpo.calls(options, Sampling(num_inference_steps=4), 2)
     assert calls == {"forwards": 96 * 3, "backwards": 96 * 2, "images": 12}

@@ -1,4 +1,6 @@
-"""GRPO: its gradient against autograd, the price on leaving the reference, the window, and where it comes to rest."""
+"""GRPO: its gradient against autograd, the price on leaving the reference, the window, and where it
+comes to rest.
+"""
 
 import math
 from pathlib import Path
@@ -21,7 +23,13 @@ from align_gen.pipelines.sampling import step_log_prob
 from align_gen.pipelines.seeding import generator
 from align_gen.reward_heads import reward_set
 from tests.align_gen.methods.test_ddpo import GROUP, TEXTS
-from tests.align_gen.methods.test_prdp import Recorder, closed_form, first_coordinate, flat_for_b, toy
+from tests.align_gen.methods.test_prdp import (
+    Recorder,
+    closed_form,
+    first_coordinate,
+    flat_for_b,
+    toy,
+)
 from tests.align_gen.training.test_engine import Stopped, lines, same, stop_at, weights
 
 MIXTURE: dict[str, Any] = {"means": ((-1.0, 0.5), (1.0, -0.5)), "stds": (0.5, 0.8)}
@@ -31,27 +39,46 @@ def moved(name: str) -> Model:
     """A toy in two dimensions away from its reference, as after some training."""
     model = toy(name, **MIXTURE)
     with torch.no_grad():
-        model.parameters()[0].add_(0.1 * torch.randn(1001, 2, generator=torch.Generator().manual_seed(1)))
+        model.parameters()[0].add_(
+            0.1 * torch.randn(1001, 2, generator=torch.Generator().manual_seed(1))
+        )
     return model
 
 
-def take(model: Model, rewards: Any = first_coordinate, *, lr: float = 0.1, micro_batch: int = 100, **more: Any) -> Any:
+def take(
+    model: Model,
+    rewards: Any = first_coordinate,
+    *,
+    lr: float = 0.1,
+    micro_batch: int = 100,
+    **more: Any,
+) -> Any:
     """One step on a toy; (metrics, what the optimizer saw)."""
     state = TrainState(
-        model, Recorder(model.parameters(), lr), Accelerator(cpu=True), max_grad_norm=1e9, micro_batch=micro_batch
+        model,
+        Recorder(model.parameters(), lr),
+        Accelerator(cpu=True),
+        max_grad_norm=1e9,
+        micro_batch=micro_batch,
     )
     state.step = more.pop("step", 0)
     batch = Prompts(TEXTS, model.encode_prompts(TEXTS), range(len(TEXTS)))
-    options = grpo.Options(**{"images_per_prompt": GROUP, "prompts_per_step": 2, "clip": 1e-3, **more})
-    metrics = grpo.step(state, batch, model, reward_set([rewards]), options, Sampling(num_inference_steps=4))
+    options = grpo.Options(
+        **{"images_per_prompt": GROUP, "prompts_per_step": 2, "clip": 1e-3, **more}
+    )
+    metrics = grpo.step(
+        state, batch, model, reward_set([rewards]), options, Sampling(num_inference_steps=4)
+    )
     return metrics, state.optimizer.seen  # type: ignore[attr-defined]
 
 
-# --- the parts -------------------------------------------------------------------------------------------------------
+# --- the parts ------------------------------------------------------------------------------------
 
 
 def test_the_advantages_of_a_group_add_up_to_zero() -> None:
-    """In both units; divided by the step's deviation, groups keep their sizes: 1, 3 and 1, 1.2 by 1 each, 0.1 each."""
+    """In both units; divided by the step's deviation, groups keep their sizes: 1, 3 and 1, 1.2 by 1
+    each, 0.1 each.
+    """
     rewards = torch.tensor([1.0, 3.0, 1.0, 1.2, 0.7, 0.7])
     for std in (None, torch.tensor(1.0)):
         found = advantages(rewards, 2, 5.0, std).view(-1, 2)
@@ -62,13 +89,16 @@ def test_the_advantages_of_a_group_add_up_to_zero() -> None:
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_the_divergence_of_gaussians_of_one_width(reduction: Any) -> None:
-    """torch.distributions knows it, and its gradient; at the reference both are 0. Widths differ by sample."""
+    """torch.distributions knows it, and its gradient; at the reference both are 0. Widths differ by
+    sample.
+    """
     g = torch.Generator().manual_seed(0)
     mean, reference = (torch.randn(3, 2, 2, generator=g, dtype=torch.float64) for _ in range(2))
     std, mean = torch.tensor([0.1, 0.5, 2.0], dtype=torch.float64), mean.requires_grad_()
     wide = std[:, None].expand(3, 4)
     known = kl_divergence(
-        Independent(Normal(mean.flatten(1), wide), 1), Independent(Normal(reference.flatten(1), wide), 1)
+        Independent(Normal(mean.flatten(1), wide), 1),
+        Independent(Normal(reference.flatten(1), wide), 1),
     ) / (4 if reduction == "mean" else 1)
     found = gaussian_kl(mean, reference, std, reduction)
     torch.testing.assert_close(found, known)
@@ -78,15 +108,17 @@ def test_the_divergence_of_gaussians_of_one_width(reduction: Any) -> None:
     assert not at_reference.any() and not torch.autograd.grad(at_reference.sum(), mean)[0].any()
 
 
-# --- the step --------------------------------------------------------------------------------------------------------
+# --- the step -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["toy-diffusion", "toy-flow"])
 @pytest.mark.parametrize(
-    ("micro_batch", "std", "reduction"), [(100, "group", "mean"), (5, "step", "mean"), (5, "group", "sum")]
+    ("micro_batch", "std", "reduction"),
+    [(100, "group", "mean"), (5, "step", "mean"), (5, "group", "sum")],
 )
 def test_the_gradient_at_theta_old(name: str, micro_batch: int, std: str, reduction: Any) -> None:
-    """Of mean(-A log pi) + kl mean(KL), by autograd with the graph of all steps alive, to 1e-6 of the largest.
+    """Of mean(-A log pi) + kl mean(KL), by autograd with the graph of all steps alive, to 1e-6 of
+    the largest.
 
     KL by torch.distributions, away from the reference; the ratio of the first gradient step is 1.
     """
@@ -97,13 +129,18 @@ def test_the_gradient_at_theta_old(name: str, micro_batch: int, std: str, reduct
     generators = [generator(0, "rollout", 0, f"{i}/{j}") for i in range(2) for j in range(GROUP)]
     drawn = rollout(model, condition, num_inference_steps=4, generator=generators)
     reward = first_coordinate(drawn.final, ()).view(2, GROUP)
-    width = reward.std(1, correction=0, keepdim=True) if std == "group" else reward.std(correction=0)
+    width = (
+        reward.std(1, correction=0, keepdim=True) if std == "group" else reward.std(correction=0)
+    )
     advantage = ((reward - reward.mean(1, keepdim=True)) / width).flatten()
     terms, divergences = [], []
     for i in drawn.stochastic.tolist():
         log_prob = step_log_prob(model, drawn, i, condition, **settings, reduction=reduction)  # type: ignore[arg-type]
         x, (t, s) = drawn.latents[:, i], drawn.times[i]
-        ours, theirs = (m.process.transition(x, m.predict(x, t, condition, 5.0), t, s, 1.0)[0] for m in (model, start))
+        ours, theirs = (
+            m.process.transition(x, m.predict(x, t, condition, 5.0), t, s, 1.0)[0]
+            for m in (model, start)
+        )
         noise = float(model.process.std(t, s, 1.0))
         divergence = kl_divergence(Normal(ours, noise), Normal(theirs.detach(), noise)).flatten(1)
         divergences.append(divergence.mean(1) if reduction == "mean" else divergence.sum(1))
@@ -112,12 +149,18 @@ def test_the_gradient_at_theta_old(name: str, micro_batch: int, std: str, reduct
     assert (found - expected).abs().max() <= 1e-6 * expected.abs().max()
     assert metrics["clip_fraction"] == 0 and metrics["log_prob_change"] < 2e-6
     assert metrics["kl"] == pytest.approx(torch.stack(divergences).mean().item(), rel=1e-4)
-    assert metrics["loss"] == pytest.approx(0.3 * metrics["kl"], abs=1e-6)  # advantages of a group add up to 0
+    assert metrics["loss"] == pytest.approx(
+        0.3 * metrics["kl"], abs=1e-6
+    )  # advantages of a group add up to 0
 
 
 def test_at_the_reference_the_divergence_changes_nothing() -> None:
-    """It is 0 and its gradient is, so the step is the one without it; after an update it is felt."""
-    (plain, first), (priced, second) = (take(toy(**MIXTURE), kl=kl, gradient_steps=2, lr=0.5) for kl in (0.0, 50.0))
+    """It is 0 and its gradient is, so the step is the one without it; after an update it is
+    felt.
+    """
+    (plain, first), (priced, second) = (
+        take(toy(**MIXTURE), kl=kl, gradient_steps=2, lr=0.5) for kl in (0.0, 50.0)
+    )
     assert torch.equal(first[0][1][0], second[0][1][0]) and "kl" not in plain
     assert not torch.equal(first[1][1][0], second[1][1][0]) and priced["kl"] > 0
     assert take(toy(**MIXTURE), kl=50.0)[0]["kl"] == 0
@@ -125,7 +168,8 @@ def test_at_the_reference_the_divergence_changes_nothing() -> None:
 
 @pytest.mark.parametrize("window", [1, 2])
 def test_a_window_is_all_that_is_learned_from(window: int) -> None:
-    """Of the toy's shifts, one a time, those of the window's times get a gradient and no others; over rounds, all do.
+    """Of the toy's shifts, one a time, those of the window's times get a gradient and no others;
+    over rounds, all do.
 
     Four steps, of which the last has no density, leave three, and 4 - window places to start from.
     What a step teaches is what it teaches among all three, in a mean over fewer.
@@ -133,7 +177,9 @@ def test_a_window_is_all_that_is_learned_from(window: int) -> None:
     learned = toy().times(4, (1, 1, 1))[:3, 0].long().tolist()
     starts = set()
     for step in range(12):
-        (_, [(_, (gradient,))]), (_, [(_, (whole,))]) = (take(toy(), window=w, step=step) for w in (window, None))
+        (_, [(_, (gradient,))]), (_, [(_, (whole,))]) = (
+            take(toy(), window=w, step=step) for w in (window, None)
+        )
         rows = gradient.flatten().nonzero().flatten().tolist()
         places = sorted(learned.index(row) for row in rows)
         assert places == list(range(places[0], places[0] + window))
@@ -161,7 +207,9 @@ def test_micro_batches_change_nothing(micro_batch: int) -> None:
 
 
 def test_the_clip_binds_from_the_second_gradient_step_on() -> None:
-    """After a large step some ratios have left their range; with a wide clip none has, and the gradient is another."""
+    """After a large step some ratios have left their range; with a wide clip none has, and the
+    gradient is another.
+    """
     narrow, wide = (take(toy(), lr=1.0, gradient_steps=2, clip=clip) for clip in (1e-3, 10.0))
     assert 0 < narrow[0]["clip_fraction"] <= 1 and wide[0]["clip_fraction"] == 0
     assert torch.equal(narrow[1][0][1][0], wide[1][0][1][0])
@@ -169,27 +217,35 @@ def test_the_clip_binds_from_the_second_gradient_step_on() -> None:
 
 
 def test_prompts_that_tie_are_left_out_unless_the_reference_holds_them() -> None:
-    """Without kl, a step of ties alone is no update, and of half ties costs half; with kl it is a pull back."""
+    """Without kl, a step of ties alone is no update, and of half ties costs half; with kl it is a
+    pull back.
+    """
     assert take(moved("toy-flow"), flat_for_b)[0]["zero_variance"] == 0.5
     metrics, seen = take(moved("toy-flow"), lambda media, prompts: torch.ones(len(media)))
-    assert metrics["zero_variance"] == 1 and not seen and metrics["loss"] == metrics["grad_norm"] == 0
-    metrics, [(_, (gradient,))] = take(moved("toy-flow"), lambda media, prompts: torch.ones(len(media)), kl=0.1)
+    assert (
+        metrics["zero_variance"] == 1 and not seen and metrics["loss"] == metrics["grad_norm"] == 0
+    )
+    metrics, [(_, (gradient,))] = take(
+        moved("toy-flow"), lambda media, prompts: torch.ones(len(media)), kl=0.1
+    )
     shift = moved("toy-flow").parameters()[0].detach()
     felt = gradient != 0
     assert felt.any() and (gradient[felt].sign() == shift[felt].sign()).all()
 
 
-# --- where it comes to rest ------------------------------------------------------------------------------------------
+# --- where it comes to rest -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "a"), [("toy-diffusion", None), ("toy-flow", 0.7)])
 def test_it_comes_to_rest_where_the_reward_is_worth_its_price(name: str, a: float | None) -> None:
-    """N(0, 1), r = x, kl = 2: the mean moves by b V / (kl s), within .03, where V = Var(x0 | x_T), s^2 = Var(x0).
+    """N(0, 1), r = x, kl = 2: the mean moves by b V / (kl s), within .03, where V = Var(x0 | x_T),
+    s^2 = Var(x0).
 
-    A shift of step t's mean by d moves E[x0] by G d (G: the slopes of later means, multiplied) and costs kl d^2 /
-    (2 v), v the step's variance, wherever it is taken. The advantage is r / s, so d = b v G / (kl s), and the mean
-    moves by the sum of G d = b V / (kl s). E[A score] is short of Cov(r, score) / s by b = E[std of a group] / s =
-    sqrt(2 / n) gamma(n / 2) / gamma((n - 1) / 2). DDPO is the case kl = 0, and has no such place.
+    A shift of step t's mean by d moves E[x0] by G d (G: the slopes of later means, multiplied) and
+    costs kl d^2 / (2 v), v the step's variance, wherever it is taken. The advantage is r / s, so d
+    = b v G / (kl s), and the mean moves by the sum of G d = b V / (kl s). E[A score] is short of
+    Cov(r, score) / s by b = E[std of a group] / s = sqrt(2 / n) gamma(n / 2) / gamma((n - 1) / 2).
+    DDPO is the case kl = 0, and has no such place.
     """
     model, steps, rounds, kl, n = toy(name), 10, 30, 2.0, 512
     if a is not None:
@@ -197,15 +253,26 @@ def test_it_comes_to_rest_where_the_reward_is_worth_its_price(name: str, a: floa
     condition = model.encode_prompts(["a"])
     optimizer = torch.optim.Adam(model.parameters(), lr=0.1, betas=(0.8, 0.95))
     state = TrainState(model, optimizer, Accelerator(cpu=True), max_grad_norm=1e9, micro_batch=8192)
-    options = grpo.Options(images_per_prompt=n, kl=kl, log_prob="sum", clip=1e6, advantage_limit=1e6)
+    options = grpo.Options(
+        images_per_prompt=n, kl=kl, log_prob="sum", clip=1e6, advantage_limit=1e6
+    )
     for state.step in range(rounds):
         optimizer.param_groups[0]["lr"] = 0.1 * (1 - state.step / rounds)
         batch = Prompts(["a"], condition, [state.step])
-        grpo.step(state, batch, model, reward_set([first_coordinate]), options, Sampling(num_inference_steps=steps))
+        grpo.step(
+            state,
+            batch,
+            model,
+            reward_set([first_coordinate]),
+            options,
+            Sampling(num_inference_steps=steps),
+        )
 
     def drawn(count: int) -> Tensor:
         many = model.encode_prompts(["a"] * count)
-        return rollout(model, many, num_inference_steps=steps, generator=torch.Generator().manual_seed(5)).final
+        return rollout(
+            model, many, num_inference_steps=steps, generator=torch.Generator().manual_seed(5)
+        ).final
 
     with model.as_reference():
         reference, spread = drawn(4), drawn(20_000).std().item()
@@ -215,11 +282,13 @@ def test_it_comes_to_rest_where_the_reward_is_worth_its_price(name: str, a: floa
     assert (drawn(4) - reference).mean().item() == pytest.approx(expected, abs=0.03)
 
 
-# --- options and whole runs ------------------------------------------------------------------------------------------
+# --- options and whole runs -----------------------------------------------------------------------
 
 
 def test_the_table_of_calls() -> None:
-    """2 prompts x 6 images, 4 steps, guidance: 96 rows to draw; a window of 1 is 24 rows a gradient step, or twice."""
+    """2 prompts x 6 images, 4 steps, guidance: 96 rows to draw; a window of 1 is 24 rows a gradient
+    step, or twice.
+    """
     shared = {"images_per_prompt": 6, "prompts_per_step": 2, "gradient_steps": 2}
     sampling = Sampling(num_inference_steps=4)
     plain, windowed, priced = (
@@ -232,9 +301,13 @@ def test_the_table_of_calls() -> None:
 
 
 def test_calls_made_are_the_calls_promised() -> None:
-    """12 drawn in 4 steps, and again in the window of 2; the reference is a copy and bears no hook."""
+    """12 drawn in 4 steps, and again in the window of 2; the reference is a copy and bears no
+    hook.
+    """
     model, counts = toy(), []
-    model.trainable["denoiser"].register_forward_pre_hook(lambda module, inputs: counts.append(len(inputs[0])))
+    model.trainable["denoiser"].register_forward_pre_hook(
+        lambda module, inputs: counts.append(len(inputs[0]))
+    )
     take(model, window=2, kl=0.1)
     assert sum(counts) == 12 * 4 + 12 * 2
 
@@ -242,7 +315,9 @@ def test_calls_made_are_the_calls_promised() -> None:
 def test_what_cannot_learn_is_refused() -> None:
     with pytest.raises(UserError, match=r"sampling\.eta"):
         grpo.check(grpo.Options(), Sampling(eta=0.0))
-    with pytest.raises(UserError, match=r"method\.window: 9 is more than sampling\.num_inference_steps, 8"):
+    with pytest.raises(
+        UserError, match=r"method\.window: 9 is more than sampling\.num_inference_steps, 8"
+    ):
         grpo.check(grpo.Options(window=9), Sampling(num_inference_steps=8))
     grpo.check(grpo.Options(window=8), Sampling(num_inference_steps=8))
 
@@ -257,7 +332,12 @@ def run_recipe(folder: Path, model: Path, **method: Any) -> Recipe:
             "method": {"images_per_prompt": 2, "prompts_per_step": 2, **method},
             "prompts": {"train": str(folder / "train.txt"), "eval": str(folder / "eval.txt")},
             "rewards": {"mean_hue": {"hue": 120.0}},
-            "sampling": {"num_inference_steps": 3, "guidance_scale": 2.0, "height": 16, "width": 16},
+            "sampling": {
+                "num_inference_steps": 3,
+                "guidance_scale": 2.0,
+                "height": 16,
+                "width": 16,
+            },
             "evaluate": {"num_inference_steps": 2, "seeds": [0]},
             "optim": {"lr": 1e-2, "ema": 0.5, "micro_batch": 3},
             "run": {"steps": 3, "seed": 3, "save_every": 1},
@@ -266,7 +346,9 @@ def run_recipe(folder: Path, model: Path, **method: Any) -> Recipe:
 
 
 def require_resumable(recipe: Recipe, folder: Path) -> list[dict[str, Any]]:
-    """A run stopped after its second step and taken up again is the uninterrupted one, to the last bit; its metrics."""
+    """A run stopped after its second step and taken up again is the uninterrupted one, to the last
+    bit; its metrics.
+    """
     whole = finetune(recipe, folder / "whole")
     with pytest.raises(Stopped):
         finetune(recipe, folder / "run", listen=stop_at(2))

@@ -1,4 +1,6 @@
-"""DiffusionNFT: the loss against what it is a square of, its optimum, its gradient, and the policy it improves on."""
+"""DiffusionNFT: the loss against what it is a square of, its optimum, its gradient, and the policy
+it improves on.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,9 @@ STEPS, DRAWS = 4, 3
 def random_case(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """output, output_old, target (5, 2, 3, 3) and r (5,), float64."""
     g = torch.Generator().manual_seed(seed)
-    output, old, target = (torch.randn(5, 2, 3, 3, generator=g, dtype=torch.float64) for _ in range(3))
+    output, old, target = (
+        torch.randn(5, 2, 3, 3, generator=g, dtype=torch.float64) for _ in range(3)
+    )
     return output.requires_grad_(), old, target, torch.rand(5, generator=g, dtype=torch.float64)
 
 
@@ -37,7 +41,7 @@ def mean(values: Tensor) -> Tensor:
     return values.flatten(1).mean(1)
 
 
-# --- the loss --------------------------------------------------------------------------------------------------------
+# --- the loss -------------------------------------------------------------------------------------
 
 
 def test_optimality_by_hand() -> None:
@@ -57,7 +61,9 @@ def test_the_loss_is_its_two_implicit_policies(beta: float) -> None:
 
 @pytest.mark.parametrize("beta", [0.1, 1.0, 2.0])
 def test_the_loss_is_a_regression_on_a_moved_target(beta: float) -> None:
-    """beta^2 |v_theta - v_old - (2r - 1)(v - v_old) / beta|^2 plus what the network cannot change: same gradients."""
+    """beta^2 |v_theta - v_old - (2r - 1)(v - v_old) / beta|^2 plus what the network cannot change:
+    same gradients.
+    """
     output, old, target, r = random_case(1)
     wanted = old + (2 * r - 1)[:, None, None, None] * (target - old) / beta
     (expected,) = torch.autograd.grad((beta**2 * mean((output - wanted) ** 2)).sum(), output)
@@ -66,7 +72,9 @@ def test_the_loss_is_a_regression_on_a_moved_target(beta: float) -> None:
 
 
 def test_at_the_old_policy_it_is_reward_weighted_regression() -> None:
-    """With weights beta (2r - 1): negative ones push away; r = 1/2 teaches nothing at all, and holds after a move."""
+    """With weights beta (2r - 1): negative ones push away; r = 1/2 teaches nothing at all, and
+    holds after a move.
+    """
     _, old, target, r = random_case(2)
     output = old.clone().requires_grad_()
     weights = 0.7 * (2 * r - 1)
@@ -89,10 +97,12 @@ def test_gradient_flows_through_the_trained_network_alone() -> None:
 
 
 def test_its_optimum_is_the_covariance_of_reward_and_velocity() -> None:
-    """v_old + (2 / beta) Cov(r, v | x_t) (theorem 3.2): x0 ~ N(0, 1), r = 1/2 + x0 / (2 L), a flow at t = 0.6.
+    """v_old + (2 / beta) Cov(r, v | x_t) (theorem 3.2): x0 ~ N(0, 1), r = 1/2 + x0 / (2 L), a flow
+    at t = 0.6.
 
-    v = (x_t - x0) / t and Var(x0 | x_t) = t^2 / ((1 - t)^2 + t^2) = 0.692, so the x0 that it predicts moves by
-    0.692 / (beta L) whatever x_t is: 0.277 at beta L = 2.5. A line a + b x_t fitted to 400 000 samples finds it.
+    v = (x_t - x0) / t and Var(x0 | x_t) = t^2 / ((1 - t)^2 + t^2) = 0.692, so the x0 that it
+    predicts moves by 0.692 / (beta L) whatever x_t is: 0.277 at beta L = 2.5. A line a + b x_t
+    fitted to 400 000 samples finds it.
     """
     g, t, beta, limit = torch.Generator().manual_seed(0), 0.6, 0.5, 5.0
     x0, noise = (torch.randn(400_000, generator=g, dtype=torch.float64) for _ in range(2))
@@ -110,15 +120,22 @@ def test_its_optimum_is_the_covariance_of_reward_and_velocity() -> None:
     assert optimum.tolist() == pytest.approx([variance / (beta * limit), 0.0], abs=0.005)
 
 
-# --- the step --------------------------------------------------------------------------------------------------------
+# --- the step -------------------------------------------------------------------------------------
 
 
 def state_of(model: Model, optimizer: torch.optim.Optimizer, micro_batch: int = 100) -> TrainState:
-    return TrainState(model, optimizer, Accelerator(cpu=True), max_grad_norm=1e9, micro_batch=micro_batch)
+    return TrainState(
+        model, optimizer, Accelerator(cpu=True), max_grad_norm=1e9, micro_batch=micro_batch
+    )
 
 
 def options_of(**more: Any) -> nft.Options:
-    shared = {"images_per_prompt": GROUP, "prompts_per_step": 2, "times_per_image": DRAWS, "beta": 0.7}
+    shared = {
+        "images_per_prompt": GROUP,
+        "prompts_per_step": 2,
+        "times_per_image": DRAWS,
+        "beta": 0.7,
+    }
     return nft.Options(**{**shared, "advantage_limit": 2.0, **more})
 
 
@@ -126,11 +143,20 @@ def prompts_of(model: Model) -> Prompts:
     return Prompts(TEXTS, model.encode_prompts(TEXTS), range(len(TEXTS)))
 
 
-def take(model: Model, rewards: Any = first_coordinate, *, lr: float = 0.1, micro_batch: int = 100, **more: Any) -> Any:
+def take(
+    model: Model,
+    rewards: Any = first_coordinate,
+    *,
+    lr: float = 0.1,
+    micro_batch: int = 100,
+    **more: Any,
+) -> Any:
     """One step on a toy; (metrics, what the optimizer saw)."""
     state = state_of(model, Recorder(model.parameters(), lr), micro_batch)
     sampling = Sampling(num_inference_steps=STEPS, eta=0.0)
-    metrics = nft.step(state, prompts_of(model), model, reward_set([rewards]), options_of(**more), sampling)
+    metrics = nft.step(
+        state, prompts_of(model), model, reward_set([rewards]), options_of(**more), sampling
+    )
     return metrics, state.optimizer.seen  # type: ignore[attr-defined]
 
 
@@ -158,7 +184,9 @@ def noised(model: Model, x0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return alpha * x0 + sigma * x1, t, x1 - x0 if flow else x1
 
 
-def regression(model: Model, old: Tensor, at: tuple[Tensor, Tensor, Tensor], r: Tensor, beta: float = 0.7) -> Tensor:
+def regression(
+    model: Model, old: Tensor, at: tuple[Tensor, Tensor, Tensor], r: Tensor, beta: float = 0.7
+) -> Tensor:
     """beta^2 |v_theta - v_old - (2r - 1)(v - v_old) / beta|^2, a mean over all."""
     x_t, t, target = at
     output = model.predict(x_t, t, model.encode_prompts([""] * len(t)), 1.0)
@@ -169,7 +197,8 @@ def regression(model: Model, old: Tensor, at: tuple[Tensor, Tensor, Tensor], r: 
 @both
 @pytest.mark.parametrize(("micro_batch", "kl"), [(100, 0.0), (5, 0.2)])
 def test_the_gradient_at_theta_old(name: str, micro_batch: int, kl: float) -> None:
-    """By autograd of the regression it equals, on samples noised by plain formulas, to 1e-6 of the largest.
+    """By autograd of the regression it equals, on samples noised by plain formulas, to 1e-6 of the
+    largest.
 
     Away from the reference, with its squared distance; at theta_old the outputs have not moved.
     """
@@ -181,14 +210,18 @@ def test_the_gradient_at_theta_old(name: str, micro_batch: int, kl: float) -> No
         many = model.encode_prompts([""] * len(t))
         old, reference = (each.predict(x_t, t, many, 1.0) for each in (model, start))
     distance = ((model.predict(x_t, t, many, 1.0) - reference) ** 2).mean()
-    (expected,) = torch.autograd.grad(regression(model, old, at, r) + kl * distance, model.parameters())
+    (expected,) = torch.autograd.grad(
+        regression(model, old, at, r) + kl * distance, model.parameters()
+    )
     assert (found - expected).abs().max() <= 1e-6 * expected.abs().max()
     assert metrics["output_change"] == 0
     assert metrics.get("kl", 0) == pytest.approx(distance.item() if kl else 0, rel=1e-4)
 
 
 class Newton(Recorder):
-    """Divides each gradient by its curvature: one step lands where a loss without cross terms is least."""
+    """Divides each gradient by its curvature: one step lands where a loss without cross terms is
+    least.
+    """
 
     curvature: Tensor
 
@@ -201,11 +234,13 @@ class Newton(Recorder):
 
 @both
 def test_where_a_round_comes_to_rest(name: str) -> None:
-    """x0 of a time moves by the mean of (2r - 1)(x0 - x0_old) / beta over that time's samples, and there it stays.
+    """x0 of a time moves by the mean of (2r - 1)(x0 - x0_old) / beta over that time's samples, and
+    there it stays.
 
-    The toy's shifts are one for each time, so the loss is a sum of parabolas, each 2 beta^2 w / (N D) curved, where w
-    = (d output / d x0)^2 is (alpha / sigma)^2 of epsilon and 1 / t^2 of a flow: one Newton step is at its bottom, and
-    the second gradient step finds no slope. That it uses the round's first outputs as v_old is seen by the same.
+    The toy's shifts are one for each time, so the loss is a sum of parabolas, each 2 beta^2 w / (N
+    D) curved, where w = (d output / d x0)^2 is (alpha / sigma)^2 of epsilon and 1 / t^2 of a flow:
+    one Newton step is at its bottom, and the second gradient step finds no slope. That it uses the
+    round's first outputs as v_old is seen by the same.
     """
     model = moved(name)
     x0, r = drawn(model)
@@ -217,9 +252,15 @@ def test_where_a_round_comes_to_rest(name: str) -> None:
     flow = isinstance(model.process, Flow)
     weight = (1 / sigma if flow else alpha / sigma).float() ** 2
     bins, wide = (1000 * t if flow else t).round().long(), torch.zeros(1001)
-    wanted = (2 * r.repeat(DRAWS) - 1)[:, None] * (x0.repeat(DRAWS, 1, 1, 1) - predicted).flatten(1) / 0.7
+    wanted = (
+        (2 * r.repeat(DRAWS) - 1)[:, None]
+        * (x0.repeat(DRAWS, 1, 1, 1) - predicted).flatten(1)
+        / 0.7
+    )
     total = wide.index_add(0, bins, weight)[:, None]
-    best = torch.zeros(1001, 2).index_add(0, bins, weight[:, None] * wanted) / total.clamp(min=1e-12)
+    best = torch.zeros(1001, 2).index_add(0, bins, weight[:, None] * wanted) / total.clamp(
+        min=1e-12
+    )
 
     before = model.parameters()[0].detach().clone()
     optimizer = Newton(model.parameters(), lr=0.0)
@@ -227,17 +268,26 @@ def test_where_a_round_comes_to_rest(name: str) -> None:
     sampling = Sampling(num_inference_steps=STEPS, eta=0.0)
     options = options_of(gradient_steps=2)
     metrics = nft.step(
-        state_of(model, optimizer), prompts_of(model), model, reward_set([first_coordinate]), options, sampling
+        state_of(model, optimizer),
+        prompts_of(model),
+        model,
+        reward_set([first_coordinate]),
+        options,
+        sampling,
     )
     torch.testing.assert_close(model.parameters()[0].detach() - before, best, rtol=0, atol=2e-5)
     (_, (first,)), (_, (second,)) = optimizer.seen
-    assert first is not None and second is not None and second.abs().max() < 1e-5 * first.abs().max()
+    assert (
+        first is not None and second is not None and second.abs().max() < 1e-5 * first.abs().max()
+    )
     assert metrics["output_change"] > 0
 
 
 @both
 def test_the_average_can_be_the_old_policy(name: str) -> None:
-    """It draws, and its outputs are regressed from; the weights in training are others, and come back."""
+    """It draws, and its outputs are regressed from; the weights in training are others, and come
+    back.
+    """
     model, average = moved(name), toy(name, **MIXTURE)
     state = state_of(model, Recorder(model.parameters(), 0.0))
     state.ema = EMAModel(average.parameters(), decay=0.9)
@@ -248,7 +298,9 @@ def test_the_average_can_be_the_old_policy(name: str) -> None:
         return first_coordinate(media, prompts)
 
     sampling = Sampling(num_inference_steps=STEPS, eta=0.0)
-    metrics = nft.step(state, prompts_of(model), model, reward_set([look]), options_of(old="average"), sampling)
+    metrics = nft.step(
+        state, prompts_of(model), model, reward_set([look]), options_of(old="average"), sampling
+    )
     [(_, (found,))] = state.optimizer.seen  # type: ignore[attr-defined]
     x0, r = drawn(average)
     torch.testing.assert_close(seen[0], x0)
@@ -272,7 +324,12 @@ def test_an_average_must_be_there() -> None:
 @pytest.mark.parametrize("micro_batch", [1, 7])
 def test_micro_batches_change_nothing(micro_batch: int) -> None:
     """Two gradient steps with everything on: same gradients and metrics to 1e-6."""
-    options: dict[str, Any] = {"kl": 0.1, "gradient_steps": 2, "dropout": 0.5, "times": "logit_normal"}
+    options: dict[str, Any] = {
+        "kl": 0.1,
+        "gradient_steps": 2,
+        "dropout": 0.5,
+        "times": "logit_normal",
+    }
     (expected, whole), (metrics, parts) = (
         take(moved("toy-flow"), micro_batch=b, **options) for b in (100, micro_batch)
     )
@@ -281,15 +338,24 @@ def test_micro_batches_change_nothing(micro_batch: int) -> None:
         assert (a - b).abs().max() <= 1e-6 * a.abs().max()
 
 
-def test_captions_are_dropped_and_guidance_is_off_while_learning(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 36 noisings all, none or about half are without caption; pictures are drawn with the run's guidance."""
+def test_captions_are_dropped_and_guidance_is_off_while_learning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of 36 noisings all, none or about half are without caption; pictures are drawn with the run's
+    guidance.
+    """
     shares = []
     for dropout in (0.0, 0.5, 1.0):
         model, seen = toy(), list[tuple[tuple[str, ...], Any]]()
         monkeypatch.setattr(model, "passes", lambda guidance: 2)
 
         def watched(
-            x: Tensor, t: Tensor, told: Condition, guidance: Any, model: Any = model, seen: Any = seen
+            x: Tensor,
+            t: Tensor,
+            told: Condition,
+            guidance: Any,
+            model: Any = model,
+            seen: Any = seen,
         ) -> Tensor:
             seen.append((told.prompts, guidance))
             return type(model).predict(model, x, t, told, guidance)
@@ -311,7 +377,9 @@ def test_the_reward_rises() -> None:
 
     def level() -> float:
         four = condition.repeat(2)
-        found = rollout(model, four, num_inference_steps=50, eta=0.0, generator=torch.Generator().manual_seed(5))
+        found = rollout(
+            model, four, num_inference_steps=50, eta=0.0, generator=torch.Generator().manual_seed(5)
+        )
         return first_coordinate(found.final, ()).mean().item()
 
     before = level()
@@ -326,32 +394,45 @@ def test_prompts_that_tie_cost_nothing_and_teach_nothing() -> None:
     metrics, seen = take(toy(), flat_for_b)
     assert metrics["zero_variance"] == 0.5 and len(seen) == 1
     metrics, seen = take(toy(), lambda media, prompts: torch.ones(len(media)))
-    assert metrics["zero_variance"] == 1 and not seen and metrics["loss"] == metrics["grad_norm"] == 0
+    assert (
+        metrics["zero_variance"] == 1 and not seen and metrics["loss"] == metrics["grad_norm"] == 0
+    )
 
 
-# --- options and whole runs ------------------------------------------------------------------------------------------
+# --- options and whole runs -----------------------------------------------------------------------
 
 
 def test_the_table_of_calls() -> None:
-    """12 images: 4 guided steps are 96 rows to draw; 3 noisings of each are 36 to learn from, without guidance."""
+    """12 images: 4 guided steps are 96 rows to draw; 3 noisings of each are 36 to learn from,
+    without guidance.
+    """
     sampling = Sampling(num_inference_steps=4)
     plain, full = (
-        nft.calls(options_of(gradient_steps=2, **more), sampling, 2) for more in ({}, {"kl": 0.1, "old": "average"})
+        nft.calls(options_of(gradient_steps=2, **more), sampling, 2)
+        for more in ({}, {"kl": 0.1, "old": "average"})
     )
     assert plain == {"forwards": 96 + 36 * 2, "backwards": 36 * 2, "images": 12}
     assert full == {"forwards": 96 + 36 * (2 * 2 + 1), "backwards": 36 * 2, "images": 12}
 
 
 def test_calls_made_are_the_calls_promised() -> None:
-    """12 drawn in 4 steps, 36 noisings learned from; the first outputs serve as the old policy's."""
+    """12 drawn in 4 steps, 36 noisings learned from; the first outputs serve as the old
+    policy's.
+    """
     model, counts = toy(), []
-    model.trainable["denoiser"].register_forward_pre_hook(lambda module, inputs: counts.append(len(inputs[0])))
+    model.trainable["denoiser"].register_forward_pre_hook(
+        lambda module, inputs: counts.append(len(inputs[0]))
+    )
     take(model, gradient_steps=2)
     assert sum(counts) == 12 * STEPS + 36 * 2
 
 
 @pytest.mark.parametrize("old", ["round", "average"])
 def test_a_run_from_end_to_end(tiny_folder: Path, tmp_path: Path, old: str) -> None:
-    recipe = run_recipe(tmp_path, tiny_folder, name="nft", old=old, kl=0.1, gradient_steps=2, times_per_image=2)
+    recipe = run_recipe(
+        tmp_path, tiny_folder, name="nft", old=old, kl=0.1, gradient_steps=2, times_per_image=2
+    )
     steps = require_resumable(recipe, tmp_path)
-    assert len(steps) == 3 and all(line["output_change"] > 0 and line["grad_norm"] > 0 for line in steps)
+    assert len(steps) == 3 and all(
+        line["output_change"] > 0 and line["grad_norm"] > 0 for line in steps
+    )

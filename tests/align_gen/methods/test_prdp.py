@@ -1,4 +1,6 @@
-"""PRDP's step: the exact gradient in two passes, its closed form on the toys, and what it does with odd rewards."""
+"""PRDP's step: the exact gradient in two passes, its closed form on the toys, and what it does with
+odd rewards.
+"""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -49,29 +51,39 @@ def toy(name: str = "toy-diffusion", **mixture: Any) -> Model:
 
 def state_of(model: Model, *, lr: float = 1.0, micro_batch: int = 4096) -> TrainState:
     optimizer = Recorder(model.parameters(), lr=lr)
-    return TrainState(model, optimizer, Accelerator(cpu=True), max_grad_norm=1e9, micro_batch=micro_batch)
+    return TrainState(
+        model, optimizer, Accelerator(cpu=True), max_grad_norm=1e9, micro_batch=micro_batch
+    )
 
 
 def prompts_of(model: Model, *texts: str) -> Prompts:
     return Prompts(texts, model.encode_prompts(texts), range(len(texts)))
 
 
-def take(model: Model, rewards: Any = (first_coordinate,), texts: Sequence[str] = ("a", "b"), **more: Any) -> Any:
+def take(
+    model: Model, rewards: Any = (first_coordinate,), texts: Sequence[str] = ("a", "b"), **more: Any
+) -> Any:
     """One step on a toy; returns (metrics, what the optimizer saw)."""
     state = state_of(model, lr=more.pop("lr", 1.0), micro_batch=more.pop("micro_batch", 4096))
-    options = prdp.Options(**{"images_per_prompt": 6, "gradient_steps": 2, "beta": 5.0, "clip": 1e-3, **more})
+    options = prdp.Options(
+        **{"images_per_prompt": 6, "gradient_steps": 2, "beta": 5.0, "clip": 1e-3, **more}
+    )
     rewards = rewards if isinstance(rewards, RewardSet) else reward_set(list(rewards))
-    metrics = prdp.step(state, prompts_of(model, *texts), model, rewards, options, Sampling(num_inference_steps=4))
+    metrics = prdp.step(
+        state, prompts_of(model, *texts), model, rewards, options, Sampling(num_inference_steps=4)
+    )
     assert isinstance(state.optimizer, Recorder)
     return metrics, state.optimizer.seen
 
 
-# --- the gradient ----------------------------------------------------------------------------------------------------
+# --- the gradient ---------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def replayed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Rollout]:
-    """Log-probabilities are kept in float32 on purpose; here they and the stored latents are float64. The rollout."""
+    """Log-probabilities are kept in float32 on purpose; here they and the stored latents are
+    float64. The rollout.
+    """
 
     def exact(x: Tensor, mean: Tensor, std: Tensor, reduction: Any = "mean") -> Tensor:
         std = std.double().reshape(-1, *[1] * (x.ndim - 1))
@@ -80,11 +92,16 @@ def replayed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Rollout]:
 
     def double(*args: Any, **options: Any) -> Rollout:
         drawn = rollout(*args, **options)
-        drawn = Rollout(drawn.latents.double(), drawn.times, drawn.stochastic, drawn.log_probs.double())
+        drawn = Rollout(
+            drawn.latents.double(), drawn.times, drawn.stochastic, drawn.log_probs.double()
+        )
         options.pop("num_inference_steps"), options.pop("generator"), options.pop("graph", None)
         with torch.no_grad():  # again, at the latents as stored
             steps = drawn.stochastic.tolist()
-            columns = [pipelines.sampling.step_log_prob(args[0], drawn, i, args[1], **options) for i in steps]
+            columns = [
+                pipelines.sampling.step_log_prob(args[0], drawn, i, args[1], **options)
+                for i in steps
+            ]
         return Rollout(drawn.latents, drawn.times, drawn.stochastic, torch.stack(columns, 1))
 
     monkeypatch.setattr("align_gen.pipelines.sampling.gaussian_log_prob", exact)
@@ -97,14 +114,21 @@ def replayed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Rollout]:
 def test_two_passes_equal_one_backward_through_all_steps(
     replayed: Callable[..., Rollout], name: str, reduction: str
 ) -> None:
-    """Oracle: autograd of mean over prompts of mean(rdp_loss) with the graph of every step of every sample alive.
+    """Oracle: autograd of mean over prompts of mean(rdp_loss) with the graph of every step of every
+    sample alive.
 
-    In float64, at both of K = 2 gradient steps; before the second the clip binds on some steps and not on others.
+    In float64, at both of K = 2 gradient steps; before the second the clip binds on some steps and
+    not on others.
     """
     texts, group, sampling = ("a", "b", "c"), 6, Sampling(num_inference_steps=4)
     clip = {"mean": 3e-3, "sum": 6e-3}[reduction]
     options = prdp.Options(
-        images_per_prompt=group, prompts_per_step=3, gradient_steps=2, beta=5.0, clip=clip, log_prob=reduction
+        images_per_prompt=group,
+        prompts_per_step=3,
+        gradient_steps=2,
+        beta=5.0,
+        clip=clip,
+        log_prob=reduction,
     )
     model = pipelines.load(name, means=CORNERS, stds=(0.5, 0.8))
     model.trainable["denoiser"].double()
@@ -114,7 +138,9 @@ def test_two_passes_equal_one_backward_through_all_steps(
         model.parameters()[0].add_(0.05 * noise)
     state = state_of(model, lr=0.05, micro_batch=5)
     before = copy.deepcopy(model.trainable["denoiser"].state_dict())
-    metrics = prdp.step(state, prompts_of(model, *texts), model, reward_set([first_coordinate]), options, sampling)
+    metrics = prdp.step(
+        state, prompts_of(model, *texts), model, reward_set([first_coordinate]), options, sampling
+    )
     assert isinstance(state.optimizer, Recorder) and len(state.optimizer.seen) == 2
     assert 0 < metrics["clip_fraction"] < 1
 
@@ -128,7 +154,13 @@ def test_two_passes_equal_one_backward_through_all_steps(
 
     def log_probs() -> Tensor:
         steps = drawn.stochastic.tolist()
-        return torch.stack([pipelines.sampling.step_log_prob(model, drawn, i, condition, **settings) for i in steps], 1)
+        return torch.stack(
+            [
+                pipelines.sampling.step_log_prob(model, drawn, i, condition, **settings)
+                for i in steps
+            ],
+            1,
+        )
 
     with model.as_reference():
         reference = log_probs()
@@ -155,7 +187,9 @@ def test_the_first_gradient_step_is_unclipped() -> None:
 
 
 def test_the_stored_log_probabilities_are_replayed() -> None:
-    """Without an update in between, pass 1 of the second step finds what the rollout stored, to rounding."""
+    """Without an update in between, pass 1 of the second step finds what the rollout stored, to
+    rounding.
+    """
     metrics, _ = take(toy(means=CORNERS, stds=(0.5, 0.8)), lr=0.0)
     assert metrics["log_prob_change"] < 1e-6 and metrics["clip_fraction"] == 0
 
@@ -171,13 +205,15 @@ def test_micro_batches_change_nothing(micro_batch: int) -> None:
         assert (a - b).abs().max() <= 1e-6 * a.abs().max()
 
 
-# --- what it converges to --------------------------------------------------------------------------------------------
+# --- what it converges to -------------------------------------------------------------------------
 
 
 def closed_form(model: Model, steps: int, slope: float, beta: float) -> float:
-    """slope V / beta, V <- m_t^2 V + std^2 along the chain: Var_ref(x_0 | x_T), m_t the slope of step t's mean.
+    """slope V / beta, V <- m_t^2 V + std^2 along the chain: Var_ref(x_0 | x_T), m_t the slope of
+    step t's mean.
 
-    The optimum over trajectories tilts p(x_0 | x_T), a Gaussian of variance V, by exp(slope x_0 / beta).
+    The optimum over trajectories tilts p(x_0 | x_T), a Gaussian of variance V, by exp(slope x_0 /
+    beta).
     """
     variance, points = 0.0, torch.tensor([0.0, 1.0]).view(2, 1, 1, 1)
     condition = model.encode_prompts(["a", "a"])
@@ -191,14 +227,18 @@ def closed_form(model: Model, steps: int, slope: float, beta: float) -> float:
 
 @pytest.mark.parametrize(("images", "keep"), [(32, None), (64, 16)])
 @pytest.mark.parametrize(
-    ("name", "a", "known"), [("toy-diffusion", None, 0.317), ("toy-flow", None, 0.324), ("toy-flow", 0.7, 0.426)]
+    ("name", "a", "known"),
+    [("toy-diffusion", None, 0.317), ("toy-flow", None, 0.324), ("toy-flow", 0.7, 0.426)],
 )
-def test_reaches_its_own_closed_form(name: str, a: float | None, known: float, images: int, keep: int | None) -> None:
-    """N(0, 1), r = x, beta = 2 over the whole trajectory: the mean moves to V / 2, ``known`` for ten steps, within .03.
+def test_reaches_its_own_closed_form(
+    name: str, a: float | None, known: float, images: int, keep: int | None
+) -> None:
+    """N(0, 1), r = x, beta = 2 over the whole trajectory: the mean moves to V / 2, ``known`` for
+    ten steps, within .03.
 
-    The loss averages over S steps, so a trajectory weight of 2 is beta = 2 S with summed log-probabilities. The same
-    noise gives the same sample shifted, so four samples measure the mean's move exactly. To learn from the best and the
-    worst only leads to the same place.
+    The loss averages over S steps, so a trajectory weight of 2 is beta = 2 S with summed
+    log-probabilities. The same noise gives the same sample shifted, so four samples measure the
+    mean's move exactly. To learn from the best and the worst only leads to the same place.
     """
     model, steps, rounds = toy(name), 10, 20
     if a is not None:
@@ -217,7 +257,9 @@ def test_reaches_its_own_closed_form(name: str, a: float | None, known: float, i
 
     def drawn() -> Tensor:
         four = model.encode_prompts(["a"] * 4)
-        return rollout(model, four, num_inference_steps=steps, generator=torch.Generator().manual_seed(5)).final
+        return rollout(
+            model, four, num_inference_steps=steps, generator=torch.Generator().manual_seed(5)
+        ).final
 
     with model.as_reference():
         reference = drawn()
@@ -227,7 +269,9 @@ def test_reaches_its_own_closed_form(name: str, a: float | None, known: float, i
 
 
 def test_extremes() -> None:
-    """Two prompts of five. Of four: the two worst and the two best. Of three: one worst, two best. In drawing order."""
+    """Two prompts of five. Of four: the two worst and the two best. Of three: one worst, two best.
+    In drawing order.
+    """
     reward = torch.tensor([0.3, 0.1, 0.5, 0.2, 0.4, 5.0, 4.0, 3.0, 2.0, 1.0])
     assert prdp.extremes(reward, 5, 4).tolist() == [1, 2, 3, 4, 5, 6, 8, 9]
     assert prdp.extremes(reward, 5, 3).tolist() == [1, 2, 4, 5, 6, 9]
@@ -235,7 +279,8 @@ def test_extremes() -> None:
 
 
 def test_what_is_not_kept_teaches_nothing() -> None:
-    """A reward that gives the middle four of each six one value and another: same update, as the extremes are the same.
+    """A reward that gives the middle four of each six one value and another: same update, as the
+    extremes are the same.
 
     The reported rewards are of all that was drawn; keeping all is the same step as to choose none.
     """
@@ -257,14 +302,18 @@ def test_what_is_not_kept_teaches_nothing() -> None:
 
 
 def test_closed_form_of_the_paper_schedule() -> None:
-    """The recursion itself, against numbers known from elsewhere: .317 for 10 steps, .444 for 50 (slope 1, beta 2)."""
+    """The recursion itself, against numbers known from elsewhere: .317 for 10 steps, .444 for 50
+    (slope 1, beta 2).
+    """
     model = toy("toy-diffusion")
     assert closed_form(model, 10, 1.0, 2.0) == pytest.approx(0.317, abs=0.005)
     assert closed_form(model, 50, 1.0, 2.0) == pytest.approx(0.444, abs=0.005)
 
 
 def test_closed_form_of_the_flow_sde() -> None:
-    """The recursion written out once more in plain numbers: of N(0, 1), v = (2t - 1) x / ((1 - t)^2 + t^2)."""
+    """The recursion written out once more in plain numbers: of N(0, 1), v = (2t - 1) x / ((1 - t)^2
+    + t^2).
+    """
     model = toy("toy-flow")
     for a, known in ((0.7, 0.426), (2**0.5, 0.507)):
         variance = 0.0
@@ -279,11 +328,13 @@ def test_closed_form_of_the_flow_sde() -> None:
         assert variance / 2 == pytest.approx(known, abs=0.001)
 
 
-# --- odd rewards -----------------------------------------------------------------------------------------------------
+# --- odd rewards ----------------------------------------------------------------------------------
 
 
 def flat_for_b(media: Tensor, prompts: Sequence[str]) -> Tensor:
-    return torch.stack([x * (prompt != "b") for x, prompt in zip(media[:, 0, 0, 0], prompts, strict=True)])
+    return torch.stack(
+        [x * (prompt != "b") for x, prompt in zip(media[:, 0, 0, 0], prompts, strict=True)]
+    )
 
 
 def test_a_group_without_reward_variance_is_skipped_and_counted() -> None:
@@ -298,7 +349,9 @@ def test_a_group_without_reward_variance_is_skipped_and_counted() -> None:
 
 
 def test_no_pair_anywhere_is_no_step() -> None:
-    """All rewards tie: nothing is divided by zero, the optimizer is not called, the weights stay."""
+    """All rewards tie: nothing is divided by zero, the optimizer is not called, the weights
+    stay.
+    """
     model = toy()
     metrics, seen = take(model, rewards=[lambda media, prompts: torch.ones(len(media))])
     assert metrics["zero_variance"] == 1 and not seen
@@ -326,7 +379,9 @@ def test_metrics_hold_every_head_and_their_weighted_sum() -> None:
 
 
 def test_siblings_and_prompts_do_not_share_noise() -> None:
-    """12 samples of 2 prompts are 12 different pictures, though here the prompts condition nothing."""
+    """12 samples of 2 prompts are 12 different pictures, though here the prompts condition
+    nothing.
+    """
     seen = []
 
     def look(media: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -338,7 +393,7 @@ def test_siblings_and_prompts_do_not_share_noise() -> None:
     assert len(set(values)) == 12 and prompts == ["a"] * 6 + ["b"] * 6
 
 
-# --- options ---------------------------------------------------------------------------------------------------------
+# --- options --------------------------------------------------------------------------------------
 
 
 def test_eta_zero_is_refused() -> None:
@@ -352,7 +407,9 @@ def test_to_keep_more_than_is_drawn_is_refused() -> None:
 
 
 def test_a_clip_within_the_noise_of_replay_is_warned_about(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replaying theta_old must give its own log-probabilities to clip/10; here an error of 1e-4 is put in by hand."""
+    """Replaying theta_old must give its own log-probabilities to clip/10; here an error of 1e-4 is
+    put in by hand.
+    """
     exact = replay
     monkeypatch.setattr(prdp, "replay", lambda *args: exact(*args) + 1e-4)
     with pytest.warns(UserWarning, match=r"method\.clip: 0\.0005 .* replay error 1\.0e-04"):
@@ -366,21 +423,40 @@ def test_a_clip_within_the_noise_of_replay_is_warned_about(monkeypatch: pytest.M
 def test_call_table() -> None:
     """B = 2 prompts x 3 images, T = 4, guidance doubles: 48 a pass.
 
-    Forward: rollout, reference, K backward passes and K - 1 first passes = 2 + 2 + 1 = 5; backward: K = 2.
+    Forward: rollout, reference, K backward passes and K - 1 first passes = 2 + 2 + 1 = 5; backward:
+    K = 2.
     """
     options = prdp.Options(images_per_prompt=3, prompts_per_step=2, gradient_steps=2)
     sampling = Sampling(num_inference_steps=4)
-    assert prdp.calls(options, sampling, 2) == {"forwards": 48 * 5, "backwards": 48 * 2, "images": 6}
-    assert prdp.calls(options, sampling, 1) == {"forwards": 24 * 5, "backwards": 24 * 2, "images": 6}
-    few = prdp.Options(images_per_prompt=9, keep=3, prompts_per_step=2, gradient_steps=2)  # 144 to draw, 48 to learn
-    assert prdp.calls(few, sampling, 2) == {"forwards": 144 + 48 * 4, "backwards": 48 * 2, "images": 6}
+    assert prdp.calls(options, sampling, 2) == {
+        "forwards": 48 * 5,
+        "backwards": 48 * 2,
+        "images": 6,
+    }
+    assert prdp.calls(options, sampling, 1) == {
+        "forwards": 24 * 5,
+        "backwards": 24 * 2,
+        "images": 6,
+    }
+    few = prdp.Options(
+        images_per_prompt=9, keep=3, prompts_per_step=2, gradient_steps=2
+    )  # 144 to draw, 48 to learn
+    assert prdp.calls(few, sampling, 2) == {
+        "forwards": 144 + 48 * 4,
+        "backwards": 48 * 2,
+        "images": 6,
+    }
 
 
 @pytest.mark.parametrize(("keep", "samples"), [(None, 12), (2, 4)])
 def test_calls_made_are_the_calls_promised(keep: int | None, samples: int) -> None:
-    """12 are drawn in 4 steps, the kept replayed in the 3 that have a density: by the reference, and 3 + 2 x 3."""
+    """12 are drawn in 4 steps, the kept replayed in the 3 that have a density: by the reference,
+    and 3 + 2 x 3.
+    """
     model, counts = toy(), []
-    model.trainable["denoiser"].register_forward_pre_hook(lambda module, inputs: counts.append(len(inputs[0])))
+    model.trainable["denoiser"].register_forward_pre_hook(
+        lambda module, inputs: counts.append(len(inputs[0]))
+    )
     take(model, lr=0.0, keep=keep)
     drawn, steps, stochastic = 12, 4, 3
     options = prdp.Options(images_per_prompt=6, keep=keep, prompts_per_step=2)
@@ -394,5 +470,8 @@ def test_calls_made_are_the_calls_promised(keep: int | None, samples: int) -> No
 def test_log_probability_units() -> None:
     """sum = d x mean: the toy in two dimensions."""
     x, mean, std = torch.tensor([[0.3, -1.0]]), torch.zeros(1, 2), torch.tensor(0.5)
-    summed, averaged = gaussian_log_prob(x, mean, std, "sum"), gaussian_log_prob(x, mean, std, "mean")
+    summed, averaged = (
+        gaussian_log_prob(x, mean, std, "sum"),
+        gaussian_log_prob(x, mean, std, "mean"),
+    )
     torch.testing.assert_close(summed, 2 * averaged)

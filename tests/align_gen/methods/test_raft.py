@@ -1,4 +1,6 @@
-"""RAFT: who is kept, plain denoising of them, how far one round moves, and the prior that holds outputs in place."""
+"""RAFT: who is kept, plain denoising of them, how far one round moves, and the prior that holds
+outputs in place.
+"""
 
 import itertools
 import math
@@ -36,16 +38,20 @@ GROUP, TEXTS = 6, ("a", "b", "c")
 SAMPLING = Sampling(num_inference_steps=STEPS)
 
 
-# --- who is kept -----------------------------------------------------------------------------------------------------
+# --- who is kept ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("images", "chance"), [(1, 0.5), (2, 0.625), (4, 0.69375), (8, 0.72423)])
 def test_curation_of_two_atoms(images: int, chance: float) -> None:
-    """Rewards 0 and ln 3 with even odds: over all 2^K draws, the mean chance that the kept one has ln 3.
+    """Rewards 0 and ln 3 with even odds: over all 2^K draws, the mean chance that the kept one has
+    ln 3.
 
-    K = 2: both 1/4, one 1/2 with 3/4, none 1/4: 1/4 + 3/8 = .625. Without end it would be 3 / (1 + 3) = .75.
+    K = 2: both 1/4, one 1/2 with 3/4, none 1/4: 1/4 + 3/8 = .625. Without end it would be 3 / (1 +
+    3) = .75.
     """
-    draws = torch.tensor(list(itertools.product([0.0, math.log(3)], repeat=images)), dtype=torch.float64)
+    draws = torch.tensor(
+        list(itertools.product([0.0, math.log(3)], repeat=images)), dtype=torch.float64
+    )
     chances = choice_probabilities(draws.flatten(), images, 1.0).view_as(draws)
     assert (chances * (draws > 0)).sum(1).mean().item() == pytest.approx(chance, abs=5e-6)
     torch.testing.assert_close(chances.sum(1), torch.ones(len(draws), dtype=torch.float64))
@@ -55,7 +61,9 @@ def test_temperature_is_the_rewards_unit() -> None:
     """r = 0, ln 3: shares 1/4, 3/4; with temperature 2, 1 : sqrt 3; hot, 1/2; cold, the best."""
     rewards, root = torch.tensor([0.0, math.log(3)]), 3**0.5
     for temperature, share in ((1.0, 0.75), (2.0, root / (1 + root)), (1e6, 0.5), (1e-3, 1.0)):
-        assert choice_probabilities(rewards, 2, temperature)[1].item() == pytest.approx(share, abs=1e-5)
+        assert choice_probabilities(rewards, 2, temperature)[1].item() == pytest.approx(
+            share, abs=1e-5
+        )
 
 
 def test_the_best_of_each_prompt_is_kept() -> None:
@@ -66,17 +74,21 @@ def test_the_best_of_each_prompt_is_kept() -> None:
 
 
 def test_choices_follow_their_chances_and_their_prompts_id() -> None:
-    """Of 2000 prompts with rewards 0, ln 3 in turn 3/4 keep the second, to four deviations of .0097; each by its id."""
+    """Of 2000 prompts with rewards 0, ln 3 in turn 3/4 keep the second, to four deviations of
+    .0097; each by its id.
+    """
     state, options = state_of(toy()), raft.Options(images_per_prompt=2, temperature=1.0)
     reward, ids = torch.tensor([0.0, math.log(3)]).repeat(2000), list(range(2000))
     chosen = raft.choose(state, reward, ids, options) % 2
     assert chosen.double().mean().item() == pytest.approx(0.75, abs=0.039)
-    assert torch.equal(raft.choose(state, reward[:1000], ids[500:1000], options) % 2, chosen[500:1000])
+    assert torch.equal(
+        raft.choose(state, reward[:1000], ids[500:1000], options) % 2, chosen[500:1000]
+    )
     state.step = 1
     assert not torch.equal(raft.choose(state, reward, ids, options) % 2, chosen)
 
 
-# --- one step --------------------------------------------------------------------------------------------------------
+# --- one step -------------------------------------------------------------------------------------
 
 
 def take(
@@ -116,7 +128,9 @@ def test_a_step_is_plain_denoising_of_the_best(name: str) -> None:
     expected = plain(toy(name, **MIXTURE), drawn[best], best.tolist())
     assert expected.any() and torch.equal(found, expected)
     assert metrics["kept_reward"] == pytest.approx(first_coordinate(drawn[best], ()).mean().item())
-    assert metrics["reward/combined"] == pytest.approx(first_coordinate(drawn, ()).mean().item(), abs=1e-6)
+    assert metrics["reward/combined"] == pytest.approx(
+        first_coordinate(drawn, ()).mean().item(), abs=1e-6
+    )
 
 
 def test_one_image_a_prompt_is_self_distillation() -> None:
@@ -128,17 +142,28 @@ def test_one_image_a_prompt_is_self_distillation() -> None:
 
 def test_one_picture_is_a_step() -> None:
     metrics, (found,), _ = take(toy(**MIXTURE), images_per_prompt=1, texts=("a",))
-    assert found.any() and metrics["reward/std"] == 0 and all(math.isfinite(value) for value in metrics.values())
+    assert (
+        found.any()
+        and metrics["reward/std"] == 0
+        and all(math.isfinite(value) for value in metrics.values())
+    )
 
 
 def by_prompt(media: Tensor, prompts: Sequence[str]) -> Tensor:
     """10 for a, 30 for b, 20 for c, and a little for the picture."""
-    return torch.tensor([{"a": 10.0, "b": 30.0, "c": 20.0}[prompt] for prompt in prompts]) + media[:, 0, 0, 0]
+    return (
+        torch.tensor([{"a": 10.0, "b": 30.0, "c": 20.0}[prompt] for prompt in prompts])
+        + media[:, 0, 0, 0]
+    )
 
 
-@pytest.mark.parametrize(("share", "kept"), [(0.3, [1]), (0.7, [1, 2]), (1.0, [0, 1, 2]), (0.01, [1])])
+@pytest.mark.parametrize(
+    ("share", "kept"), [(0.3, [1]), (0.7, [1, 2]), (1.0, [0, 1, 2]), (0.01, [1])]
+)
 def test_only_the_best_prompts_stay(share: float, kept: list[int]) -> None:
-    """Of three a share of .3 is one, of .7 two, and one stays always: the mean is over those that stay."""
+    """Of three a share of .3 is one, of .7 two, and one stays always: the mean is over those that
+    stay.
+    """
     metrics, (found,), drawn = take(toy(**MIXTURE), by_prompt, prompt_share=share)
     best = (first_coordinate(drawn, ()).view(3, GROUP).argmax(1) + torch.arange(0, 18, GROUP))[kept]
     assert torch.equal(found, plain(toy(**MIXTURE), drawn[best], best.tolist()))
@@ -147,7 +172,9 @@ def test_only_the_best_prompts_stay(share: float, kept: list[int]) -> None:
 
 
 def test_where_all_processes_must_call_other_prompts_run_and_weigh_nothing() -> None:
-    """A network in shards: the same update and metrics, though all three kept images are denoised."""
+    """A network in shards: the same update and metrics, though all three kept images are
+    denoised.
+    """
     more: dict[str, Any] = {"prompt_share": 0.3, "prior_weight": 0.5, "gradient_steps": 2}
     metrics, found, _ = take(toy(**MIXTURE), by_prompt, sharded=True, **more)
     expected, wanted, _ = take(toy(**MIXTURE), by_prompt, **more)
@@ -157,12 +184,18 @@ def test_where_all_processes_must_call_other_prompts_run_and_weigh_nothing() -> 
 
 
 def test_prompts_that_score_alike_stay_together() -> None:
-    metrics, (found,), drawn = take(toy(**MIXTURE), lambda media, prompts: torch.zeros(len(media)), prompt_share=0.3)
-    assert torch.equal(found, plain(toy(**MIXTURE), drawn[[0, GROUP, 2 * GROUP]], [0, GROUP, 2 * GROUP]))
+    metrics, (found,), drawn = take(
+        toy(**MIXTURE), lambda media, prompts: torch.zeros(len(media)), prompt_share=0.3
+    )
+    assert torch.equal(
+        found, plain(toy(**MIXTURE), drawn[[0, GROUP, 2 * GROUP]], [0, GROUP, 2 * GROUP])
+    )
     assert metrics["zero_variance"] == 1
 
 
-@pytest.mark.parametrize("more", [{}, {"prior_weight": 0.5}, {"temperature": 0.3, "prompt_share": 0.7}])
+@pytest.mark.parametrize(
+    "more", [{}, {"prior_weight": 0.5}, {"temperature": 0.3, "prompt_share": 0.7}]
+)
 @pytest.mark.parametrize("micro_batch", [1, 2])
 def test_micro_batches_change_nothing(micro_batch: int, more: dict[str, Any]) -> None:
     metrics, whole, _ = take(toy(**MIXTURE), gradient_steps=2, **more)
@@ -179,10 +212,12 @@ def test_every_gradient_step_has_noise_of_its_own() -> None:
     assert torch.equal(one, first) and not torch.equal(first, second)
 
 
-# --- what it converges to --------------------------------------------------------------------------------------------
+# --- what it converges to -------------------------------------------------------------------------
 
 
-def m_step(model: Model, prompts: int, *, draws: int, rate: float = STEPS / 2, **more: Any) -> dict[str, float]:
+def m_step(
+    model: Model, prompts: int, *, draws: int, rate: float = STEPS / 2, **more: Any
+) -> dict[str, float]:
     """One round from the reference, r = x, whose regression is taken to its end."""
     state = state_of(model, lr=rate, optimizer=Averaging)
     texts = ["a"] * prompts
@@ -193,23 +228,36 @@ def m_step(model: Model, prompts: int, *, draws: int, rate: float = STEPS / 2, *
 
 @pytest.mark.parametrize(("images", "known"), [(1, 0.0), (2, 0.564), (4, 1.029), (8, 1.424)])
 def test_a_round_moves_by_the_expected_maximum(images: int, known: float) -> None:
-    """In deviations of what the sampler draws, E[max of K normals]; every time's denoiser moves to that mean, to 0.03.
+    """In deviations of what the sampler draws, E[max of K normals]; every time's denoiser moves to
+    that mean, to 0.03.
 
-    The mean of 2000 maxima is known to .62 x .85 / sqrt 2000 = .011, and the noise of learning is smaller.
+    The mean of 2000 maxima is known to .62 x .85 / sqrt 2000 = .011, and the noise of learning is
+    smaller.
     """
     model = short()
     metrics = m_step(model, 2000, images_per_prompt=images, draws=20)
     mean = known * sample_std(model)
     assert metrics["kept_reward"] == pytest.approx(mean, abs=0.03)
-    assert model.denoiser.shift[:STEPS, 0].tolist() == pytest.approx(fitted_shifts(model, mean), abs=0.03)
+    assert model.denoiser.shift[:STEPS, 0].tolist() == pytest.approx(
+        fitted_shifts(model, mean), abs=0.03
+    )
     assert moved(model) == pytest.approx(fitted_mean(model, mean), abs=0.03)
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.0, 1e4])
 def test_a_prior_holds_the_shift_back(weight: float) -> None:
-    """E|x0 - x0hat - s|^2 + lambda s^2 is least at s = (where it was without) / (1 + lambda): 1e4 keeps it at 0."""
+    """E|x0 - x0hat - s|^2 + lambda s^2 is least at s = (where it was without) / (1 + lambda): 1e4
+    keeps it at 0.
+    """
     model = short()
-    metrics = m_step(model, 1000, images_per_prompt=4, draws=20, rate=STEPS / 2 / (1 + weight), prior_weight=weight)
+    metrics = m_step(
+        model,
+        1000,
+        images_per_prompt=4,
+        draws=20,
+        rate=STEPS / 2 / (1 + weight),
+        prior_weight=weight,
+    )
     mean = metrics["kept_reward"]
     expected = [shift / (1 + weight) for shift in fitted_shifts(model, mean)]
     assert max(expected) > 0.25 / (1 + weight)
@@ -218,7 +266,7 @@ def test_a_prior_holds_the_shift_back(weight: float) -> None:
         assert model.denoiser.shift.abs().max() < 1e-3 and abs(moved(model)) < 1e-3
 
 
-# --- the prior -------------------------------------------------------------------------------------------------------
+# --- the prior ------------------------------------------------------------------------------------
 
 
 def away(name: str) -> Model:
@@ -226,7 +274,9 @@ def away(name: str) -> Model:
     model = toy(name, **MIXTURE)
     parameter = model.parameters()[0]
     with torch.no_grad():
-        parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+        parameter.add_(
+            0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+        )
     return model
 
 
@@ -235,12 +285,18 @@ def test_at_the_reference_the_prior_has_no_gradient(name: str) -> None:
     metrics, (found,), _ = take(toy(name, **MIXTURE), prior_weight=1e6)
     free, (expected,), _ = take(toy(name, **MIXTURE))
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
-    assert metrics["prior"] == 0 and metrics["loss"] == pytest.approx(free["loss"]) and "prior" not in free
+    assert (
+        metrics["prior"] == 0
+        and metrics["loss"] == pytest.approx(free["loss"])
+        and "prior" not in free
+    )
 
 
 @pytest.mark.parametrize("name", ["toy-diffusion", "toy-flow"])
 def test_the_gradient_is_that_of_error_and_prior(name: str) -> None:
-    """mean of |output - target|^2 + 3 |output - reference's|^2 at the same x_t, t, by autograd, to 1e-6."""
+    """mean of |output - target|^2 + 3 |output - reference's|^2 at the same x_t, t, by autograd, to
+    1e-6.
+    """
     metrics, (found,), drawn = take(away(name), prior_weight=3.0)
     model = away(name)
     best = first_coordinate(drawn, ()).view(3, GROUP).argmax(1) + torch.arange(0, 18, GROUP)
@@ -251,20 +307,36 @@ def test_the_gradient_is_that_of_error_and_prior(name: str) -> None:
     x_t = alpha * x0 + sigma * x1
     with model.as_reference():
         reference = model.predict(x_t, t, condition, 1.0)
-    output, target = model.predict(x_t, t, condition, 1.0), x1 if name == "toy-diffusion" else x1 - x0
+    output, target = (
+        model.predict(x_t, t, condition, 1.0),
+        x1 if name == "toy-diffusion" else x1 - x0,
+    )
     prior = (output - reference).square().mean()
-    (expected,) = torch.autograd.grad((output - target).square().mean() + 3 * prior, model.parameters())
+    (expected,) = torch.autograd.grad(
+        (output - target).square().mean() + 3 * prior, model.parameters()
+    )
     assert (found - expected).abs().max() <= 1e-6 * expected.abs().max()
     assert metrics["prior"] == pytest.approx(prior.item(), rel=1e-5) and prior > 0
 
 
-# --- options and whole runs ------------------------------------------------------------------------------------------
+# --- options and whole runs -----------------------------------------------------------------------
 
 
 def test_the_table_of_calls() -> None:
-    """4 prompts x 6 images, 4 steps, guidance: 192 rows to draw; two images are kept, three draws of noise: 6."""
-    options: dict[str, Any] = {"images_per_prompt": 6, "prompts_per_step": 4, "gradient_steps": 3, "prompt_share": 0.5}
-    assert raft.calls(raft.Options(**options), SAMPLING, 2) == {"forwards": 192 + 6, "backwards": 6, "images": 2}
+    """4 prompts x 6 images, 4 steps, guidance: 192 rows to draw; two images are kept, three draws
+    of noise: 6.
+    """
+    options: dict[str, Any] = {
+        "images_per_prompt": 6,
+        "prompts_per_step": 4,
+        "gradient_steps": 3,
+        "prompt_share": 0.5,
+    }
+    assert raft.calls(raft.Options(**options), SAMPLING, 2) == {
+        "forwards": 192 + 6,
+        "backwards": 6,
+        "images": 2,
+    }
     prior = raft.Options(prior_weight=0.1, **options)
     assert raft.calls(prior, SAMPLING, 2) == {"forwards": 192 + 12, "backwards": 6, "images": 2}
 
@@ -273,20 +345,34 @@ def test_the_table_of_calls() -> None:
 def test_calls_made_are_the_calls_promised(share: float) -> None:
     """The reference is a copy here, which bears no hook."""
     model, counts = toy(), []
-    model.trainable["denoiser"].register_forward_pre_hook(lambda module, inputs: counts.append(len(inputs[0])))
+    model.trainable["denoiser"].register_forward_pre_hook(
+        lambda module, inputs: counts.append(len(inputs[0]))
+    )
     more: dict[str, Any] = {"images_per_prompt": GROUP, "gradient_steps": 3, "prompt_share": share}
     take(model, prior_weight=1.0, **more)
     promised = raft.calls(raft.Options(prompts_per_step=3, prior_weight=1.0, **more), SAMPLING, 1)
     assert sum(counts) + promised["backwards"] == promised["forwards"]
 
 
-@pytest.mark.parametrize("more", [{}, {"temperature": 5.0, "prompt_share": 0.5, "prior_weight": 0.1}])
-def test_a_run_resumes_to_the_last_bit(more: dict[str, Any], tiny_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "more", [{}, {"temperature": 5.0, "prompt_share": 0.5, "prior_weight": 0.1}]
+)
+def test_a_run_resumes_to_the_last_bit(
+    more: dict[str, Any], tiny_folder: Path, tmp_path: Path
+) -> None:
     """With a LoRA, whose reference is itself switched off."""
     (tmp_path / "train.txt").write_text("a red dog\na bird\nan elk")
-    method = {"name": "raft", "images_per_prompt": 3, "prompts_per_step": 2, "gradient_steps": 2, **more}
+    method = {
+        "name": "raft",
+        "images_per_prompt": 3,
+        "prompts_per_step": 2,
+        "gradient_steps": 2,
+        **more,
+    }
     prompts = {"eval": str(tmp_path / "eval.txt"), "train": str(tmp_path / "train.txt")}
-    recipe = small_recipe(tmp_path, tiny_folder, method, prompts=prompts, rewards={"mean_hue": {"hue": 120.0}})
+    recipe = small_recipe(
+        tmp_path, tiny_folder, method, prompts=prompts, rewards={"mean_hue": {"hue": 120.0}}
+    )
     whole, resumed = whole_and_resumed(recipe, tmp_path)
     assert whole == resumed and [line["step"] for line in whole] == [1, 2]
     for line in whole:

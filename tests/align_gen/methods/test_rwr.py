@@ -1,4 +1,6 @@
-"""RWR: its weights by hand, plain denoising where rewards are equal, the tilt where they are not, and what it skips."""
+"""RWR: its weights by hand, plain denoising where rewards are equal, the tilt where they are not,
+and what it skips.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -40,22 +42,28 @@ from tests.align_gen.methods.test_sft import (
 GROUP, TEXTS = 6, ("a", "b")
 
 
-# --- weights ---------------------------------------------------------------------------------------------------------
+# --- weights --------------------------------------------------------------------------------------
 
 
 def test_softmax_weights_by_hand() -> None:
-    """r = ln 1, ln 3 with beta 1: 2 (1/4, 3/4) = .5, 1.5; ESS 2^2 / (.25 + 2.25) = 1.6. beta 2: shares 1 : sqrt 3."""
+    """r = ln 1, ln 3 with beta 1: 2 (1/4, 3/4) = .5, 1.5; ESS 2^2 / (.25 + 2.25) = 1.6. beta 2:
+    shares 1 : sqrt 3.
+    """
     rewards = torch.tensor([0.0, math.log(3), 5.0, 5.0])
     weights = softmax_weights(rewards, 2, 1.0)
     assert weights.tolist() == pytest.approx([0.5, 1.5, 1, 1])
     assert effective_sample_size(weights, 2).tolist() == pytest.approx([1.6, 2.0])
     root = 3**0.5
-    assert softmax_weights(rewards, 2, 2.0).tolist() == pytest.approx([2 / (1 + root), 2 * root / (1 + root), 1, 1])
+    assert softmax_weights(rewards, 2, 2.0).tolist() == pytest.approx(
+        [2 / (1 + root), 2 * root / (1 + root), 1, 1]
+    )
     assert softmax_weights(rewards, 2, 1.0, cap=1.2).tolist() == pytest.approx([0.5, 1.2, 1, 1])
 
 
 def test_exponential_weights_by_hand() -> None:
-    """1, 2, 3, 2: mean 2, std sqrt .5, so z = -sqrt 2, 0, sqrt 2, 0; e^sqrt 2 = 4.113, with beta 2 e^.7071 = 2.028."""
+    """1, 2, 3, 2: mean 2, std sqrt .5, so z = -sqrt 2, 0, sqrt 2, 0; e^sqrt 2 = 4.113, with beta 2
+    e^.7071 = 2.028.
+    """
     rewards = torch.tensor([1.0, 2.0, 3.0, 2.0] + 4 * [0.1 + 0.2])
     assert exponential_weights(rewards, 4, 1.0).tolist() == pytest.approx(
         [0.24312, 1, 4.11325, 1, 1, 1, 1, 1], rel=1e-4
@@ -84,21 +92,29 @@ def test_equal_rewards_weigh_exactly_one(weigh: Callable[..., Tensor], group: in
 
 
 def test_the_weighted_mean_of_a_standard_normal() -> None:
-    """r = x, beta = 2: the tilt exp(x / 2) of N(0, 1) is N(.5, 1). ESS / G = E[w]^2 / E[w^2] = e^(1/4) / e^(1/2)."""
+    """r = x, beta = 2: the tilt exp(x / 2) of N(0, 1) is N(.5, 1). ESS / G = E[w]^2 / E[w^2] =
+    e^(1/4) / e^(1/2).
+    """
     x = quantiles(100_000).flatten().double()
     weights = softmax_weights(x, len(x), 2.0)
     assert (weights * x).mean().item() == pytest.approx(0.5, abs=1e-3)
-    assert effective_sample_size(weights, len(x)).item() / len(x) == pytest.approx(math.exp(-0.25), abs=1e-3)
+    assert effective_sample_size(weights, len(x)).item() / len(x) == pytest.approx(
+        math.exp(-0.25), abs=1e-3
+    )
 
 
-@pytest.mark.parametrize("function", [lambda r: softmax_weights(r, 4, 1.0), lambda r: effective_sample_size(r, 4)])
+@pytest.mark.parametrize(
+    "function", [lambda r: softmax_weights(r, 4, 1.0), lambda r: effective_sample_size(r, 4)]
+)
 @pytest.mark.parametrize("shape", [(6,), (4, 2)])
-def test_wrong_shapes_are_named(function: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> None:
+def test_wrong_shapes_are_named(
+    function: Callable[[Tensor], Tensor], shape: tuple[int, ...]
+) -> None:
     with pytest.raises(ValueError, match="B a multiple of 4"):
         function(torch.zeros(shape))
 
 
-# --- one step --------------------------------------------------------------------------------------------------------
+# --- one step -------------------------------------------------------------------------------------
 
 
 def options_of(**more: Any) -> rwr.Options:
@@ -109,14 +125,19 @@ def take(
     model: Model, rewards: Any = first_coordinate, *, media: Tensor | None = None, texts: Sequence[str] = TEXTS,
     lr: float = 0.1, micro_batch: int = 4096, sharded: bool = False, **more: Any,
 ) -> Any:  # fmt: skip
-    """One step, on given pictures or on its own; (metrics, the gradients that the optimizer saw)."""
+    """One step, on given pictures or on its own; (metrics, the gradients that the optimizer
+    saw).
+    """
     state = state_of(model, lr=lr, micro_batch=micro_batch)
     state.sharded = sharded
     if media is None:
         batch = Prompts(texts, model.encode_prompts(texts), range(len(texts)))
     else:
         batch = media_of(model, media, [text for text in texts for _ in range(GROUP)])
-    options, sampling = options_of(offline=media is not None, **more), Sampling(num_inference_steps=STEPS)
+    options, sampling = (
+        options_of(offline=media is not None, **more),
+        Sampling(num_inference_steps=STEPS),
+    )
     metrics = rwr.step(state, batch, model, reward_set([rewards]), options, sampling)
     return metrics, [gradient for _, (gradient,) in state.optimizer.seen]  # type: ignore[attr-defined]
 
@@ -127,15 +148,22 @@ def level(media: Tensor, prompts: Sequence[str]) -> Tensor:
 
 def plain(model: Model, media: Tensor) -> tuple[dict[str, float], Tensor]:
     """What sft makes of the same pictures: (metrics, gradient)."""
-    state, batch = state_of(model), media_of(model, media, [text for text in TEXTS for _ in range(GROUP)])
-    metrics = sft.step(state, batch, model, RewardSet({}), sft.Options(), Sampling(num_inference_steps=STEPS))
+    state, batch = (
+        state_of(model),
+        media_of(model, media, [text for text in TEXTS for _ in range(GROUP)]),
+    )
+    metrics = sft.step(
+        state, batch, model, RewardSet({}), sft.Options(), Sampling(num_inference_steps=STEPS)
+    )
     return metrics, state.optimizer.seen[0][1][0]  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("weights", ["softmax", "exponential"])
 @pytest.mark.parametrize("name", ["toy-diffusion", "toy-flow"])
 @pytest.mark.parametrize("offline", [True, False])
-def test_equal_rewards_are_plain_denoising_to_the_last_bit(name: str, weights: str, offline: bool) -> None:
+def test_equal_rewards_are_plain_denoising_to_the_last_bit(
+    name: str, weights: str, offline: bool
+) -> None:
     """Of given pictures, or of those that it has just drawn, which the reward sees on their way."""
     seen: list[Tensor] = []
 
@@ -155,7 +183,9 @@ def test_equal_rewards_are_plain_denoising_to_the_last_bit(name: str, weights: s
 @pytest.mark.parametrize("pretrain_weight", [0.0, 0.7])
 @pytest.mark.parametrize("name", ["toy-diffusion", "toy-flow"])
 def test_the_gradient_is_that_of_the_weighted_error(name: str, pretrain_weight: float) -> None:
-    """mean of (w_i + lambda) |output - target|^2, w the softmax written out; with beta .5, by autograd, to 1e-6."""
+    """mean of (w_i + lambda) |output - target|^2, w the softmax written out; with beta .5, by
+    autograd, to 1e-6.
+    """
     x0, model = pictures(12), toy(name, **MIXTURE)
     own = noise_generators(state_of(model), range(12))
     t, x1 = draw_times(model, own), draw_noise(x0, own)
@@ -165,7 +195,9 @@ def test_the_gradient_is_that_of_the_weighted_error(name: str, pretrain_weight: 
     share = (x0[:, 0, 0, 0] / 0.5).view(2, GROUP).softmax(1).flatten()
     loss = ((GROUP * share + pretrain_weight) * each).mean()
     (expected,) = torch.autograd.grad(loss, model.parameters())
-    metrics, (found,) = take(toy(name, **MIXTURE), media=x0, beta=0.5, pretrain_weight=pretrain_weight, min_ess=1)
+    metrics, (found,) = take(
+        toy(name, **MIXTURE), media=x0, beta=0.5, pretrain_weight=pretrain_weight, min_ess=1
+    )
     assert (found - expected).abs().max() <= 1e-6 * expected.abs().max()
     assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-5)
     sizes = 1 / share.view(2, GROUP).square().sum(1)
@@ -184,18 +216,22 @@ def test_micro_batches_change_nothing(micro_batch: int, offline: bool) -> None:
 
 
 def test_every_gradient_step_has_noise_of_its_own() -> None:
-    """With the weights held still, two draws are two gradients, the first that of one step; again, the same two."""
+    """With the weights held still, two draws are two gradients, the first that of one step; again,
+    the same two.
+    """
     runs = [take(toy(**MIXTURE), lr=0.0, gradient_steps=count)[1] for count in (1, 2, 2)]
     assert len(runs[1]) == 2 and torch.equal(runs[0][0], runs[1][0])
     assert not torch.equal(runs[1][0], runs[1][1]) and torch.equal(runs[1][1], runs[2][1])
 
 
-# --- guards ----------------------------------------------------------------------------------------------------------
+# --- guards ---------------------------------------------------------------------------------------
 
 
 def one_for_b(media: Tensor, prompts: Sequence[str]) -> Tensor:
     """Of prompt b one picture is beyond all others; of others all tie."""
-    first = torch.tensor([i for i, prompt in enumerate(prompts) if prompt == "b"][:1], dtype=torch.long)
+    first = torch.tensor(
+        [i for i, prompt in enumerate(prompts) if prompt == "b"][:1], dtype=torch.long
+    )
     return torch.zeros(len(media)).index_fill(0, first, 50.0)
 
 
@@ -210,7 +246,9 @@ def test_a_prompt_that_one_picture_dominates_is_skipped_and_counted() -> None:
 
 
 def test_where_all_processes_must_call_what_is_skipped_runs_and_weighs_nothing() -> None:
-    """A network in shards: as many calls whatever is skipped, and the same update, also of the pre-training term."""
+    """A network in shards: as many calls whatever is skipped, and the same update, also of the
+    pre-training term.
+    """
     model, counts = toy(**MIXTURE), []
     hook = lambda module, inputs: counts.append(len(inputs[0]) * torch.is_grad_enabled())  # noqa: E731
     model.trainable["denoiser"].register_forward_pre_hook(hook)
@@ -229,30 +267,41 @@ def test_where_all_are_are_skipped_nothing_is_learned(pretrain_weight: float) ->
 
 
 def test_the_cap_holds_one_picture_back() -> None:
-    """Of six weights 0, 0, 0, 0, 0, 6 the last becomes 2: a third of the gradient, from the same picture."""
+    """Of six weights 0, 0, 0, 0, 0, 6 the last becomes 2: a third of the gradient, from the same
+    picture.
+    """
     _, (free,) = take(toy(**MIXTURE), one_for_b, texts=("b",), min_ess=1)
     _, (capped,) = take(toy(**MIXTURE), one_for_b, texts=("b",), min_ess=1, cap=2)
     torch.testing.assert_close(capped, free / 3)
 
 
-# --- what it converges to --------------------------------------------------------------------------------------------
+# --- what it converges to -------------------------------------------------------------------------
 
 
-def em_step(model: Model, batch: Prompts, rewards: Any, images: int, draws: int = 100, **more: Any) -> dict[str, float]:
+def em_step(
+    model: Model, batch: Prompts, rewards: Any, images: int, draws: int = 100, **more: Any
+) -> dict[str, float]:
     """One round whose regression is taken to its end, over ``draws`` draws of the noise."""
     state = state_of(model, lr=STEPS / 2, optimizer=Averaging)
-    options = rwr.Options(images_per_prompt=images, gradient_steps=draws, beta=2.0, cap=None, **more)
-    return rwr.step(state, batch, model, reward_set([rewards]), options, Sampling(num_inference_steps=STEPS))
+    options = rwr.Options(
+        images_per_prompt=images, gradient_steps=draws, beta=2.0, cap=None, **more
+    )
+    return rwr.step(
+        state, batch, model, reward_set([rewards]), options, Sampling(num_inference_steps=STEPS)
+    )
 
 
 def test_an_em_step_on_given_pictures_reaches_the_tilt() -> None:
-    """N(0, 1), r = x, beta = 2: every time's denoiser becomes that of N(.5, 1), and samples move as it says, to 0.03.
+    """N(0, 1), r = x, beta = 2: every time's denoiser becomes that of N(.5, 1), and samples move as
+    it says, to 0.03.
 
     That they fall .01 short of .5 is the schedule's, which leaves .068 x0 in x_T.
     """
     model, x = short(), quantiles(400)
     metrics = em_step(model, media_of(model, x, ["a"] * 400), first_coordinate, 400, offline=True)
-    assert model.denoiser.shift[:STEPS, 0].tolist() == pytest.approx(fitted_shifts(model, 0.5), abs=0.03)
+    assert model.denoiser.shift[:STEPS, 0].tolist() == pytest.approx(
+        fitted_shifts(model, 0.5), abs=0.03
+    )
     assert fitted_mean(model, 0.5) == pytest.approx(0.5, abs=0.03)
     assert moved(model) == pytest.approx(fitted_mean(model, 0.5), abs=0.03)
     assert metrics["ess"] == pytest.approx(math.exp(-0.25), abs=0.02)
@@ -261,19 +310,32 @@ def test_an_em_step_on_given_pictures_reaches_the_tilt() -> None:
 def test_a_pretraining_weight_of_lambda_keeps_that_part_of_the_data() -> None:
     """Weights (w + 1) of the same pictures have the mean (.5 + 0) / 2 = .25."""
     model, x = short(), quantiles(400)
-    em_step(model, media_of(model, x, ["a"] * 400), first_coordinate, 400, offline=True, pretrain_weight=1.0)
-    assert model.denoiser.shift[:STEPS, 0].tolist() == pytest.approx(fitted_shifts(model, 0.25), abs=0.03)
+    em_step(
+        model,
+        media_of(model, x, ["a"] * 400),
+        first_coordinate,
+        400,
+        offline=True,
+        pretrain_weight=1.0,
+    )
+    assert model.denoiser.shift[:STEPS, 0].tolist() == pytest.approx(
+        fitted_shifts(model, 0.25), abs=0.03
+    )
 
 
 def test_on_policy_every_round_tilts_again() -> None:
-    """Each moves the samples to sum w x / sum w of what it drew, to 0.03, though the first was a full tilt already.
+    """Each moves the samples to sum w x / sum w of what it drew, to 0.03, though the first was a
+    full tilt already.
 
-    Of samples N(m, V) that is m + V / 2, to three deviations, sqrt(V / .9 / 1500) = .018 each; nothing ties the second
-    round to the reference. V is the sampler's: .38, as four steps draw narrower pictures than the data.
+    Of samples N(m, V) that is m + V / 2, to three deviations, sqrt(V / .9 / 1500) = .018 each;
+    nothing ties the second round to the reference. V is the sampler's: .38, as four steps draw
+    narrower pictures than the data.
     """
     model, seen = short(), [torch.empty(0)] * 2
 
-    def look(media: Tensor, prompts: Sequence[str]) -> Tensor:  # sees some of a round's pictures at a time
+    def look(
+        media: Tensor, prompts: Sequence[str]
+    ) -> Tensor:  # sees some of a round's pictures at a time
         seen[number] = torch.cat([seen[number], media.flatten()])
         return first_coordinate(media, prompts)
 
@@ -287,9 +349,11 @@ def test_on_policy_every_round_tilts_again() -> None:
 
 
 def test_flow_rwr_reaches_the_tilt(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The velocity's: in time t the weighted optimum of the shift is .5 t^2 / ((1 - t)^2 + t^2), at t = 1 all of .5.
+    """The velocity's: in time t the weighted optimum of the shift is .5 t^2 / ((1 - t)^2 + t^2), at
+    t = 1 all of .5.
 
-    The toy's shift is one number a twentieth of time here, so that few draws meet each; samples reach .5 to 0.03.
+    The toy's shift is one number a twentieth of time here, so that few draws meet each; samples
+    reach .5 to 0.03.
     """
     monkeypatch.setattr("align_gen.pipelines.families.toy.BINS", 20)
     model, x = toy("toy-flow"), quantiles(400)
@@ -305,17 +369,21 @@ def test_flow_rwr_reaches_the_tilt(monkeypatch: pytest.MonkeyPatch) -> None:
     assert moved(model) == pytest.approx(0.5, abs=0.03)
 
 
-# --- options and whole runs ------------------------------------------------------------------------------------------
+# --- options and whole runs -----------------------------------------------------------------------
 
 
 def test_a_bound_that_only_ties_reach_is_refused() -> None:
-    with pytest.raises(UserError, match=r"method\.min_ess: 2 skips all but ties among 2 images; want less"):
+    with pytest.raises(
+        UserError, match=r"method\.min_ess: 2 skips all but ties among 2 images; want less"
+    ):
         rwr.check(rwr.Options(images_per_prompt=2), Sampling())
     rwr.check(rwr.Options(images_per_prompt=3), Sampling(eta=0.0))
 
 
 def test_the_table_of_calls() -> None:
-    """2 prompts x 6 images, 4 steps, guidance: 96 rows to draw, 12 to learn from, each gradient step."""
+    """2 prompts x 6 images, 4 steps, guidance: 96 rows to draw, 12 to learn from, each gradient
+    step.
+    """
     options: dict[str, Any] = {"images_per_prompt": 6, "prompts_per_step": 2, "gradient_steps": 3}
     drawn = rwr.calls(rwr.Options(**options), Sampling(num_inference_steps=4), 2)
     assert drawn == {"forwards": 96 + 36, "backwards": 36, "images": 12}
@@ -327,20 +395,32 @@ def test_the_table_of_calls() -> None:
 @pytest.mark.parametrize("offline", [True, False])
 def test_calls_made_are_the_calls_promised(offline: bool) -> None:
     model, counts = toy(), []
-    model.trainable["denoiser"].register_forward_pre_hook(lambda module, inputs: counts.append(len(inputs[0])))
+    model.trainable["denoiser"].register_forward_pre_hook(
+        lambda module, inputs: counts.append(len(inputs[0]))
+    )
     take(model, media=torch.zeros(12, 1, 1, 1) if offline else None, gradient_steps=3)
     promised = rwr.calls(
-        options_of(prompts_per_step=2, gradient_steps=3, offline=offline), Sampling(num_inference_steps=STEPS), 1
+        options_of(prompts_per_step=2, gradient_steps=3, offline=offline),
+        Sampling(num_inference_steps=STEPS),
+        1,
     )
     assert sum(counts) == promised["forwards"]
 
 
 @pytest.mark.parametrize("offline", [True, False])
 def test_a_run_resumes_to_the_last_bit(offline: bool, tiny_folder: Path, tmp_path: Path) -> None:
-    method = {"name": "rwr", "images_per_prompt": 3, "prompts_per_step": 2, "gradient_steps": 2, "beta": 100.0}
+    method = {
+        "name": "rwr",
+        "images_per_prompt": 3,
+        "prompts_per_step": 2,
+        "gradient_steps": 2,
+        "beta": 100.0,
+    }
     (tmp_path / "train.txt").write_text("a red dog\na bird\nan elk")
     source = {"media": str(given(tmp_path, 3))} if offline else {}
-    prompts = {"eval": str(tmp_path / "eval.txt")} | ({} if offline else {"train": str(tmp_path / "train.txt")})
+    prompts = {"eval": str(tmp_path / "eval.txt")} | (
+        {} if offline else {"train": str(tmp_path / "train.txt")}
+    )
     recipe = small_recipe(
         tmp_path, tiny_folder, {**method, "offline": offline}, data=source, prompts=prompts,
         rewards={"mean_hue": {"hue": 120.0}},

@@ -1,4 +1,6 @@
-"""Plain denoising: the gradient against autograd, what it converges to, and what dropout and batches do to it."""
+"""Plain denoising: the gradient against autograd, what it converges to, and what dropout and
+batches do to it.
+"""
 
 import copy
 import json
@@ -31,11 +33,13 @@ MIXTURE: dict[str, Any] = {"means": ((-1.0, 0.5), (1.0, -0.5)), "stds": (0.5, 0.
 STEPS = 4
 
 
-# --- what rwr and raft are tested with too ---------------------------------------------------------------------------
+# --- what rwr and raft are tested with too --------------------------------------------------------
 
 
 class Averaging(torch.optim.SGD):
-    """Step sizes rate / 1, rate / 2, ...: where the loss is (s - y)^2 / (2 rate), s is the mean of all y so far."""
+    """Step sizes rate / 1, rate / 2, ...: where the loss is (s - y)^2 / (2 rate), s is the mean of
+    all y so far.
+    """
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         group = self.param_groups[0]
@@ -46,9 +50,11 @@ class Averaging(torch.optim.SGD):
 
 
 def short() -> Toy:
-    """N(0, 1) under every 250th time of Stable Diffusion's schedule: training has the four times that sampling has.
+    """N(0, 1) under every 250th time of Stable Diffusion's schedule: training has the four times
+    that sampling has.
 
-    It predicts x0, so that the loss is (x0 - x0hat - shift)^2 and every time's shift is learned equally fast.
+    It predicts x0, so that the loss is (x0 - x0hat - shift)^2 and every time's shift is learned
+    equally fast.
     """
     model = toy_diffusion()
     model.process = Diffusion(model.process.alphas_cumprod[249::250], 1.0, "sample")  # type: ignore[attr-defined]
@@ -56,9 +62,13 @@ def short() -> Toy:
     return model
 
 
-def state_of(model: Model, *, lr: float = 0.1, micro_batch: int = 4096, optimizer: Any = Recorder) -> TrainState:
+def state_of(
+    model: Model, *, lr: float = 0.1, micro_batch: int = 4096, optimizer: Any = Recorder
+) -> TrainState:
     made = optimizer(model.parameters(), lr=lr)
-    return TrainState(model, made, Accelerator(cpu=True), max_grad_norm=1e9, micro_batch=micro_batch)
+    return TrainState(
+        model, made, Accelerator(cpu=True), max_grad_norm=1e9, micro_batch=micro_batch
+    )
 
 
 def media_of(model: Model, media: Tensor, texts: Sequence[str]) -> Media:
@@ -72,7 +82,8 @@ def quantiles(count: int) -> Tensor:
 
 
 def fitted_shifts(model: Model, mean: float) -> list[float]:
-    """Of every time, E[x0 - E_ref[x0 | x_t]] over data of this mean: mean (1 - alpha^2); E_ref[x0 | x_t] = alpha x_t.
+    """Of every time, E[x0 - E_ref[x0 | x_t]] over data of this mean: mean (1 - alpha^2); E_ref[x0 |
+    x_t] = alpha x_t.
 
     With it, the denoiser is that of N(mean, 1): mean + alpha (x_t - alpha mean).
     """
@@ -81,32 +92,46 @@ def fitted_shifts(model: Model, mean: float) -> list[float]:
 
 
 def fitted_mean(model: Model, mean: float) -> float:
-    """What the sampler makes of those shifts: mean (1 - alpha_T prod m_t), m_t the slope of step t's mean.
+    """What the sampler makes of those shifts: mean (1 - alpha_T prod m_t), m_t the slope of step
+    t's mean.
 
-    Were x_T drawn around alpha_T mean, every x_t would lie around alpha_t mean; it is drawn around 0.
+    Were x_T drawn around alpha_T mean, every x_t would lie around alpha_t mean; it is drawn around
+    0.
     """
     points, condition = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1), model.encode_prompts(["a", "a"])
     times = model.times(STEPS, (1, 1, 1))
     missing = mean * float(model.process.coefficients(times[0, 0])[0])
     for t, s in times:
         with model.as_reference():
-            moved, _ = model.process.transition(points, model.predict(points, t, condition, 1.0), t, s, 1.0)
+            moved, _ = model.process.transition(
+                points, model.predict(points, t, condition, 1.0), t, s, 1.0
+            )
         missing *= (moved[1] - moved[0]).item()
     return mean - missing
 
 
 def sample_std(model: Model) -> float:
-    """Of what the sampler draws, from V <- m_t^2 V + std_t^2 and V = 1: few steps make it narrower than the data."""
-    points, condition, variance = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1), model.encode_prompts(["a", "a"]), 1.0
+    """Of what the sampler draws, from V <- m_t^2 V + std_t^2 and V = 1: few steps make it narrower
+    than the data.
+    """
+    points, condition, variance = (
+        torch.tensor([0.0, 1.0]).view(2, 1, 1, 1),
+        model.encode_prompts(["a", "a"]),
+        1.0,
+    )
     for t, s in model.times(STEPS, (1, 1, 1)):
         with model.as_reference():
-            means, std = model.process.transition(points, model.predict(points, t, condition, 1.0), t, s, 1.0)
+            means, std = model.process.transition(
+                points, model.predict(points, t, condition, 1.0), t, s, 1.0
+            )
         variance = (means[1] - means[0]).item() ** 2 * variance + std.item() ** 2
     return math.sqrt(variance)
 
 
 def moved(model: Model) -> float:
-    """How far the policy's samples lie from the reference's: the same noise gives the same sample, shifted."""
+    """How far the policy's samples lie from the reference's: the same noise gives the same sample,
+    shifted.
+    """
     condition = model.encode_prompts(["a"] * 4)
 
     def drawn() -> Tensor:
@@ -118,14 +143,18 @@ def moved(model: Model) -> float:
         return (policy - drawn()).mean().item()
 
 
-# --- the gradient ----------------------------------------------------------------------------------------------------
+# --- the gradient ---------------------------------------------------------------------------------
 
 
-def take(model: Model, media: Tensor, *, lr: float = 0.1, micro_batch: int = 4096, **more: Any) -> Any:
+def take(
+    model: Model, media: Tensor, *, lr: float = 0.1, micro_batch: int = 4096, **more: Any
+) -> Any:
     """One step on given pictures; (metrics, the gradient that the optimizer saw)."""
     state = state_of(model, lr=lr, micro_batch=micro_batch)
     batch, options = media_of(model, media, ["a"] * len(media)), sft.Options(**more)
-    metrics = sft.step(state, batch, model, RewardSet({}), options, Sampling(num_inference_steps=STEPS))
+    metrics = sft.step(
+        state, batch, model, RewardSet({}), options, Sampling(num_inference_steps=STEPS)
+    )
     ((_, (gradient,)),) = state.optimizer.seen  # type: ignore[attr-defined]
     return metrics, gradient
 
@@ -135,26 +164,36 @@ def pictures(count: int) -> Tensor:
 
 
 def test_logit_normal_times_are_a_flows() -> None:
-    with pytest.raises(UserError, match=r"method\.times: logit_normal is for flow models; want uniform"):
+    with pytest.raises(
+        UserError, match=r"method\.times: logit_normal is for flow models; want uniform"
+    ):
         take(toy("toy-diffusion", **MIXTURE), pictures(2), times="logit_normal")
 
 
 def test_captions_are_kept_as_they_were_given_where_none_is_dropped() -> None:
-    """Of a family that wants pictures beside its captions, none can be: there the condition must be the given one."""
+    """Of a family that wants pictures beside its captions, none can be: there the condition must be
+    the given one.
+    """
     model = subject("instruct-pix2pix").model
     pictures_to_edit = torch.rand(2, 3, 16, 16)
     condition = model.encode_prompts(["a", "b"], height=16, width=16, image=pictures_to_edit)
     state = state_of(toy(**MIXTURE))
-    assert drop_captions(model, condition, noise_generators(state, range(2)), 0.0, Sampling()) is condition
+    assert (
+        drop_captions(model, condition, noise_generators(state, range(2)), 0.0, Sampling())
+        is condition
+    )
     with pytest.raises(UserError, match=r"method\.dropout: captions stand beside .* want 0"):
         drop_captions(model, condition, noise_generators(state, range(2)), 1.0, Sampling())
 
 
 @pytest.mark.parametrize(
-    ("name", "times"), [("toy-diffusion", "uniform"), ("toy-flow", "uniform"), ("toy-flow", "logit_normal")]
+    ("name", "times"),
+    [("toy-diffusion", "uniform"), ("toy-flow", "uniform"), ("toy-flow", "logit_normal")],
 )
 def test_the_gradient_is_that_of_the_mean_squared_error(name: str, times: Any) -> None:
-    """Of |x1 - eps(x_t)|^2 or |x1 - x0 - v(x_t)|^2, written out, mean over elements and pictures; to 1e-6."""
+    """Of |x1 - eps(x_t)|^2 or |x1 - x0 - v(x_t)|^2, written out, mean over elements and pictures;
+    to 1e-6.
+    """
     x0, model = pictures(12), toy(name, **MIXTURE)
     own = noise_generators(state_of(model), range(12))
     t, x1 = draw_times(model, own, times), draw_noise(x0, own)
@@ -194,11 +233,13 @@ def test_every_step_has_noise_of_its_own_and_repeats_it() -> None:
     assert torch.equal(seen[0], seen[1]) and not torch.equal(seen[0], seen[2])
 
 
-# --- what it converges to --------------------------------------------------------------------------------------------
+# --- what it converges to -------------------------------------------------------------------------
 
 
 def test_it_learns_the_datas_mean() -> None:
-    """N(0, 1) learns from pictures around 0.7: shift .7 (1 - alpha_t^2), and samples move as that predicts, to 0.03."""
+    """N(0, 1) learns from pictures around 0.7: shift .7 (1 - alpha_t^2), and samples move as that
+    predicts, to 0.03.
+    """
     model = short()
     state = state_of(model, lr=STEPS / 2, optimizer=Averaging)
     batch = media_of(model, quantiles(400) + 0.7, ["a"] * 400)
@@ -210,7 +251,7 @@ def test_it_learns_the_datas_mean() -> None:
     assert not model.denoiser.shift[STEPS:].any()
 
 
-# --- captions --------------------------------------------------------------------------------------------------------
+# --- captions -------------------------------------------------------------------------------------
 
 
 class Listening(Toy):
@@ -225,7 +266,9 @@ class Listening(Toy):
 
 @pytest.mark.parametrize(("share", "few", "many"), [(0.0, 0, 0), (0.25, 35, 65), (1.0, 200, 200)])
 def test_captions_are_dropped_at_that_share(share: float, few: int, many: int) -> None:
-    """Of 200 a quarter is 50, with a deviation of 6; which ones is a function of the step, not of the batch."""
+    """Of 200 a quarter is 50, with a deviation of 6; which ones is a function of the step, not of
+    the batch.
+    """
     made, heard = toy_diffusion(), []
     for micro_batch in (200, 7):
         model = Listening(copy.deepcopy(made.denoiser), made.process)
@@ -237,7 +280,7 @@ def test_captions_are_dropped_at_that_share(share: float, few: int, many: int) -
     assert few <= heard[0].count("") <= many
 
 
-# --- a whole run -----------------------------------------------------------------------------------------------------
+# --- a whole run ----------------------------------------------------------------------------------
 
 
 def small_recipe(folder: Path, model: Path, method: dict[str, Any], **sections: Any) -> Recipe:
@@ -259,17 +302,27 @@ def small_recipe(folder: Path, model: Path, method: dict[str, Any], **sections: 
 def given(folder: Path, each: int) -> Path:
     """A gallery of ``each`` pictures of two prompts."""
     media = torch.rand(2 * each, 3, 16, 16, generator=generator(0, "pictures"))
-    write_gallery(folder / "given", media, [{"prompt": text} for text in ("a red dog", "a bird") for _ in range(each)])
+    write_gallery(
+        folder / "given",
+        media,
+        [{"prompt": text} for text in ("a red dog", "a bird") for _ in range(each)],
+    )
     return folder / "given"
 
 
 def steps_of(run: Path) -> list[dict[str, Any]]:
     """A line of metrics for every training step, without the clock's."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines if "loss" in line]
+    return [
+        {key: value for key, value in line.items() if key != "seconds"}
+        for line in lines
+        if "loss" in line
+    ]
 
 
-def whole_and_resumed(recipe: Recipe, folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def whole_and_resumed(
+    recipe: Recipe, folder: Path
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The steps of a run, and of the same run stopped after its first step and taken up again."""
 
     class Stopped(Exception):
@@ -283,7 +336,10 @@ def whole_and_resumed(recipe: Recipe, folder: Path) -> tuple[list[dict[str, Any]
     with pytest.raises(Stopped):
         finetune(recipe, folder / "parts", listen=stop)
     finetune(recipe, folder / "parts")
-    runs = [load_file(folder / run / "checkpoints/step-000002/weights.safetensors") for run in ("whole", "parts")]
+    runs = [
+        load_file(folder / run / "checkpoints/step-000002/weights.safetensors")
+        for run in ("whole", "parts")
+    ]
     assert runs[0] and all(torch.equal(value, runs[1][name]) for name, value in runs[0].items())
     return steps_of(folder / "whole"), steps_of(folder / "parts")
 

@@ -1,7 +1,8 @@
-"""The report, as a browser shows it: its numbers, orders, filters, keys and hash, and that it can do no harm.
+"""The report, as a browser shows it: its numbers, orders, filters, keys and hash, and that it can
+do no harm.
 
-One Chromium opens the files from disk. It logs every request and every message of the console; a test of its own
-proves that these logs do catch a blocked script and a request to the network.
+One Chromium opens the files from disk. It logs every request and every message of the console; a
+test of its own proves that these logs do catch a blocked script and a request to the network.
 """
 
 import base64
@@ -30,7 +31,8 @@ from align_gen.report.page import build_report, inert_json
 from align_gen.report.words import digits_of, facts, number, summary, towards
 
 HOSTILE = (
-    "</script><script>alert(1)</script> \" onclick='alert(2)' <img src=x onerror=alert(3)> &lt; \u2028 <!-- {{ 2 }}"
+    "</script><script>alert(1)</script> \" onclick='alert(2)' <img src=x onerror=alert(3)> "
+    "&lt; \u2028 <!-- {{ 2 }}"
 )
 PROMPTS = 30  # with two seeds each: 60 pairs, more than one page
 OPTIMISED, HELD_OUT = ["clip"], ["held:out", "alignment"]
@@ -43,7 +45,9 @@ FLAGS = (
 
 
 def table(folder: Path, shift: dict[str, float]) -> ScoresTable:
-    """60 grey pictures of 8 px; scores with a spread of about 1 and noise that differs between folders."""
+    """60 grey pictures of 8 px; scores with a spread of about 1 and noise that differs between
+    folders.
+    """
     rows = [
         {"prompt": HOSTILE if p == 3 else f"thing {p}", "seed": s, "style": f"<b>{p % 2}</b>"}
         for p in range(PROMPTS) for s in range(2)
@@ -53,19 +57,29 @@ def table(folder: Path, shift: dict[str, float]) -> ScoresTable:
     gallery = write_gallery(folder, media, rows)
     heads: dict[str, list[float | None]] = {}
     for k, (name, by) in enumerate(shift.items()):
-        base = torch.randn(len(rows), generator=torch.Generator().manual_seed(k), dtype=torch.float64)
+        base = torch.randn(
+            len(rows), generator=torch.Generator().manual_seed(k), dtype=torch.float64
+        )
         noise = torch.randn(len(rows), generator=generator, dtype=torch.float64)
         heads[name] = (base + 0.3 * noise + by).tolist()
-    provenance = {name: {"weights_sha256": "ab" * 32, "options": {"goal": ["</style>"]}} for name in heads}
-    return ScoresTable(gallery.rows, heads, [None] * len(rows), provenance, {"torch": "2.0"}, str(folder))
+    provenance = {
+        name: {"weights_sha256": "ab" * 32, "options": {"goal": ["</style>"]}} for name in heads
+    }
+    return ScoresTable(
+        gallery.rows, heads, [None] * len(rows), provenance, {"torch": "2.0"}, str(folder)
+    )
 
 
 class Made:
     """A page, and what it was made from."""
 
     def __init__(self, folder: Path, held_out: float, **options: Any) -> None:
-        self.before = table(folder / "before", {"measured": 0, "held:out": 0, "alignment": 0, "clip": 0})
-        self.after = table(folder / "after", {"measured": 0, "held:out": held_out, "alignment": 0, "clip": 1})
+        self.before = table(
+            folder / "before", {"measured": 0, "held:out": 0, "alignment": 0, "clip": 0}
+        )
+        self.after = table(
+            folder / "after", {"measured": 0, "held:out": held_out, "alignment": 0, "clip": 1}
+        )
         self.comparison = compare(self.before, self.after)
         broken = 7  # after the comparison's time: its picture is lost, its scores are not
         (folder / "after" / self.after.rows[broken]["file_name"]).write_bytes(b"not a picture")
@@ -97,14 +111,18 @@ class Page:
         return self.driver.execute_script(code, *arguments)
 
     def text(self, selector: str) -> str:
-        found: str = self.js("return document.querySelector(arguments[0]).innerText.trim()", selector)
+        found: str = self.js(
+            "return document.querySelector(arguments[0]).innerText.trim()", selector
+        )
         return found
 
     def click(self, selector: str) -> None:
         self.js("document.querySelector(arguments[0]).click()", selector)
 
     def press(self, *keys: str) -> None:
-        """Real key presses, where the focus is, and what they set off: a dialog tells of its closing a task later."""
+        """Real key presses, where the focus is, and what they set off: a dialog tells of its
+        closing a task later.
+        """
         from selenium.webdriver import ActionChains
 
         ActionChains(self.driver).send_keys(*keys).perform()
@@ -128,8 +146,14 @@ class Page:
         return [entry["message"] for entry in self.driver.get_log("browser")]
 
     def requests(self) -> list[str]:
-        events = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
-        return [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
+        events = [
+            json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")
+        ]
+        return [
+            e["params"]["request"]["url"]
+            for e in events
+            if e["method"] == "Network.requestWillBeSent"
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +191,9 @@ def hacked(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 @pytest.fixture(autouse=True)
 def nothing_in_the_logs(request: pytest.FixtureRequest) -> Iterator[None]:
-    """After every test with a page: an empty console, so no violated policy either, and no request to a network."""
+    """After every test with a page: an empty console, so no violated policy either, and no request
+    to a network.
+    """
     yield
     if "page" in request.fixturenames and "makes_noise" not in request.node.name:
         page: Page = request.getfixturevalue("page")
@@ -175,12 +201,14 @@ def nothing_in_the_logs(request: pytest.FixtureRequest) -> Iterator[None]:
         assert [url for url in page.requests() if not url.startswith(OWN)] == []
 
 
-# --- the guard itself -------------------------------------------------------------------------------------------------
+# --- the guard itself -----------------------------------------------------------------------------
 
 
 def test_a_tampered_page_makes_noise_in_the_logs(page: Page, good: Made, tmp_path: Path) -> None:
     """A script and a picture that are not ours: the policy stops both, and the logs say so."""
-    foreign = "<script>document.title = 'pwned'</script><img src='https://example.invalid/x.png'></body>"
+    foreign = (
+        "<script>document.title = 'pwned'</script><img src='https://example.invalid/x.png'></body>"
+    )
     tampered = tmp_path / "tampered.html"
     tampered.write_text(good.path.read_text("utf-8").replace("</body>", foreign), "utf-8")
     page.open(tampered)
@@ -190,12 +218,14 @@ def test_a_tampered_page_makes_noise_in_the_logs(page: Page, good: Made, tmp_pat
     assert any(url == tampered.as_uri() for url in page.requests())
 
 
-# --- the verdict ------------------------------------------------------------------------------------------------------
+# --- the verdict ----------------------------------------------------------------------------------
 
 
 def test_the_verdict_strip_says_the_comparisons_numbers(page: Page, good: Made) -> None:
     page.open(good.path)
-    names = page.js("return [...document.querySelectorAll('#verdict .tile')].map(node => node.dataset.column)")
+    names = page.js(
+        "return [...document.querySelectorAll('#verdict .tile')].map(node => node.dataset.column)"
+    )
     assert names == ["clip", "held:out", "alignment", "measured"]
     for name in names:
         change = good.comparison.columns[name]
@@ -207,20 +237,28 @@ def test_the_verdict_strip_says_the_comparisons_numbers(page: Page, good: Made) 
         low, high = (float(part.replace("−", "-")) for part in page.text(f"{at} .ci").split(" to "))
         assert (low, high) == pytest.approx((change.ci_low, change.ci_high), abs=0.51 * 10**-digits)
         assert page.text(f"{at} .win") == f"{100 * change.win_rate:.0f} %"
-        assert page.text(f"{at} .n") == f"{change.n} pairs, {change.prompts} prompts" == "60 pairs, 30 prompts"
+        assert (
+            page.text(f"{at} .n")
+            == f"{change.n} pairs, {change.prompts} prompts"
+            == "60 pairs, 30 prompts"
+        )
 
 
 def test_a_rise_with_nothing_lost_is_good(page: Page, good: Made) -> None:
     page.open(good.path)
     assert page.text("#verdict h2") == "Improved"
-    assert page.text("#verdict-reason").startswith("The optimised clip and the held-out held:out rose")
+    assert page.text("#verdict-reason").startswith(
+        "The optimised clip and the held-out held:out rose"
+    )
     assert page.js("return document.getElementById('verdict').className") == "good"
 
 
 def test_reward_hacking_is_red_and_said_in_words(page: Page, hacked: Made) -> None:
     page.open(hacked.path)
     assert "Reward hacking suspected" in page.text("#verdict h2")
-    assert page.text("#verdict-reason") == "The optimised clip rose while the held-out held:out fell."
+    assert (
+        page.text("#verdict-reason") == "The optimised clip rose while the held-out held:out fell."
+    )
     assert "fell" in page.text(".tile[data-column='held:out'] .direction")
     colour = page.js("return getComputedStyle(document.querySelector('#verdict h2')).color")
     red, green, blue = map(int, re.findall(r"\d+", colour)[:3])
@@ -232,23 +270,36 @@ def test_the_words_for_the_other_verdicts(good: Made, hacked: Made) -> None:
         found = summary(comparison, optimised, held_out)
         return found.state, f"{found.verdict}: {found.reason}"
 
-    assert said(hacked.comparison, [], ["held:out"]) == ("neutral", "Worse: The held-out held:out fell.")
+    assert said(hacked.comparison, [], ["held:out"]) == (
+        "neutral",
+        "Worse: The held-out held:out fell.",
+    )
     assert said(good.comparison, ["clip"], []) == (
         "good", "Improved: The optimised clip rose; no held-out column checks it.",
     )  # fmt: skip
     same = compare(good.before, good.before)
-    assert said(same, ["clip"], ["alignment"]) == ("neutral", "No clear change: Every interval includes zero.")
+    assert said(same, ["clip"], ["alignment"]) == (
+        "neutral",
+        "No clear change: Every interval includes zero.",
+    )
     assert said(hacked.comparison, [], [])[1].startswith("No verdict: Clip rose; held:out fell.")
-    one = ScoresTable(good.after.rows[:1], {k: v[:1] for k, v in good.after.heads.items()}, [None], {}, {}, None)
-    assert said(compare(one, one), ["clip"], [])[1] == "No verdict: An interval needs pairs of more than one prompt."
+    one = ScoresTable(
+        good.after.rows[:1], {k: v[:1] for k, v in good.after.heads.items()}, [None], {}, {}, None
+    )
+    assert (
+        said(compare(one, one), ["clip"], [])[1]
+        == "No verdict: An interval needs pairs of more than one prompt."
+    )
     with pytest.raises(UserError, match="hps"):
         summary(good.comparison, ["hps"], [])
 
 
-# --- orders, filters, views -------------------------------------------------------------------------------------------
+# --- orders, filters, views -----------------------------------------------------------------------
 
 
-def test_the_first_order_is_random_the_same_each_time_and_says_n_of_n(page: Page, good: Made, tmp_path: Path) -> None:
+def test_the_first_order_is_random_the_same_each_time_and_says_n_of_n(
+    page: Page, good: Made, tmp_path: Path
+) -> None:
     page.open(good.path)
     assert page.text("#status") == "Showing 48 of 60 pairs, order: random"
     assert page.text(".pair .place") == "1 of 60"
@@ -274,10 +325,16 @@ def test_orders_sort_as_python_does(page: Page, good: Made) -> None:
         assert page.ids() == sorted(range(60), key=lambda j: change[j])
 
 
-def test_disagreement_is_the_optimised_rise_above_the_held_out_in_standard_deviations(page: Page, good: Made) -> None:
-    """(Δclip / std) - (Δheld:out / std + Δalignment / std) / 2, with the std of before over pictures."""
+def test_disagreement_is_the_optimised_rise_above_the_held_out_in_standard_deviations(
+    page: Page, good: Made
+) -> None:
+    """(Δclip / std) - (Δheld:out / std + Δalignment / std) / 2, with the std of before over
+    pictures.
+    """
     units = {name: good.comparison.columns[name].std for name in OPTIMISED + HELD_OUT}
-    clip, held, alignment = ([d / units[name] for d in good.change(name)] for name in OPTIMISED + HELD_OUT)
+    clip, held, alignment = (
+        [d / units[name] for d in good.change(name)] for name in OPTIMISED + HELD_OUT
+    )
     expected = [c - (h + a) / 2 for c, h, a in zip(clip, held, alignment, strict=True)]
     page.open(good.path, "#order=disagreement")
     assert page.ids() == sorted(range(60), key=lambda j: -expected[j])
@@ -299,7 +356,11 @@ def test_a_bar_shows_exactly_the_pairs_whose_value_lies_in_it(page: Page, good: 
     for filter, low, high, text, ids, pressed in bars:
         side, _, column = filter.split(":", 2)
         values = {"before": good.before, "after": good.after}[side].heads[column]
-        inside = [j for j, value in enumerate(values) if value is not None and float(low) <= value < float(high)]
+        inside = [
+            j
+            for j, value in enumerate(values)
+            if value is not None and float(low) <= value < float(high)
+        ]
         covered.setdefault((side, column), []).extend(inside)
         assert sorted(ids) == inside and len(ids) < 48  # all of them on the first page
         assert text.endswith(f", {len(inside)} of 60 pairs")
@@ -320,7 +381,9 @@ def test_views_show_one_two_or_alternate(page: Page, good: Made) -> None:
 
     page.open(good.path)
     assert box("before")["left"] == box("after")["left"] and "50%" in box("after")["clip"]
-    page.js("const s = document.getElementById('split'); s.value = 20; s.dispatchEvent(new Event('input'))")
+    page.js(
+        "const s = document.getElementById('split'); s.value = 20; s.dispatchEvent(new Event('input'))"
+    )
     assert "20%" in box("after")["clip"]
     page.click("button[data-view=side]")
     assert box("before")["left"] < box("after")["left"] and box("after")["clip"] == "none"
@@ -334,9 +397,13 @@ def test_views_show_one_two_or_alternate(page: Page, good: Made) -> None:
 
 
 def test_nothing_blinks_by_itself_where_less_motion_is_preferred(page: Page, good: Made) -> None:
-    """Both clocks are the page's own: setInterval is replaced before it loads, and its function called by hand."""
+    """Both clocks are the page's own: setInterval is replaced before it loads, and its function
+    called by hand.
+    """
     spy = "window.ticks = []; window.setInterval = (tick) => window.ticks.push(tick);"
-    script = page.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": spy})["identifier"]
+    script = page.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": spy})[
+        "identifier"
+    ]
     moved = {}
     for value in ("reduce", "no-preference"):
         features = [{"name": "prefers-reduced-motion", "value": value}]
@@ -351,7 +418,7 @@ def test_nothing_blinks_by_itself_where_less_motion_is_preferred(page: Page, goo
     assert moved == {"reduce": False, "no-preference": True}
 
 
-# --- the card, the hash, the keyboard ---------------------------------------------------------------------------------
+# --- the card, the hash, the keyboard -------------------------------------------------------------
 
 
 def test_the_card_tells_all_of_a_picture(page: Page, good: Made) -> None:
@@ -363,7 +430,9 @@ def test_the_card_tells_all_of_a_picture(page: Page, good: Made) -> None:
     assert page.text("#card-title") == row["prompt"] == "thing 5"
     assert "seed\n1" in card and "style\n<b>1</b>" in card and "00011.png" in card
     assert page.text("#command") == f"align-gen sample --prompt {row['prompt']!r} --seed 1"
-    cells = page.js("return [...document.querySelectorAll('#card tbody td')].map(node => node.textContent)")
+    cells = page.js(
+        "return [...document.querySelectorAll('#card tbody td')].map(node => node.textContent)"
+    )
     for k, name in enumerate(["clip", "held:out", "alignment", "measured"]):
         before, after = good.before.heads[name][11], good.after.heads[name][11]
         assert before is not None and after is not None
@@ -374,12 +443,17 @@ def test_the_card_tells_all_of_a_picture(page: Page, good: Made) -> None:
         const changed = new Promise((done) => new MutationObserver(done).observe(button, { childList: true }));
         button.click();
         return changed.then(() => button.textContent);""")
-    assert copied in ("Copied", "Selected")  # Selected: where the browser refuses, the text is ready to be copied
+    assert copied in (
+        "Copied",
+        "Selected",
+    )  # Selected: where the browser refuses, the text is ready to be copied
 
 
 def test_the_hash_restores_the_state_on_load_and_when_it_changes(page: Page, good: Made) -> None:
     page.open(good.path)
-    filter = page.js("return [...document.querySelectorAll('[data-filter$=\"held:out\"]')].pop().dataset.filter")
+    filter = page.js(
+        "return [...document.querySelectorAll('[data-filter$=\"held:out\"]')].pop().dataset.filter"
+    )
     hash = f"#order=loss&column={quote('held:out')}&view=side&filter={quote(filter)}&card=4"
 
     def shown() -> list[Any]:
@@ -393,7 +467,8 @@ def test_the_hash_restores_the_state_on_load_and_when_it_changes(page: Page, goo
     start = ["random", "clip", "slider", None, False]
     assert shown() == start
     page.js(
-        "location.hash = arguments[0]; return new Promise((done) => addEventListener('hashchange', () => done()))", hash
+        "location.hash = arguments[0]; return new Promise((done) => addEventListener('hashchange', () => done()))",
+        hash,
     )
     assert shown() == ["loss", "held:out", "side", filter, True]
     page.open(good.path, hash)
@@ -405,7 +480,9 @@ def test_the_hash_restores_the_state_on_load_and_when_it_changes(page: Page, goo
 def test_what_is_clicked_is_in_the_hash(page: Page, good: Made) -> None:
     page.open(good.path)
     page.click("button[data-view=blink]")
-    page.js("const s = document.getElementById('order'); s.value = 'gain'; s.dispatchEvent(new Event('change'))")
+    page.js(
+        "const s = document.getElementById('order'); s.value = 'gain'; s.dispatchEvent(new Event('change'))"
+    )
     assert page.hash() == "#order=gain&view=blink"
     page.click(".pair")
     best = max(range(60), key=good.change("clip").__getitem__)
@@ -422,7 +499,9 @@ def test_the_keyboard_does_it_all(page: Page, good: Made) -> None:
         return int(page.js("return Number(document.activeElement.dataset.id)"))
 
     page.open(good.path)
-    ids = page.js("return [...document.querySelectorAll('#grid .pair')].map(node => Number(node.dataset.id))")
+    ids = page.js(
+        "return [...document.querySelectorAll('#grid .pair')].map(node => Number(node.dataset.id))"
+    )
     page.press(Keys.ARROW_RIGHT)
     assert at() == ids[0]
     page.press(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT, Keys.ARROW_LEFT)
@@ -436,7 +515,9 @@ def test_the_keyboard_does_it_all(page: Page, good: Made) -> None:
     page.press(Keys.ARROW_UP)
     assert at() == ids[1]
     page.press(Keys.ENTER)
-    assert page.js("return document.getElementById('card').open") and page.hash() == f"#card={ids[1]}"
+    assert (
+        page.js("return document.getElementById('card').open") and page.hash() == f"#card={ids[1]}"
+    )
     page.press(Keys.ARROW_RIGHT)
     assert page.hash() == f"#card={ids[2]}"
     page.press(Keys.ESCAPE)
@@ -451,17 +532,23 @@ def test_the_keyboard_does_it_all(page: Page, good: Made) -> None:
         seen.append(page.js("return document.getElementById('order').value"))
     assert seen == ["gain", "loss", "disagreement", "random"]
     page.press("?")
-    assert page.js("return document.getElementById('keys').open") and "next order" in page.text("#keys")
+    assert page.js("return document.getElementById('keys').open") and "next order" in page.text(
+        "#keys"
+    )
     page.press(Keys.ESCAPE)
-    page.js("document.querySelector('button.bar').focus()")  # arrows move among bars there, Enter filters
+    page.js(
+        "document.querySelector('button.bar').focus()"
+    )  # arrows move among bars there, Enter filters
     page.press(Keys.ARROW_RIGHT, Keys.ENTER)
-    pressed = page.js("return [...document.querySelectorAll('button.bar')].findIndex(b => b.ariaPressed === 'true')")
+    pressed = page.js(
+        "return [...document.querySelectorAll('button.bar')].findIndex(b => b.ariaPressed === 'true')"
+    )
     assert pressed == 1
     page.press("c")
     assert page.js("return document.getElementById('filter').hidden")
 
 
-# --- what must not happen ---------------------------------------------------------------------------------------------
+# --- what must not happen -------------------------------------------------------------------------
 
 
 def test_a_hostile_prompt_is_shown_as_text_and_does_nothing(page: Page, good: Made) -> None:
@@ -471,7 +558,9 @@ def test_a_hostile_prompt_is_shown_as_text_and_does_nothing(page: Page, good: Ma
     text = page.js("return document.getElementById('card-title').textContent")
     assert text == HOSTILE == good.after.rows[6]["prompt"]
     for selector, attribute in (("#card img", "alt"), (".pair[data-id='6']", "aria-label")):
-        assert HOSTILE in page.js(f"return document.querySelector(\"{selector}\").getAttribute('{attribute}')")
+        assert HOSTILE in page.js(
+            f"return document.querySelector(\"{selector}\").getAttribute('{attribute}')"
+        )
     assert HOSTILE in page.js("return document.querySelector('footer').textContent")
     assert HOSTILE in page.js("return document.querySelector('h1').textContent")
     found = page.js("""
@@ -501,18 +590,22 @@ def test_the_policy_is_strict_and_names_the_blocks_by_hash(good: Made) -> None:
     assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", page)
 
 
-# --- pictures, one gallery, curves, layout, the file ------------------------------------------------------------------
+# --- pictures, one gallery, curves, layout, the file ----------------------------------------------
 
 
 def test_an_unreadable_picture_is_a_placeholder_with_the_reason(page: Page, good: Made) -> None:
     page.open(good.path, f"#card={good.broken}")
     assert "not a PNG, JPEG or WebP picture" in page.text("#card .picture.after")
-    assert page.js("return document.querySelector('#card .picture.before img').naturalWidth") == 8  # native size
+    assert (
+        page.js("return document.querySelector('#card .picture.before img').naturalWidth") == 8
+    )  # native size
     page.ids()
     assert page.js("return document.querySelectorAll('#grid .missing').length") == 1
 
 
-def test_large_pictures_are_reduced_small_ones_kept_to_the_pixel(page: Page, tmp_path: Path) -> None:
+def test_large_pictures_are_reduced_small_ones_kept_to_the_pixel(
+    page: Page, tmp_path: Path
+) -> None:
     Image.new("RGB", (300, 150), "red").save(tmp_path / "a.png")
     Image.new("RGB", (128, 40), "blue").save(tmp_path / "b.png")
     one = ScoresTable(
@@ -520,7 +613,13 @@ def test_large_pictures_are_reduced_small_ones_kept_to_the_pixel(page: Page, tmp
         str(tmp_path),
     )  # fmt: skip
     made = build_report(
-        before=None, after=one, out=tmp_path / "r.html", title="t", comparison=None, optimised=[], held_out=[]
+        before=None,
+        after=one,
+        out=tmp_path / "r.html",
+        title="t",
+        comparison=None,
+        optimised=[],
+        held_out=[],
     )
     page.open(made)
     sizes = page.js(
@@ -532,31 +631,53 @@ def test_large_pictures_are_reduced_small_ones_kept_to_the_pixel(page: Page, tmp
 
 
 def test_videos_move(page: Page, tmp_path: Path) -> None:
-    """Three frames of growing grey, shown as a picture that a browser plays: WebP of three frames."""
+    """Three frames of growing grey, shown as a picture that a browser plays: WebP of three
+    frames.
+    """
     video = (torch.arange(3.0) / 4).view(1, 3, 1, 1, 1).expand(-1, -1, 3, 16, 32)
     gallery = write_gallery(tmp_path / "g", video, [{"prompt": "a"}])
     scores = ScoresTable(gallery.rows, {"score": [1.0]}, [None], {}, {}, str(tmp_path / "g"))
     made = build_report(
-        before=None, after=scores, out=tmp_path / "r.html", title="t", comparison=None, optimised=[], held_out=[]
+        before=None,
+        after=scores,
+        out=tmp_path / "r.html",
+        title="t",
+        comparison=None,
+        optimised=[],
+        held_out=[],
     )
     page.open(made)
     size = (
-        "const p = document.querySelector('.pair img'); return p.decode().then(() => [p.naturalWidth, p.naturalHeight])"
+        "const p = document.querySelector('.pair img'); "
+        "return p.decode().then(() => [p.naturalWidth, p.naturalHeight])"
     )
     assert page.js(size) == [32, 16]
     source = page.js("return document.querySelector('.pair img').src")
-    moving = Image.open(io.BytesIO(base64.b64decode(source.removeprefix("data:image/webp;base64,"))))
+    moving = Image.open(
+        io.BytesIO(base64.b64decode(source.removeprefix("data:image/webp;base64,")))
+    )
     assert getattr(moving, "n_frames", 1) == 3
 
 
-def test_one_gallery_has_cards_and_bars_and_no_pairs(page: Page, good: Made, tmp_path: Path) -> None:
+def test_one_gallery_has_cards_and_bars_and_no_pairs(
+    page: Page, good: Made, tmp_path: Path
+) -> None:
     made = build_report(
-        before=None, after=good.after, out=tmp_path / "r.html", title="t", comparison=None, optimised=[], held_out=[]
+        before=None,
+        after=good.after,
+        out=tmp_path / "r.html",
+        title="t",
+        comparison=None,
+        optimised=[],
+        held_out=[],
     )
     page.open(made, "#order=high&column=clip")
     clip = [value or 0.0 for value in good.after.heads["clip"]]
     assert page.ids() == sorted(range(60), key=lambda j: -clip[j])
-    assert page.js("return document.querySelector('#verdict, .segments, .picture.before, #run')") is None
+    assert (
+        page.js("return document.querySelector('#verdict, .segments, .picture.before, #run')")
+        is None
+    )
     page.click("button.bar")
     assert "pictures" in page.text("#filter-text") and 0 < len(page.ids()) < 60
     page.click(".pair")
@@ -565,16 +686,26 @@ def test_one_gallery_has_cards_and_bars_and_no_pairs(page: Page, good: Made, tmp
     assert page.js("return document.documentElement.dataset.show") == "single"
 
 
-def test_the_least_sure_pictures_come_first_where_that_is_known(page: Page, good: Made, tmp_path: Path) -> None:
-    """Uncertainties fall and rise along the rows; the one that is not known is last. Without any, no such order."""
+def test_the_least_sure_pictures_come_first_where_that_is_known(
+    page: Page, good: Made, tmp_path: Path
+) -> None:
+    """Uncertainties fall and rise along the rows; the one that is not known is last. Without any,
+    no such order.
+    """
     unsure: list[float | None] = [abs(30.5 - row) for row in range(60)]
     unsure[0] = None
     table = replace(good.after, own={"uncertainty": unsure})
-    options: dict[str, Any] = {"before": None, "title": "t", "comparison": None, "optimised": [], "held_out": []}
+    options: dict[str, Any] = {
+        "before": None,
+        "title": "t",
+        "comparison": None,
+        "optimised": [],
+        "held_out": [],
+    }
     page.open(build_report(after=table, out=tmp_path / "r.html", **options), "#order=unsure")
-    known = [row for row in range(60) if unsure[row] is not None]
+    known = [value for value in unsure if value is not None]
     found = page.ids()
-    assert [unsure[row] for row in found] == [*sorted((unsure[row] for row in known), reverse=True), None]  # type: ignore[type-var]
+    assert [unsure[row] for row in found] == [*sorted(known, reverse=True), None]
     page.click(".pair")
     assert "uncertainty" in page.text("#card") and "± 29.5" in page.text("#card")
     page.open(build_report(after=good.after, out=tmp_path / "q.html", **options))
@@ -582,7 +713,9 @@ def test_the_least_sure_pictures_come_first_where_that_is_known(page: Page, good
 
 
 def test_a_reward_of_negative_weight_rises_by_falling(good: Made) -> None:
-    """clip rose by 1: as what was to be lowered, −clip fell by it, and the verdict is what it was for a fall."""
+    """clip rose by 1: as what was to be lowered, −clip fell by it, and the verdict is what it was
+    for a fall.
+    """
     turned = towards(good.comparison, ["clip"])
     was, now = good.comparison.columns["clip"], turned.columns["−clip"]
     assert (now.delta, now.ci_low, now.ci_high) == (-was.delta, -was.ci_high, -was.ci_low)
@@ -593,17 +726,34 @@ def test_a_reward_of_negative_weight_rises_by_falling(good: Made) -> None:
     assert again.verdict == summary(good.comparison, ["clip"], HELD_OUT).verdict
 
 
-def test_a_gallery_that_is_gone_or_empty_of_scores_is_shown_without_pictures(page: Page, tmp_path: Path) -> None:
-    lost = ScoresTable([{"file_name": "a.png"}], {"score": [None]}, ["no such file"], {}, {}, str(tmp_path / "gone"))
+def test_a_gallery_that_is_gone_or_empty_of_scores_is_shown_without_pictures(
+    page: Page, tmp_path: Path
+) -> None:
+    lost = ScoresTable(
+        [{"file_name": "a.png"}],
+        {"score": [None]},
+        ["no such file"],
+        {},
+        {},
+        str(tmp_path / "gone"),
+    )
     made = build_report(
-        before=lost, after=lost, out=tmp_path / "r.html", title="t", comparison=None, optimised=["score"], held_out=[]
+        before=lost,
+        after=lost,
+        out=tmp_path / "r.html",
+        title="t",
+        comparison=None,
+        optimised=["score"],
+        held_out=[],
     )
     page.open(made)
     assert "no such folder" in page.text("#grid .missing")
     assert page.js("return document.querySelectorAll('button.bar').length") == 0
 
 
-def test_more_pairs_than_the_limit_are_a_random_choice_that_is_said(page: Page, good: Made, tmp_path: Path) -> None:
+def test_more_pairs_than_the_limit_are_a_random_choice_that_is_said(
+    page: Page, good: Made, tmp_path: Path
+) -> None:
     made = build_report(
         before=good.before, after=good.after, out=tmp_path / "r.html", title="t", comparison=good.comparison,
         optimised=OPTIMISED, held_out=HELD_OUT, limit=10,
@@ -613,15 +763,22 @@ def test_more_pairs_than_the_limit_are_a_random_choice_that_is_said(page: Page, 
     assert page.text(".tile .n") == "60 pairs, 30 prompts"
 
 
-def test_curves_start_and_end_with_the_galleries_and_skip_what_is_no_number(page: Page, good: Made) -> None:
+def test_curves_start_and_end_with_the_galleries_and_skip_what_is_no_number(
+    page: Page, good: Made
+) -> None:
     page.open(good.path)
     label = "return document.querySelector(`[data-name='${arguments[0]}'] svg`).getAttribute('aria-label')"
-    assert page.js(label, "reward/clip") == "reward/clip: 0.25 at step 1, 1 at step 4, between 0.25 and 1"
+    assert (
+        page.js(label, "reward/clip")
+        == "reward/clip: 0.25 at step 1, 1 at step 4, between 0.25 and 1"
+    )
     ends = [good.comparison.columns["clip"].before, good.comparison.columns["clip"].after]
     shown = re.findall(r"([−\d.e]+) at step (\d)", page.js(label, "eval/clip/mean"))
     assert [float(value.replace("−", "-")) for value, _ in shown] == pytest.approx(ends, rel=0.01)
     assert [step for _, step in shown] == ["0", "4"]
-    points = page.js("return document.querySelector('[data-name=loss] polyline').getAttribute('points')")
+    points = page.js(
+        "return document.querySelector('[data-name=loss] polyline').getAttribute('points')"
+    )
     assert len(points.split()) == 3  # of four steps, one is NaN
 
 
@@ -635,7 +792,9 @@ def test_nothing_is_wider_than_the_window(page: Page, good: Made, width: int) ->
             page.js("document.querySelectorAll('details').forEach(node => { node.open = true; })")
             wide, inside = page.js("return [document.documentElement.scrollWidth, innerWidth]")
             assert wide <= inside == width
-            over = page.js("const c = document.getElementById('card'); return c.scrollWidth - c.clientWidth")
+            over = page.js(
+                "const c = document.getElementById('card'); return c.scrollWidth - c.clientWidth"
+            )
             assert over <= 0
     finally:
         page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
@@ -646,15 +805,32 @@ def test_the_file_appears_whole_or_not_at_all(good: Made, tmp_path: Path) -> Non
     (tmp_path / "taken").mkdir()
     with pytest.raises(UserError, match="taken"):
         build_report(
-            before=None, after=good.after, out=tmp_path / "taken", title="t", comparison=None, optimised=[], held_out=[]
+            before=None,
+            after=good.after,
+            out=tmp_path / "taken",
+            title="t",
+            comparison=None,
+            optimised=[],
+            held_out=[],
         )
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 
 
 def test_numbers_and_facts_as_they_are_printed() -> None:
-    """A hundredth of a spread of 0.02 is 0.0002: four decimals. Zero has no sign, also when rounding made it."""
-    assert digits_of([0.60, 0.62, 0.64]) == 4 and digits_of([1000.0, 1400.0]) == 0 and digits_of([]) == 2
-    assert [number(v, 2, signed=True) for v in (-0.126, 0.004, -0.004, math.nan)] == ["−0.13", "0.00", "0.00", "–"]
+    """A hundredth of a spread of 0.02 is 0.0002: four decimals. Zero has no sign, also when
+    rounding made it.
+    """
+    assert (
+        digits_of([0.60, 0.62, 0.64]) == 4
+        and digits_of([1000.0, 1400.0]) == 0
+        and digits_of([]) == 2
+    )
+    assert [number(v, 2, signed=True) for v in (-0.126, 0.004, -0.004, math.nan)] == [
+        "−0.13",
+        "0.00",
+        "0.00",
+        "–",
+    ]
     provenance = {"a": {"b": {"c": [1]}, "d": "x"}, "t": "1\n2", "e": {}}
     found = {fact.name: (fact.kind, fact.content) for fact in facts(provenance)}
     assert found == {"a": ("rows", [("b.c", "[1]"), ("d", "x")]), "t": ("long", "1\n2")}

@@ -1,4 +1,6 @@
-"""Reward training on tiny random CLIPs and pictures with a rule to find; what it measures, by hand."""
+"""Reward training on tiny random CLIPs and pictures with a rule to find; what it measures, by
+hand.
+"""
 
 import itertools
 import json
@@ -42,12 +44,23 @@ def write_clip(folder: Path, kind: str) -> Path:
     tokenizer.save_pretrained(folder)
     vision: dict[str, Any] = {"image_size": SIZE, "width": 16, "head_width": 8}
     vision |= {"layers": [1, 1, 1, 1]} if kind == "resnet" else {"layers": 2, "patch_size": 8}
-    text: dict[str, Any] = {"context_length": 24, "vocab_size": len(tokenizer), "width": 16, "heads": 2, "layers": 1}
-    text |= {"hf_tokenizer_name": "tokenizer", "tokenizer_kwargs": {"clean_up_tokenization_spaces": False}}
+    text: dict[str, Any] = {
+        "context_length": 24,
+        "vocab_size": len(tokenizer),
+        "width": 16,
+        "heads": 2,
+        "layers": 1,
+    }
+    text |= {
+        "hf_tokenizer_name": "tokenizer",
+        "tokenizer_kwargs": {"clean_up_tokenization_spaces": False},
+    }
     config = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}
     preprocess = {"mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28], "interpolation": "bicubic"}
     preprocess |= {"resize_mode": "squash"}
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}))
+    (folder / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": config, "preprocess_cfg": preprocess})
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = open_clip.CLIP(**config)
@@ -55,7 +68,10 @@ def write_clip(folder: Path, kind: str) -> Path:
             weight.data += 0.05 * torch.randn_like(weight)
     from safetensors.torch import save_file
 
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "open_clip_model.safetensors")
+    save_file(
+        {k: v.contiguous() for k, v in model.state_dict().items()},
+        folder / "open_clip_model.safetensors",
+    )
     return folder
 
 
@@ -70,9 +86,14 @@ def resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pictures(count: int, seed: int) -> Tensor:
-    """Coarse patches of random colours, as bright as a random number says; (count, 3, 32, 32) in [0, 1]."""
+    """Coarse patches of random colours, as bright as a random number says; (count, 3, 32, 32) in
+    [0, 1].
+    """
     g = torch.Generator().manual_seed(seed)
-    patches = torch.rand(count, 3, 4, 4, generator=g) * 0.5 + torch.rand(count, 1, 1, 1, generator=g) * 0.5
+    patches = (
+        torch.rand(count, 3, 4, 4, generator=g) * 0.5
+        + torch.rand(count, 1, 1, 1, generator=g) * 0.5
+    )
     return F.interpolate(patches, (SIZE, SIZE), mode="nearest")
 
 
@@ -82,7 +103,9 @@ def bright_pairs(count: int = 96, seed: int = 0, darker: bool = False) -> list[d
     rows = []
     for n, (a, b) in enumerate(zip(first, second, strict=True)):
         swap = (a.mean() < b.mean()).item() != darker
-        rows.append({"prompt": f"thing {n // 8}", "chosen": b if swap else a, "rejected": a if swap else b})
+        rows.append(
+            {"prompt": f"thing {n // 8}", "chosen": b if swap else a, "rejected": a if swap else b}
+        )
     return rows
 
 
@@ -98,16 +121,20 @@ def order(scores: Tensor, brightness: Tensor) -> float:
     return ((scores[i] > scores[j]) == (brightness[i] > brightness[j])).double().mean().item()
 
 
-# --- learning --------------------------------------------------------------------------------------------------------
+# --- learning -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["vit", "resnet"])
 def test_a_tuned_clip_learns_the_rule_and_loads_as_any_other(
     kind: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """Held-out prompts rise far over chance; ``clip`` alone reads what was written, and orders new pictures so."""
+    """Held-out prompts rise far over chance; ``clip`` alone reads what was written, and orders new
+    pictures so.
+    """
     base = request.getfixturevalue(kind)
-    found = train_reward(bright_pairs(), str(base), tmp_path / "hps", epochs=6, lr=3e-3, held_out=0.25)
+    found = train_reward(
+        bright_pairs(), str(base), tmp_path / "hps", epochs=6, lr=3e-3, held_out=0.25
+    )
     assert found["trained"]["overall"]["accuracy"] > 0.85
     assert found["held-out prompts"] == 3 and found["pairs"] == 72 and found["held-out pairs"] == 24
     media, brightness = fresh()
@@ -118,7 +145,15 @@ def test_a_tuned_clip_learns_the_rule_and_loads_as_any_other(
 
 @pytest.mark.parametrize("hidden", [0, 8])
 def test_a_head_on_frozen_features_learns_the_rule(vit: Path, tmp_path: Path, hidden: int) -> None:
-    found = train_reward(bright_pairs(), str(vit), tmp_path / "head", mode="frozen", epochs=20, lr=1e-2, hidden=hidden)
+    found = train_reward(
+        bright_pairs(),
+        str(vit),
+        tmp_path / "head",
+        mode="frozen",
+        epochs=20,
+        lr=1e-2,
+        hidden=hidden,
+    )
     assert found["trained"]["overall"]["accuracy"] > 0.85
     media, brightness = fresh()
     scores = TrainedHead(str(tmp_path / "head"))(media, ["thing 3"] * len(media))
@@ -141,7 +176,9 @@ def test_swapped_labels_mirror_the_order(vit: Path, tmp_path: Path, mode: Any) -
 def test_a_label_says_which_one_is_better(vit: Path, tmp_path: Path) -> None:
     """Every row swapped and labelled -1 teaches what the rows did: the same weights to rounding."""
     rows = bright_pairs(48)
-    swapped = [{**row, "chosen": row["rejected"], "rejected": row["chosen"], "label": -1} for row in rows]
+    swapped = [
+        {**row, "chosen": row["rejected"], "rejected": row["chosen"], "label": -1} for row in rows
+    ]
     media, _ = fresh()
     scores = []
     for name, told in (("a", rows), ("b", swapped)):
@@ -173,15 +210,21 @@ def test_training_leaves_the_loaded_base_alone(vit: Path, tmp_path: Path) -> Non
 def test_pairs_come_from_a_file_too(vit: Path, tmp_path: Path) -> None:
     """Gallery, pairs in Parquet, training: as the same rows in memory, on a picture's 8 bits."""
     rows = bright_pairs(16)
-    media = (torch.stack([row[side] for row in rows for side in ("chosen", "rejected")]) * 255).round() / 255
-    gallery = write_gallery(tmp_path / "g", media, [{"prompt": row["prompt"]} for row in rows for _ in range(2)])
+    media = (
+        torch.stack([row[side] for row in rows for side in ("chosen", "rejected")]) * 255
+    ).round() / 255
+    gallery = write_gallery(
+        tmp_path / "g", media, [{"prompt": row["prompt"]} for row in rows for _ in range(2)]
+    )
     names = [row["file_name"] for row in gallery.rows]
     kept = [
-        {"prompt": row["prompt"], "chosen": names[2 * n], "rejected": names[2 * n + 1]} for n, row in enumerate(rows)
+        {"prompt": row["prompt"], "chosen": names[2 * n], "rejected": names[2 * n + 1]}
+        for n, row in enumerate(rows)
     ]
     write_pairs(tmp_path / "p.parquet", kept, gallery.folder)
     here = [
-        {"prompt": row["prompt"], "chosen": media[2 * n], "rejected": media[2 * n + 1]} for n, row in enumerate(rows)
+        {"prompt": row["prompt"], "chosen": media[2 * n], "rejected": media[2 * n + 1]}
+        for n, row in enumerate(rows)
     ]
     found = train_reward(tmp_path / "p.parquet", str(vit), tmp_path / "a", epochs=1)
     expected = train_reward(here, str(vit), tmp_path / "b", epochs=1)
@@ -190,32 +233,54 @@ def test_pairs_come_from_a_file_too(vit: Path, tmp_path: Path) -> None:
 
 def test_every_step_is_told(vit: Path, tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
-    train_reward(bright_pairs(40), str(vit), tmp_path / "out", mode="frozen", epochs=2, batch_size=16,
-                 progress=lambda phase, done, total, numbers: told.append((phase, done, total)))  # fmt: skip
-    assert [each for each in told if each[0] == "features"] == [("features", n, 40) for n in (16, 32, 40)]
+    train_reward(
+        bright_pairs(40),
+        str(vit),
+        tmp_path / "out",
+        mode="frozen",
+        epochs=2,
+        batch_size=16,
+        progress=lambda phase, done, total, numbers: told.append((phase, done, total)),
+    )
+    assert [each for each in told if each[0] == "features"] == [
+        ("features", n, 40) for n in (16, 32, 40)
+    ]
     assert [each for each in told if each[0] == "train"] == [("train", n, 4) for n in (1, 2, 3, 4)]
 
 
-# --- several dimensions, ties, votes, margins ------------------------------------------------------------------------
+# --- several dimensions, ties, votes, margins -----------------------------------------------------
 
 
 def two_rules() -> list[dict[str, Any]]:
-    """Dimension "light": the brighter; dimension "red": the redder, where nobody knows of every third pair."""
+    """Dimension "light": the brighter; dimension "red": the redder, where nobody knows of every
+    third pair.
+    """
     rows = []
     for n, row in enumerate(bright_pairs(120)):
         red = [(row[side][0] - row[side][2]).mean().item() for side in ("chosen", "rejected")]
-        rows.append({**row, "label/light": 1, "label/red": NAN if n % 3 == 0 else 1 if red[0] > red[1] else -1})
+        rows.append(
+            {
+                **row,
+                "label/light": 1,
+                "label/red": NAN if n % 3 == 0 else 1 if red[0] > red[1] else -1,
+            }
+        )
     return rows
 
 
 @pytest.mark.parametrize("loss", ["bt", "btt"])
 def test_dimensions_learn_apart(vit: Path, tmp_path: Path, loss: Any) -> None:
-    """Each follows its own rule and not the other's; the sum and one of them are what the parts say."""
+    """Each follows its own rule and not the other's; the sum and one of them are what the parts
+    say.
+    """
     train_reward(two_rules(), str(vit), tmp_path / "head", mode="frozen", dimensions=("light", "red"), loss=loss,
                  epochs=25, lr=1e-2)  # fmt: skip
     media, brightness = fresh()
     told = ["thing 2"] * len(media)
-    light, red = (TrainedHead(str(tmp_path / "head"), dimension=name)(media, told) for name in ("light", "red"))
+    light, red = (
+        TrainedHead(str(tmp_path / "head"), dimension=name)(media, told)
+        for name in ("light", "red")
+    )
     redness = (media[:, 0] - media[:, 2]).mean((1, 2))
     assert order(light, brightness) > 0.85 and order(red, redness) > 0.7
     assert abs(order(red, brightness) - 0.5) < 0.2
@@ -225,17 +290,38 @@ def test_dimensions_learn_apart(vit: Path, tmp_path: Path, loss: Any) -> None:
 def test_pairs_that_nobody_could_judge_teach_nothing(vit: Path, tmp_path: Path) -> None:
     """All labels unknown but those of one dimension: the other's tower stays as it began."""
     rows = [{**row, "label/a": 1, "label/b": None} for row in bright_pairs(32)]
-    train_reward(rows, str(vit), tmp_path / "x", mode="frozen", dimensions=("a", "b"), epochs=1, weight_decay=0.0)
-    train_reward(rows, str(vit), tmp_path / "y", mode="frozen", dimensions=("a", "b"), epochs=4, weight_decay=0.0)
+    train_reward(
+        rows,
+        str(vit),
+        tmp_path / "x",
+        mode="frozen",
+        dimensions=("a", "b"),
+        epochs=1,
+        weight_decay=0.0,
+    )
+    train_reward(
+        rows,
+        str(vit),
+        tmp_path / "y",
+        mode="frozen",
+        dimensions=("a", "b"),
+        epochs=4,
+        weight_decay=0.0,
+    )
     x, y = (TrainedHead(str(tmp_path / name)).scorer.state_dict() for name in "xy")
     for name in x:
         assert torch.equal(x[name], y[name]) == name.startswith("towers.1") or "bias" in name
     measured = json.loads((tmp_path / "x" / "measured.json").read_text())
-    assert measured["trained"]["b"]["accuracy"] is None and measured["trained"]["b"]["decided pairs"] == 0
+    assert (
+        measured["trained"]["b"]["accuracy"] is None
+        and measured["trained"]["b"]["decided pairs"] == 0
+    )
 
 
 def test_ties_pull_scores_together(vit: Path, tmp_path: Path) -> None:
-    """The same pairs, first with a better one, then all ties: with btt, differences shrink to a fraction."""
+    """The same pairs, first with a better one, then all ties: with btt, differences shrink to a
+    fraction.
+    """
     spread = []
     for name, label in (("better", 1), ("ties", 0)):
         rows = [{**row, "label": label} for row in bright_pairs(64)]
@@ -259,20 +345,30 @@ def test_votes_and_margins_set_how_far_scores_part(vit: Path, tmp_path: Path) ->
         train_reward(rows, str(vit), tmp_path / name, mode="frozen", epochs=30, lr=1e-2, **more)
         head = TrainedHead(str(tmp_path / name))
         both = [
-            head.scorer(head.features(torch.stack([row[side] for row in rows]), [row["prompt"] for row in rows]))
+            head.scorer(
+                head.features(
+                    torch.stack([row[side] for row in rows]), [row["prompt"] for row in rows]
+                )
+            )
             for side in ("chosen", "rejected")
         ]
         leads[name] = (both[0] - both[1]).mean().item()
     assert leads["votes"] < 0.5 * leads["plain"] and leads["lead"] > 1.2 * leads["plain"]
-    assert leads["votes"] == pytest.approx(math.log(0.6 / 0.4), abs=0.3)  # the log-odds of three votes in five
+    assert leads["votes"] == pytest.approx(
+        math.log(0.6 / 0.4), abs=0.3
+    )  # the log-odds of three votes in five
 
 
-# --- low-rank changes ------------------------------------------------------------------------------------------------
+# --- low-rank changes -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["vit", "resnet"])
-def test_low_rank_changes_are_nothing_at_first_and_merge_exactly(kind: str, request: pytest.FixtureRequest) -> None:
-    """Bit by bit the base at the start; every change reaches the output; merged, the same numbers and names."""
+def test_low_rank_changes_are_nothing_at_first_and_merge_exactly(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    """Bit by bit the base at the start; every change reaches the output; merged, the same numbers
+    and names.
+    """
     folder = request.getfixturevalue(kind)
     model = open_clip.create_model(f"local-dir:{folder}").eval().requires_grad_(False)
     names = list(model.state_dict())
@@ -302,40 +398,50 @@ def test_low_rank_changes_are_nothing_at_first_and_merge_exactly(kind: str, requ
 
 
 def test_half_precision_is_measured_as_written(vit: Path, tmp_path: Path) -> None:
-    """The calibration error of what ``clip`` reads from float16 is the one reported, of the two prompts held out.
+    """The calibration error of what ``clip`` reads from float16 is the one reported, of the two
+    prompts held out.
 
-    Deltas are logits: cosines times the model's scale, 1 / .07 as CLIP starts. The unrounded weights would be off.
+    Deltas are logits: cosines times the model's scale, 1 / .07 as CLIP starts. The unrounded
+    weights would be off.
     """
     rows = bright_pairs(64)
     found = train_reward(rows, str(vit), tmp_path / "half", epochs=3, dtype="float16")
     size = (tmp_path / "half" / "open_clip_model.safetensors").stat().st_size
     assert size < 0.6 * (vit / "open_clip_model.safetensors").stat().st_size
     head, told = ClipHead(str(tmp_path / "half")), [row["prompt"] for row in rows]
-    chosen, rejected = (head(torch.stack([row[side] for row in rows]), told) for side in ("chosen", "rejected"))
+    chosen, rejected = (
+        head(torch.stack([row[side] for row in rows]), told) for side in ("chosen", "rejected")
+    )
     lead = {
-        prompt: ((chosen - rejected) * head.clip.model.logit_scale.exp())[[each == prompt for each in told]].double()
+        prompt: ((chosen - rejected) * head.clip.model.logit_scale.exp())[
+            [each == prompt for each in told]
+        ].double()
         for prompt in dict.fromkeys(told)
     }
-    errors = [calibration_error(torch.cat([lead[a], lead[b]])) for a, b in itertools.combinations(lead, 2)]
+    errors = [
+        calibration_error(torch.cat([lead[a], lead[b]])) for a, b in itertools.combinations(lead, 2)
+    ]
     reported = found["trained"]["overall"]["calibration error"]
     assert found["held-out prompts"] == 2
     assert min(abs(error - reported) for error in errors if error is not None) < 2e-6
 
 
-# --- measuring -------------------------------------------------------------------------------------------------------
+# --- measuring ------------------------------------------------------------------------------------
 
 
 def test_accuracy_by_hand() -> None:
     """Right, wrong, right (the second is better and leads), no lead: (1 + 0 + 1 + 1/2) / 4."""
-    assert accuracy(torch.tensor([2.0, -1.0, -3.0, 0.0]), torch.tensor([1.0, 1.0, -1.0, 1.0])) == 0.625
+    assert (
+        accuracy(torch.tensor([2.0, -1.0, -3.0, 0.0]), torch.tensor([1.0, 1.0, -1.0, 1.0])) == 0.625
+    )
     assert accuracy(torch.tensor([]), torch.tensor([])) is None
 
 
 def test_tie_calibration_by_hand() -> None:
     """|delta| .1 (tie), .2 (tie), .3 (right), .4 (tie), .9 (wrong), 1.5 (right).
 
-    Threshold 0: 2 right of 6. .1: 3. .2: 4 of 6. .3: 3. .4: 2 ties and... (.1, .2, .4) = 3 and 1.5 is right: 4. The
-    smaller of the two that reach 4 / 6 is .2.
+    Threshold 0: 2 right of 6. .1: 3. .2: 4 of 6. .3: 3. .4: 2 ties and... (.1, .2, .4) = 3 and 1.5
+    is right: 4. The smaller of the two that reach 4 / 6 is .2.
     """
     delta = torch.tensor([0.9, 0.1, -0.3, 0.2, 1.5, -0.4])
     label = torch.tensor([-1.0, 0.0, -1.0, 0.0, 1.0, 0.0])
@@ -359,7 +465,9 @@ def test_tie_calibration_equals_a_search() -> None:
 
 
 def test_without_ties_the_threshold_is_zero() -> None:
-    share, threshold = tie_calibrated_accuracy(torch.tensor([1.0, -2.0, 0.5]), torch.tensor([1.0, 1.0, 1.0]))
+    share, threshold = tie_calibrated_accuracy(
+        torch.tensor([1.0, -2.0, 0.5]), torch.tensor([1.0, 1.0, 1.0])
+    )
     assert share == pytest.approx(2 / 3) and threshold == 0
 
 
@@ -374,7 +482,9 @@ def test_calibration_error_by_hand() -> None:
 
 
 def test_a_judge_that_knows_its_chances_is_calibrated() -> None:
-    """Labels drawn from sigmoid(delta) themselves: an error of sampling noise; twice the deltas: overconfident."""
+    """Labels drawn from sigmoid(delta) themselves: an error of sampling noise; twice the deltas:
+    overconfident.
+    """
     g = torch.Generator().manual_seed(0)
     delta = torch.randn(20_000, generator=g, dtype=torch.float64) * 2
     lead = torch.where(torch.rand(20_000, generator=g) < delta.sigmoid(), delta, -delta)
@@ -394,7 +504,7 @@ def test_the_rate_warms_up_and_ends_near_zero() -> None:
     assert rates[0] == pytest.approx(0.2) and rates[50] == pytest.approx(0.5) and rates[99] < 1e-3
 
 
-# --- mistakes --------------------------------------------------------------------------------------------------------
+# --- mistakes -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -417,7 +527,9 @@ def test_the_rate_warms_up_and_ends_near_zero() -> None:
     ],
     ids=str,
 )  # fmt: skip
-def test_a_mistake_is_named(vit: Path, tmp_path: Path, options: dict[str, Any], pattern: str) -> None:
+def test_a_mistake_is_named(
+    vit: Path, tmp_path: Path, options: dict[str, Any], pattern: str
+) -> None:
     with pytest.raises(UserError, match=pattern):
         train_reward(bright_pairs(16), **{"base": str(vit), "out": tmp_path / "out", **options})
     assert not (tmp_path / "out").exists()
@@ -437,7 +549,9 @@ def test_pairs_that_cannot_be_learned_from_are_named(vit: Path, tmp_path: Path) 
 
 
 def test_a_head_can_be_named_by_path(vit: Path, tmp_path: Path) -> None:
-    """The written head is a reward as any other: by file and attribute until it has a row in the table."""
+    """The written head is a reward as any other: by file and attribute until it has a row in the
+    table.
+    """
     train_reward(bright_pairs(16), str(vit), tmp_path / "head", mode="frozen", epochs=1)
     head = load("align_gen.reward_heads.trained:TrainedHead", path=str(tmp_path / "head"))
     assert head(pictures(1, 0), ["a"]).shape == (1,)

@@ -17,19 +17,26 @@ from align_gen.galleries.table import ScoresTable
 from align_gen.reward_heads import reward_set
 from align_gen.training.calibration import Combine, combination, scales_of
 
-SPEC: dict[str, Any] = {"hue": {"name": "mean_hue", "hue": 120.0}, "size": {"name": "jpeg_size", "quality": 90}}
+SPEC: dict[str, Any] = {
+    "hue": {"name": "mean_hue", "hue": 120.0},
+    "size": {"name": "jpeg_size", "quality": 90},
+}
 
 
 @pytest.fixture
 def reference(tmp_path: Path) -> Path:
-    noise = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * torch.rand(6, 1, 1, 1)
+    noise = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * torch.rand(
+        6, 1, 1, 1
+    )
     write_gallery(tmp_path / "reference", noise, [{"prompt": f"p{n % 2}"} for n in range(6)])
     score_file(tmp_path / "reference", SPEC, tmp_path / "reference/scores.parquet")
     return tmp_path / "reference"
 
 
 def test_on_its_own_reference_every_reward_is_centred_and_of_unit_spread(reference: Path) -> None:
-    """Mean 0 within each prompt, deviation 1 over all: the definition, read back from what the set says."""
+    """Mean 0 within each prompt, deviation 1 over all: the definition, read back from what the set
+    says.
+    """
     rewards = reward_set(SPEC)
     for name in SPEC:
         alone = reward_set({name: SPEC[name]})
@@ -41,7 +48,10 @@ def test_on_its_own_reference_every_reward_is_centred_and_of_unit_spread(referen
     table = score(reference, rewards)
     scales = scales_of(str(reference), rewards)
     by_hand = [
-        min((table.heads[name][n] - scales[name].means[f"p{n % 2}"]) / scales[name].std for name in SPEC)  # type: ignore[operator]
+        min(
+            (float(table.heads[name][n] or 0) - scales[name].means[f"p{n % 2}"]) / scales[name].std
+            for name in SPEC
+        )
         for n in range(6)
     ]
     assert table.combined == pytest.approx(by_hand, abs=1e-5)
@@ -56,7 +66,9 @@ def test_a_reference_scored_by_others_is_refused(reference: Path) -> None:
     with pytest.raises(UserError, match=r"has no scores of 'other'; it has \['hue', 'size'\]"):
         combination(section, reward_set({"other": {"name": "mean_hue"}}))
     table = ScoresTable.load(reference / "scores.parquet")
-    flat = ScoresTable(table.rows, {**table.heads, "hue": [0.5] * 6}, table.errors, table.provenance, {})
+    flat = ScoresTable(
+        table.rows, {**table.heads, "hue": [0.5] * 6}, table.errors, table.provenance, {}
+    )
     flat.save(reference / "scores.parquet")
     with pytest.raises(UserError, match="'hue': its scores do not differ within any prompt"):
         combination(section, reward_set(SPEC))
@@ -82,12 +94,17 @@ def test_a_mistake_in_combine_is_one_line_before_anything_is_written(
 ) -> None:
     with pytest.raises(UserError, match=message):
         finetune(
-            recipe_of(tiny_folder, tmp_path, {**SPEC, "hue": {**SPEC["hue"], "weight": 2.0}}, section), tmp_path / "r"
+            recipe_of(
+                tiny_folder, tmp_path, {**SPEC, "hue": {**SPEC["hue"], "weight": 2.0}}, section
+            ),
+            tmp_path / "r",
         )
     assert not (tmp_path / "r").exists()
 
 
-def recipe_of(model: Path, folder: Path, rewards: dict[Any, Any], section: dict[str, Any]) -> Recipe:
+def recipe_of(
+    model: Path, folder: Path, rewards: dict[Any, Any], section: dict[str, Any]
+) -> Recipe:
     (folder / "train.txt").write_text("a red dog\na blue cat")
     (folder / "eval.txt").write_text("a green fox")
     method = {"name": "ddpo", "images_per_prompt": 4, "prompts_per_step": 2, "clip": 1.0}
@@ -107,7 +124,8 @@ def recipe_of(model: Path, folder: Path, rewards: dict[Any, Any], section: dict[
 
 
 def test_a_run_optimises_what_the_recipe_combines(tiny_folder: Path, tmp_path: Path) -> None:
-    """Grouped: within each prompt each head has mean 0 and deviation 1, so the step's reward has mean 0.
+    """Grouped: within each prompt each head has mean 0 and deviation 1, so the step's reward has
+    mean 0.
 
     A head of tiny spread then counts as much as one of large. Galleries keep the combined reward.
     """
@@ -116,7 +134,9 @@ def test_a_run_optimises_what_the_recipe_combines(tiny_folder: Path, tmp_path: P
         return 1000 * media.mean((1, 2, 3))
 
     rewards = {"huge": {"name": huge}, "hue": {"name": "mean_hue", "hue": 120.0}}
-    run = finetune(recipe_of(tiny_folder, tmp_path, rewards, {"normalise": "group"}), tmp_path / "grouped")
+    run = finetune(
+        recipe_of(tiny_folder, tmp_path, rewards, {"normalise": "group"}), tmp_path / "grouped"
+    )
     [line] = [line for line in run.metrics if "reward/combined" in line]
     assert line["reward/combined"] == pytest.approx(0, abs=1e-5) and 0.5 < line["reward/std"] < 2.1
     plain = finetune(recipe_of(tiny_folder, tmp_path, rewards, {}), tmp_path / "plain")

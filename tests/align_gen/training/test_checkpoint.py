@@ -39,20 +39,30 @@ def learn(state: TrainState) -> None:
 
 
 def values(state: TrainState) -> dict[str, Any]:
-    found: dict[str, Any] = {"policy": state.model.parameters()[0].detach().clone(), "step": state.step}
+    found: dict[str, Any] = {
+        "policy": state.model.parameters()[0].detach().clone(),
+        "step": state.step,
+    }
     found |= {"calls": state.denoiser_calls}
     if state.ema is not None:
-        found |= {"ema": state.ema.shadow_params[0].clone(), "ema_step": state.ema.optimization_step}
+        found |= {
+            "ema": state.ema.shadow_params[0].clone(),
+            "ema_step": state.ema.optimization_step,
+        }
     return found
 
 
 def equal(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(torch.as_tensor(a[k]), torch.as_tensor(b[k])) for k in a)
+    return a.keys() == b.keys() and all(
+        torch.equal(torch.as_tensor(a[k]), torch.as_tensor(b[k])) for k in a
+    )
 
 
 @pytest.mark.parametrize("ema", [True, False])
 def test_going_on_from_a_checkpoint_is_going_on(tmp_path: Path, ema: bool) -> None:
-    """Two updates, saved, loaded into a fresh state, two more = four updates; moments and average too."""
+    """Two updates, saved, loaded into a fresh state, two more = four updates; moments and average
+    too.
+    """
     whole, first, second = state_of(ema=ema), state_of(ema=ema), state_of(ema=ema)
     for _ in range(4):
         learn(whole)
@@ -78,7 +88,10 @@ def test_the_two_newest_are_kept(tmp_path: Path) -> None:
     for _ in range(4):
         learn(state)
         checkpoint.save(state, tmp_path, {})
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-000003", "step-000004"]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        "step-000003",
+        "step-000004",
+    ]
     assert json.loads((tmp_path / "state.json").read_text())["checkpoint"] == "step-000004"
 
 
@@ -86,8 +99,9 @@ def test_the_two_newest_are_kept(tmp_path: Path) -> None:
 def test_a_kill_while_saving_leaves_a_whole_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill_at: int
 ) -> None:
-    """The first rename brings the folder, the second the pointer, which loading does not need: stopped at the first,
-    step 1 is what comes back, at the second step 2. Saving again afterwards clears what was left.
+    """The first rename brings the folder, the second the pointer, which loading does not need:
+    stopped at the first, step 1 is what comes back, at the second step 2. Saving again afterwards
+    clears what was left.
     """
     state = state_of()
     learn(state)
@@ -110,10 +124,13 @@ def test_a_kill_while_saving_leaves_a_whole_checkpoint(
     checkpoint.restore(loaded, tmp_path)
     assert equal(values(loaded), known[kill_at])
     checkpoint.save(state, tmp_path, {})
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-000001", "step-000002"]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        "step-000001",
+        "step-000002",
+    ]
 
 
-# --- damage ----------------------------------------------------------------------------------------------------------
+# --- damage ---------------------------------------------------------------------------------------
 
 
 def flip(file: Path, at: float) -> None:
@@ -140,11 +157,19 @@ def two_saved(run: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("harm", [flip, cut])
 @pytest.mark.parametrize("at", [0.0, 0.3, 0.99])
-@pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.pt", "progress.json", "SHA256SUMS"])
+@pytest.mark.parametrize(
+    "name", ["weights.safetensors", "optimizer.pt", "progress.json", "SHA256SUMS"]
+)
 def test_a_damaged_checkpoint_is_passed_over(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, harm: Callable[[Path, float], None], at: float, name: str
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    harm: Callable[[Path, float], None],
+    at: float,
+    name: str,
 ) -> None:
-    """One bit flipped, or the end cut off, in any of its files: the one before is loaded, and a warning says so."""
+    """One bit flipped, or the end cut off, in any of its files: the one before is loaded, and a
+    warning says so.
+    """
     first = two_saved(tmp_path)
     harm(tmp_path / "checkpoints/step-000002" / name, at)
     state = state_of()
@@ -153,7 +178,9 @@ def test_a_damaged_checkpoint_is_passed_over(
     assert "step-000002: damaged" in caplog.text and "going back" in caplog.text
 
 
-@pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.pt", "progress.json", "SHA256SUMS"])
+@pytest.mark.parametrize(
+    "name", ["weights.safetensors", "optimizer.pt", "progress.json", "SHA256SUMS"]
+)
 def test_a_file_that_is_gone_is_damage(tmp_path: Path, name: str) -> None:
     two_saved(tmp_path)
     (tmp_path / "checkpoints/step-000002" / name).unlink()
@@ -182,12 +209,16 @@ def test_when_none_is_whole_nothing_is_begun_anew(tmp_path: Path) -> None:
 def test_the_sums_are_those_of_sha256sum(tmp_path: Path) -> None:
     two_saved(tmp_path)
     done = subprocess.run(
-        ["sha256sum", "--strict", "-c", "SHA256SUMS"], cwd=tmp_path / "checkpoints/step-000002", capture_output=True
+        ["sha256sum", "--strict", "-c", "SHA256SUMS"],
+        cwd=tmp_path / "checkpoints/step-000002",
+        capture_output=True,
     )
     assert done.returncode == 0 and done.stdout.count(b": OK") == 3
 
 
-def test_a_full_disk_leaves_the_checkpoints_that_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_the_checkpoints_that_stand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """However the failure is told; and what was half-written does not keep the room."""
     two_saved(tmp_path)
     state = state_of()
@@ -198,26 +229,37 @@ def test_a_full_disk_leaves_the_checkpoints_that_stand(tmp_path: Path, monkeypat
         raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(RunFailure, match=r"step-000003: cannot be written \(PytorchStreamWriter failed"):
+    with pytest.raises(
+        RunFailure, match=r"step-000003: cannot be written \(PytorchStreamWriter failed"
+    ):
         checkpoint.save(state, tmp_path, {})
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-000001", "step-000002"]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        "step-000001",
+        "step-000002",
+    ]
 
 
-# --- formats, and files of others ------------------------------------------------------------------------------------
+# --- formats, and files of others -----------------------------------------------------------------
 
 GOLDEN = Path(__file__).parents[2] / "goldens" / "checkpoint-format-1"
 
 
 def test_the_first_format_still_loads(tiny_folder: Path) -> None:
-    """A committed run of two steps: a LoRA of rank 2 on the tiny Stable Diffusion, with its average and its moments.
+    """A committed run of two steps: a LoRA of rank 2 on the tiny Stable Diffusion, with its average
+    and its moments.
 
-    It is from before checkpoints had sums of their own. Its tensors are what the optimizer and the model get.
+    It is from before checkpoints had sums of their own. Its tensors are what the optimizer and the
+    model get.
     """
     model = pipelines.load(str(tiny_folder))
     model.train_lora(pipelines.LoraOptions(rank=2))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     state = TrainState(
-        model, optimizer, Accelerator(cpu=True), max_grad_norm=1.0, ema=EMAModel(model.parameters(), decay=0.5)
+        model,
+        optimizer,
+        Accelerator(cpu=True),
+        max_grad_norm=1.0,
+        ema=EMAModel(model.parameters(), decay=0.5),
     )
     assert checkpoint.restore(state, GOLDEN)["worse"] == 0
     assert (state.step, state.denoiser_calls, state.ema.optimization_step) == (2, 222, 3)  # type: ignore[union-attr]
@@ -225,7 +267,9 @@ def test_the_first_format_still_loads(tiny_folder: Path) -> None:
     names, parameters = checkpoint.trained(state)
     assert {f"{kind}.{name}" for name in names for kind in ("policy", "ema")} == stored.keys()
     for name, parameter, shadow in zip(names, parameters, state.ema.shadow_params, strict=True):  # type: ignore[union-attr]
-        assert torch.equal(parameter, stored[f"policy.{name}"]) and torch.equal(shadow, stored[f"ema.{name}"])
+        assert torch.equal(parameter, stored[f"policy.{name}"]) and torch.equal(
+            shadow, stored[f"ema.{name}"]
+        )
     assert {float(each["step"]) for each in optimizer.state.values()} == {3.0}
     assert all(bool(each["exp_avg"].any()) for each in optimizer.state.values())
 
@@ -242,8 +286,12 @@ def test_a_format_of_the_future_is_refused(tmp_path: Path, early: bool) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | future))
     if not early:
         sums = [line.split("  ") for line in (folder / "SHA256SUMS").read_text().splitlines()]
-        digests = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for _, name in sums}
-        (folder / "SHA256SUMS").write_text("".join(f"{digest}  {name}\n" for name, digest in digests.items()))
+        digests = {
+            name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for _, name in sums
+        }
+        (folder / "SHA256SUMS").write_text(
+            "".join(f"{digest}  {name}\n" for name, digest in digests.items())
+        )
     with pytest.raises(UserError, match=r"\.json: format 2 is newer than this version reads \(1\)"):
         checkpoint.restore(state, tmp_path)
 
@@ -260,7 +308,9 @@ def test_a_pointer_out_of_the_run_is_not_followed(tmp_path: Path) -> None:
 
 
 def test_optimizer_files_run_no_code(tmp_path: Path) -> None:
-    """A pickle that would call something, with sums that fit, is refused: only tensors and plain values are read."""
+    """A pickle that would call something, with sums that fit, is refused: only tensors and plain
+    values are read.
+    """
 
     class Trap:
         def __reduce__(self) -> Any:

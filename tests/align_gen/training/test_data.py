@@ -1,4 +1,6 @@
-"""What a run learns from: pairs and given pictures, what is left out of them and counted, and how they are fitted."""
+"""What a run learns from: pairs and given pictures, what is left out of them and counted, and how
+they are fitted.
+"""
 
 import json
 import shutil
@@ -42,7 +44,7 @@ def levels(media: Tensor) -> list[float]:
     return [round(level, 2) for level in media.flatten(1).mean(1).tolist()]
 
 
-# --- pairs -----------------------------------------------------------------------------------------------------------
+# --- pairs ----------------------------------------------------------------------------------------
 
 
 def test_pairs_come_better_first_at_the_runs_size(tmp_path: Path, model: Model) -> None:
@@ -58,7 +60,9 @@ def test_pairs_come_better_first_at_the_runs_size(tmp_path: Path, model: Model) 
 
 
 def test_what_cannot_be_learned_from_is_counted(tmp_path: Path) -> None:
-    """A tie, a label that says nothing, one picture twice (by its bytes), files that are gone or no pictures."""
+    """A tie, a label that says nothing, one picture twice (by its bytes), files that are gone or no
+    pictures.
+    """
     folder = gallery(tmp_path / "g", ["a"] * 6)
     (folder / "00002.png").write_bytes((folder / "00001.png").read_bytes())
     (folder / "00003.png").write_bytes(b"no picture")
@@ -70,7 +74,12 @@ def test_what_cannot_be_learned_from_is_counted(tmp_path: Path) -> None:
     (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = PairData.load(str(folder))
     assert len(data) == 2
-    assert data.skipped == {"ties": 1, "unlabelled": 1, "the same picture twice": 1, "unreadable": 2}
+    assert data.skipped == {
+        "ties": 1,
+        "unlabelled": 1,
+        "the same picture twice": 1,
+        "unreadable": 2,
+    }
 
 
 def test_nothing_left_is_a_mistake_that_says_why(tmp_path: Path) -> None:
@@ -89,11 +98,13 @@ def test_pictures_of_different_sizes_in_a_pair_are_fitted(tmp_path: Path, model:
     assert batch.chosen.shape == batch.rejected.shape == (1, 3, 16, 16)
 
 
-# --- given pictures --------------------------------------------------------------------------------------------------
+# --- given pictures -------------------------------------------------------------------------------
 
 
 def test_units_are_groups_of_a_prompt(tmp_path: Path, model: Model) -> None:
-    """Of five of a and two of b in groups of two: two units of a, one of b, one picture left over."""
+    """Of five of a and two of b in groups of two: two units of a, one of b, one picture left
+    over.
+    """
     folder = gallery(tmp_path / "g", ["a", "b", "a", "a", "b", "a", "a"])
     data = MediaData.load(str(folder), 2)
     assert data.prompts == ["a", "a", "b"] and data.skipped == {"too few of their prompt": 1}
@@ -114,7 +125,9 @@ def test_given_pictures_without_prompts_or_unreadable_are_counted(tmp_path: Path
         MediaData.load(str(folder), 2)
 
 
-def test_a_picture_that_breaks_while_learning_ends_the_run_with_its_name(tmp_path: Path, model: Model) -> None:
+def test_a_picture_that_breaks_while_learning_ends_the_run_with_its_name(
+    tmp_path: Path, model: Model
+) -> None:
     """Its first bytes were those of a picture."""
     folder = gallery(tmp_path / "g", ["a"])
     data = MediaData.load(str(folder), 1)
@@ -145,7 +158,7 @@ def test_prompts_are_units_of_their_own(model: Model) -> None:
     assert (batch.texts, batch.ids, len(data)) == (["b", "b"], [3, 4], 2)
 
 
-# --- in a run --------------------------------------------------------------------------------------------------------
+# --- in a run -------------------------------------------------------------------------------------
 
 
 def recipe_of(tiny_folder: Path, tmp_path: Path, **sections: Any) -> Recipe:
@@ -164,8 +177,12 @@ def recipe_of(tiny_folder: Path, tmp_path: Path, **sections: Any) -> Recipe:
     )
 
 
-def test_a_run_learns_from_given_pictures_and_goes_on_where_it_stopped(tiny_folder: Path, tmp_path: Path) -> None:
-    """Without any optimised reward; stopped after the first step and gone on with, it ends the same to the last bit."""
+def test_a_run_learns_from_given_pictures_and_goes_on_where_it_stopped(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    """Without any optimised reward; stopped after the first step and gone on with, it ends the same
+    to the last bit.
+    """
     folder = gallery(tmp_path / "g", ["a red dog", "a blue cat", "a bird"])
     recipe = recipe_of(tiny_folder, tmp_path, data={"media": str(folder)})
     whole = finetune(recipe, tmp_path / "whole")
@@ -175,7 +192,10 @@ def test_a_run_learns_from_given_pictures_and_goes_on_where_it_stopped(tiny_fold
     for name in ("samples", "export"):
         shutil.rmtree(tmp_path / "parts" / name)
     parts = finetune(recipe, tmp_path / "parts")
-    a, b = ((run.folder / "checkpoints/step-000002/weights.safetensors").read_bytes() for run in (whole, parts))
+    a, b = (
+        (run.folder / "checkpoints/step-000002/weights.safetensors").read_bytes()
+        for run in (whole, parts)
+    )
     assert a == b
     assert [line["loss"] for line in whole.metrics if "loss" in line] == [
         line["loss"] for line in parts.metrics if "loss" in line
@@ -186,10 +206,19 @@ def test_a_run_learns_from_given_pictures_and_goes_on_where_it_stopped(tiny_fold
     ("sections", "message"),
     [
         ({}, r"data\.media: method sft learns from it; want a file or a name"),
-        ({"data": {"media": "g", "pairs": "p"}}, r"data\.pairs: method sft does not use it; want data\.media alone"),
+        (
+            {"data": {"media": "g", "pairs": "p"}},
+            r"data\.pairs: method sft does not use it; want data\.media alone",
+        ),
         ({"data": {"media": "g"}, "eval_rewards": {}}, "eval_rewards: nothing to measure with"),
-        ({"method": {"name": "ddpo"}, "prompts": {"train": "t", "eval": "e"}}, "rewards: nothing says what is good"),
-        ({"method": {"name": "ddpo"}, "rewards": {"mean_hue": 1.0}}, r"prompts\.train: method ddpo learns from it"),
+        (
+            {"method": {"name": "ddpo"}, "prompts": {"train": "t", "eval": "e"}},
+            "rewards: nothing says what is good",
+        ),
+        (
+            {"method": {"name": "ddpo"}, "rewards": {"mean_hue": 1.0}},
+            r"prompts\.train: method ddpo learns from it",
+        ),
     ],
 )
 def test_a_missing_or_useless_source_is_named(
@@ -204,5 +233,8 @@ def test_held_out_prompts_may_not_be_in_the_data(tiny_folder: Path, tmp_path: Pa
     with pytest.raises(UserError, match="overlap in 1 prompts"):
         finetune(recipe_of(tiny_folder, tmp_path, data={"media": str(folder)}), tmp_path / "run")
     with pytest.raises(UserError, match="no such folder"):
-        finetune(recipe_of(tiny_folder, tmp_path, data={"media": str(tmp_path / "nowhere")}), tmp_path / "run")
+        finetune(
+            recipe_of(tiny_folder, tmp_path, data={"media": str(tmp_path / "nowhere")}),
+            tmp_path / "run",
+        )
     assert not (tmp_path / "run").exists()

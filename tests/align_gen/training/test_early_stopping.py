@@ -18,7 +18,10 @@ HELD_OUT = ("heldout",)
 
 def table(values: list[float], **more: list[float]) -> ScoresTable:
     rows: list[dict[str, Any]] = [{"file_name": str(i)} for i in range(len(values))]
-    heads: dict[str, list[float | None]] = {"heldout": [*values], **{name: [*each] for name, each in more.items()}}
+    heads: dict[str, list[float | None]] = {
+        "heldout": [*values],
+        **{name: [*each] for name, each in more.items()},
+    }
     return ScoresTable(rows, heads, [None] * len(values), {}, {})
 
 
@@ -28,7 +31,9 @@ def moved(shift: float) -> ScoresTable:
 
 
 def test_it_counts_falls_in_a_row() -> None:
-    """A mean of -.2 is within .25 std, -.3 is not; a recovery starts the count again; without patience, never stop."""
+    """A mean of -.2 is within .25 std, -.3 is not; a recovery starts the count again; without
+    patience, never stop.
+    """
     guard, patient = (Guard(moved(0.0), HELD_OUT, patience) for patience in (2, None))
     stops = []
     for step, shift in enumerate((-0.3, -0.2, -0.3, -0.3), start=1):
@@ -48,11 +53,15 @@ def test_what_falls_is_said_once_for_each_measurement(caplog: pytest.LogCaptureF
 
 
 def test_the_best_is_the_largest_mean_rise() -> None:
-    """Two heads: rises .4 and .2 make .3 at step 1; -.1 and .9 make .4 at step 3. Optimised heads do not count."""
+    """Two heads: rises .4 and .2 make .3 at step 1; -.1 and .9 make .4 at step 3. Optimised heads
+    do not count.
+    """
     zeros = moved(0.0).heads["heldout"]
 
     def both(a: float, b: float) -> ScoresTable:
-        return table([-1 + a, a, 1 + a], other=[-10 + 10 * b, 10 * b, 10 + 10 * b], reward=[9.0, 9.0, 9.0])
+        return table(
+            [-1 + a, a, 1 + a], other=[-10 + 10 * b, 10 * b, 10 + 10 * b], reward=[9.0, 9.0, 9.0]
+        )
 
     guard = Guard(both(0.0, 0.0), ("heldout", "other"))
     assert guard.rise("other", both(0.0, 0.2)) == pytest.approx(0.2)
@@ -61,7 +70,11 @@ def test_the_best_is_the_largest_mean_rise() -> None:
         guard.see(step, both(a, b))
         seen.append((guard.best_step, guard.best_rise))
     assert [step for step, _ in seen] == [1, 1, 3, 3]
-    assert [rise for _, rise in seen] == pytest.approx([0.3, 0.3, 0.4, 0.4]) and zeros == [-1.0, 0.0, 1.0]
+    assert [rise for _, rise in seen] == pytest.approx([0.3, 0.3, 0.4, 0.4]) and zeros == [
+        -1.0,
+        0.0,
+        1.0,
+    ]
 
 
 def test_nothing_better_than_the_start_is_no_best() -> None:
@@ -71,7 +84,9 @@ def test_nothing_better_than_the_start_is_no_best() -> None:
 
 
 def test_a_guard_goes_on_from_a_checkpoint() -> None:
-    recipe = Recipe.load("emoji-sd-prdp", ["stop.when=eval_rewards_fall", "stop.patience=2", "evaluate.every=1"])
+    recipe = Recipe.load(
+        "emoji-sd-prdp", ["stop.when=eval_rewards_fall", "stop.patience=2", "evaluate.every=1"]
+    )
     before = table([0.0, 1.0], alignment=[0.0, 1.0])
     first = Guard.of(recipe, before, {})
     first.see(1, table([-1.0, 0.0], alignment=[0.0, 1.0]))
@@ -82,7 +97,9 @@ def test_a_guard_goes_on_from_a_checkpoint() -> None:
 
 
 def test_settings_that_differ_from_inference_are_said() -> None:
-    """The demo trains on 8 steps and draws with 20; at half of the model's size it says that too."""
+    """The demo trains on 8 steps and draws with 20; at half of the model's size it says that
+    too.
+    """
     model = pipelines.load(str(Path(__file__).parents[3] / "assets/models/emoji-sd"))
     (one,) = surprises(Recipe.load("emoji-sd-prdp"), model)
     assert "8 denoising steps, and galleries are drawn with 20" in one
@@ -99,7 +116,8 @@ class Eye:
 
 
 def test_diversity_is_the_mean_distance_within_a_prompt(tmp_path: Path) -> None:
-    """Prompt a: red, red, green: distances 0, 1, 1, mean 2/3. Prompt b: red, blue: 1. c is alone and does not count.
+    """Prompt a: red, red, green: distances 0, 1, 1, mean 2/3. Prompt b: red, blue: 1. c is alone
+    and does not count.
 
     Each prompt counts alike: (2/3 + 1) / 2 = 5/6. A broken picture of a's is left out.
     """

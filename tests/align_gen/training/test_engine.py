@@ -1,4 +1,6 @@
-"""Whole runs on a tiny Stable Diffusion: complete, resumable to the last bit, and what they leave when they fail."""
+"""Whole runs on a tiny Stable Diffusion: complete, resumable to the last bit, and what they leave
+when they fail.
+"""
 
 import hashlib
 import json
@@ -26,7 +28,10 @@ from align_gen.training.engine import Run
 from tests.tiny import PIPELINES, subject
 
 STEPS = 3
-TRAIN, HELD_OUT = ["a red dog", "a blue cat", "a bird", "two owls", "one bee"], ["a green fox", "an elk"]
+TRAIN, HELD_OUT = (
+    ["a red dog", "a blue cat", "a bird", "two owls", "one bee"],
+    ["a green fox", "an elk"],
+)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +83,9 @@ def lines(run: Path) -> list[dict[str, Any]]:
 
 
 def weights(run: Path, step: int = STEPS) -> dict[str, Tensor]:
-    loaded: dict[str, Tensor] = load_file(run / "checkpoints" / f"step-{step:06d}" / "weights.safetensors")
+    loaded: dict[str, Tensor] = load_file(
+        run / "checkpoints" / f"step-{step:06d}" / "weights.safetensors"
+    )
     return loaded
 
 
@@ -89,14 +96,16 @@ def same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
 def digests(run: Path) -> dict[str, str]:
     """Every file with its content's hash."""
     files = sorted(path for path in run.rglob("*") if path.is_file())
-    return {str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {
+        str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
+    }
 
 
 def pictures(run: Path) -> dict[str, str]:
     return {name: digest for name, digest in digests(run).items() if name.endswith(".png")}
 
 
-# --- what is counted, and what no recipe has -------------------------------------------------------------------------
+# --- what is counted, and what no recipe has ------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", ["sd", "sd3", "wan"])
@@ -110,17 +119,23 @@ def test_rows_are_counted_however_a_network_is_called(family: str) -> None:
     assert state.denoiser_calls == 4
 
 
-def test_a_family_that_wants_pictures_is_refused_before_anything_is_written(recipe: Recipe, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"ControlNet wants \('control',\) beside each prompt, which no recipe has"):
+def test_a_family_that_wants_pictures_is_refused_before_anything_is_written(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        UserError, match=r"ControlNet wants \('control',\) beside each prompt, which no recipe has"
+    ):
         finetune(recipe, tmp_path / "run", model=PIPELINES["controlnet"]())
     assert not (tmp_path / "run").exists()
 
 
-# --- videos ----------------------------------------------------------------------------------------------------------
+# --- videos ---------------------------------------------------------------------------------------
 
 
 def test_a_video_model_runs_from_galleries_to_export(recipe: Recipe, tmp_path: Path) -> None:
-    """AnimateDiff, three frames: before and after are videos of the scores' order, and the export loads."""
+    """AnimateDiff, three frames: before and after are videos of the scores' order, and the export
+    loads.
+    """
     options = {"sampling": {"num_frames": 3}, "evaluate": {"every": 0}, "run": {"steps": 2}}
     run = finetune(recipe.replace(**options), tmp_path / "run", model=PIPELINES["animatediff"]())
     for folder in ("before", "samples/final"):
@@ -134,7 +149,7 @@ def test_a_video_model_runs_from_galleries_to_export(recipe: Recipe, tmp_path: P
     again.reload(run.folder / "export")
 
 
-# --- a finished run --------------------------------------------------------------------------------------------------
+# --- a finished run -------------------------------------------------------------------------------
 
 
 def test_the_run_directory_is_complete(finished: Run, recipe: Recipe) -> None:
@@ -146,7 +161,10 @@ def test_the_run_directory_is_complete(finished: Run, recipe: Recipe) -> None:
     assert list((run / "export").glob("*.safetensors"))
     for name in ("before", "samples/step-000002", "samples/final"):
         assert {row["prompt"] for row in Gallery.load(run / name).rows} == set(HELD_OUT)
-        assert set(ScoresTable.load(run / name / "scores.parquet").heads) == {"mean_hue", "jpeg_size"}
+        assert set(ScoresTable.load(run / name / "scores.parquet").heads) == {
+            "mean_hue",
+            "jpeg_size",
+        }
     assert not [path for path in run.rglob("*") if path.name.endswith(".part")]
 
 
@@ -154,9 +172,22 @@ def test_the_metrics_say_what_happened(finished: Run) -> None:
     """A line a training step, and one a measurement: before, at step 2 and at the end."""
     found = lines(finished.folder)
     assert [line["step"] for line in found] == [0, 1, 2, 2, 3, 3]
-    steps, looks = ([line for line in found if key in line] for key in ("loss", "eval/jpeg_size/mean"))
-    assert [line["step"] for line in steps] == [1, 2, 3] and [line["step"] for line in looks] == [0, 2, 3]
-    assert {"loss", "grad_norm", "clip_fraction", "kl", "reward/mean_hue", "reward/combined"} <= steps[0].keys()
+    steps, looks = (
+        [line for line in found if key in line] for key in ("loss", "eval/jpeg_size/mean")
+    )
+    assert [line["step"] for line in steps] == [1, 2, 3] and [line["step"] for line in looks] == [
+        0,
+        2,
+        3,
+    ]
+    assert {
+        "loss",
+        "grad_norm",
+        "clip_fraction",
+        "kl",
+        "reward/mean_hue",
+        "reward/combined",
+    } <= steps[0].keys()
     table = ScoresTable.load(finished.folder / "samples/step-000002/scores.parquet")
     assert looks[1]["eval/jpeg_size/mean"] == pytest.approx(mean(table, "jpeg_size"))
     assert [line["step"] for line in finished.metrics] == [0, 1, 2, 3] and finished.metrics[2] == {
@@ -169,19 +200,25 @@ def test_the_metrics_say_what_happened(finished: Run) -> None:
 def test_it_learned_something(finished: Run) -> None:
     """Other pictures than before, of the same prompts and seeds; the clip bound on some steps."""
     before, after = (Gallery.load(finished.folder / name) for name in ("before", "samples/final"))
-    assert [(r["prompt"], r["seed"]) for r in before.rows] == [(r["prompt"], r["seed"]) for r in after.rows]
+    assert [(r["prompt"], r["seed"]) for r in before.rows] == [
+        (r["prompt"], r["seed"]) for r in after.rows
+    ]
     assert not torch.equal(before.image(0), after.image(0))
     assert any(line.get("clip_fraction", 0) > 0 for line in lines(finished.folder))
 
 
 def test_denoiser_calls_are_counted(finished: Run) -> None:
-    """A step: 4 samples, doubled by guidance; 3 rollout steps, and 3 with a density (the schedule's offset keeps the
-    last one above zero noise) for the reference, the second first pass, and at most 2 backward passes: 8 x 15 = 120.
+    """A step: 4 samples, doubled by guidance; 3 rollout steps, and 3 with a density (the schedule's
+    offset keeps the last one above zero noise) for the reference, the second first pass, and at
+    most 2 backward passes: 8 x 15 = 120.
 
     Calls whose coefficients all vanish are left out, so at least 8 x 9 are left.
     """
     assert 8 * 9 * STEPS <= finished.denoiser_calls <= 8 * 15 * STEPS
-    assert json.loads((finished.folder / "state.json").read_text())["denoiser_calls"] == finished.denoiser_calls
+    assert (
+        json.loads((finished.folder / "state.json").read_text())["denoiser_calls"]
+        == finished.denoiser_calls
+    )
 
 
 def test_called_again_it_returns_what_is_there(finished: Run, recipe: Recipe) -> None:
@@ -207,19 +244,24 @@ def test_the_same_recipe_gives_the_same_run(finished: Run, recipe: Recipe, tmp_p
 
 def test_another_seed_gives_another_run(finished: Run, recipe: Recipe, tmp_path: Path) -> None:
     finetune(recipe.replace(run={"seed": 4, "steps": 1}), tmp_path / "other")
-    assert lines(tmp_path / "other")[1]["reward/mean_hue"] != lines(finished.folder)[1]["reward/mean_hue"]
+    assert (
+        lines(tmp_path / "other")[1]["reward/mean_hue"]
+        != lines(finished.folder)[1]["reward/mean_hue"]
+    )
 
 
-# --- resuming --------------------------------------------------------------------------------------------------------
+# --- resuming -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("step", [1, 2])
 def test_an_interrupted_run_ends_as_if_it_had_not_been(
     finished: Run, recipe: Recipe, tmp_path: Path, step: int
 ) -> None:
-    """Stopped after step k was logged and before it was saved: the same call repeats that step and goes on.
+    """Stopped after step k was logged and before it was saved: the same call repeats that step and
+    goes on.
 
-    At step 1 there is no checkpoint yet. Weights, averages, metrics and pictures agree to the last bit.
+    At step 1 there is no checkpoint yet. Weights, averages, metrics and pictures agree to the last
+    bit.
     """
     with pytest.raises(Stopped):
         finetune(recipe, tmp_path / "run", listen=stop_at(step))
@@ -231,8 +273,12 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
     assert resumed.denoiser_calls == finished.denoiser_calls
 
 
-def test_resuming_with_the_same_model_object(recipe: Recipe, tiny_folder: Path, tmp_path: Path) -> None:
-    """In a notebook the pipeline outlives the interruption; its half-trained weights must not become the reference."""
+def test_resuming_with_the_same_model_object(
+    recipe: Recipe, tiny_folder: Path, tmp_path: Path
+) -> None:
+    """In a notebook the pipeline outlives the interruption; its half-trained weights must not
+    become the reference.
+    """
     from diffusers import StableDiffusionPipeline
 
     def fresh() -> Any:
@@ -256,8 +302,12 @@ def test_a_torn_line_of_metrics_is_dropped(recipe: Recipe, tmp_path: Path) -> No
     assert [line["step"] for line in lines(tmp_path)] == [0, 1, 2, 2, 3, 3]
 
 
-def test_what_a_kill_left_beside_the_recipe_does_not_lock_the_folder(recipe: Recipe, tmp_path: Path) -> None:
-    """A kill while recipe.yaml was being written leaves only its part; the same command must go on."""
+def test_what_a_kill_left_beside_the_recipe_does_not_lock_the_folder(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    """A kill while recipe.yaml was being written leaves only its part; the same command must
+    go on.
+    """
     (tmp_path / ".recipe.yaml.part").write_text("model:")
     finetune(recipe.replace(run={"steps": 1}), tmp_path)
     assert (tmp_path / "samples/final/scores.parquet").is_file()
@@ -278,7 +328,7 @@ def test_a_folder_of_something_else_is_refused(recipe: Recipe, tmp_path: Path) -
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-# --- rewards ---------------------------------------------------------------------------------------------------------
+# --- rewards --------------------------------------------------------------------------------------
 
 
 class Sour:
@@ -293,12 +343,21 @@ class Sour:
 
 
 def test_a_callable_object_is_written_down_by_a_name_that_lasts(recipe: Recipe) -> None:
-    """Its repr holds an address: the same program started again would be refused its own run directory."""
-    assert recipe.replace(rewards={Sour(1): 1.0}).to_yaml() == recipe.replace(rewards={Sour(1): 1.0}).to_yaml()
+    """Its repr holds an address: the same program started again would be refused its own run
+    directory.
+    """
+    assert (
+        recipe.replace(rewards={Sour(1): 1.0}).to_yaml()
+        == recipe.replace(rewards={Sour(1): 1.0}).to_yaml()
+    )
 
 
-def test_a_nan_reward_stops_the_run_with_its_last_checkpoint_intact(recipe: Recipe, tmp_path: Path) -> None:
-    """Call 1 is the gallery before, 2 and 3 are steps, 4 is the gallery at step 2, 5 is step 3: NaN. Then mended."""
+def test_a_nan_reward_stops_the_run_with_its_last_checkpoint_intact(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    """Call 1 is the gallery before, 2 and 3 are steps, 4 is the gallery at step 2, 5 is step 3:
+    NaN. Then mended.
+    """
     with pytest.raises(RewardFailure, match="'Sour' returned 4 non-finite of 4"):
         finetune(recipe.replace(rewards={Sour(5): 1.0}), tmp_path)
     assert json.loads((tmp_path / "state.json").read_text())["step"] == 2
@@ -309,9 +368,13 @@ def test_a_nan_reward_stops_the_run_with_its_last_checkpoint_intact(recipe: Reci
 
 
 def test_a_loaded_head_is_watched_under_its_own_name(recipe: Recipe, tmp_path: Path) -> None:
-    """A held-out reward as ``load`` returns it is called what it was named, also where it is measured on the way."""
+    """A held-out reward as ``load`` returns it is called what it was named, also where it is
+    measured on the way.
+    """
     head = CallableHead(lambda media, prompts: media.mean((1, 2, 3)), name="brightness")
-    run = finetune(recipe.replace(eval_rewards={head: 1.0}, evaluate={"every": 1}, run={"steps": 2}), tmp_path)
+    run = finetune(
+        recipe.replace(eval_rewards={head: 1.0}, evaluate={"every": 1}, run={"steps": 2}), tmp_path
+    )
     assert "eval/brightness/mean" in run.metrics[1]
 
 
@@ -327,7 +390,9 @@ class Watcher:
 
 
 def test_held_out_rewards_are_measured_and_never_optimised(recipe: Recipe, tmp_path: Path) -> None:
-    """They see held-out pictures alone, once each at the three measurements; without them the weights are the same."""
+    """They see held-out pictures alone, once each at the three measurements; without them the
+    weights are the same.
+    """
     watcher = Watcher()
     finetune(recipe.replace(eval_rewards={watcher: 5.0}), tmp_path / "watched")
     assert sorted(watcher.seen) == sorted(3 * HELD_OUT)
@@ -336,7 +401,9 @@ def test_held_out_rewards_are_measured_and_never_optimised(recipe: Recipe, tmp_p
 
 
 def test_two_rewards_of_one_name_are_refused(recipe: Recipe, tmp_path: Path) -> None:
-    """The held-out one would take the optimised one's column, and the report would judge a run by what it optimised."""
+    """The held-out one would take the optimised one's column, and the report would judge a run by
+    what it optimised.
+    """
 
     def brightness(media: Tensor, prompts: Sequence[str]) -> Tensor:
         return media.mean((1, 2, 3))
@@ -347,7 +414,10 @@ def test_two_rewards_of_one_name_are_refused(recipe: Recipe, tmp_path: Path) -> 
         return -media.mean((1, 2, 3))
 
     with pytest.raises(UserError, match="brightness"):
-        finetune(recipe.replace(rewards={optimised: 1.0}, eval_rewards={brightness: 1.0}), tmp_path / "run")
+        finetune(
+            recipe.replace(rewards={optimised: 1.0}, eval_rewards={brightness: 1.0}),
+            tmp_path / "run",
+        )
 
 
 def test_the_placebo_trains_on_shuffled_rewards(recipe: Recipe, tmp_path: Path) -> None:
@@ -369,16 +439,21 @@ def test_a_reward_that_always_ties_leaves_the_model_alone(recipe: Recipe, tmp_pa
 
     run = finetune(recipe.replace(rewards={constant: 1.0}, run={"steps": 1}), tmp_path)
     assert lines(tmp_path)[1]["zero_variance"] == 1
-    assert torch.equal(Gallery.load(tmp_path / "before").image(0), Gallery.load(tmp_path / "samples/final").image(0))
+    assert torch.equal(
+        Gallery.load(tmp_path / "before").image(0),
+        Gallery.load(tmp_path / "samples/final").image(0),
+    )
     assert run.before.heads == run.after.heads
 
 
-# --- what is taken away ----------------------------------------------------------------------------------------------
+# --- what is taken away ---------------------------------------------------------------------------
 
 
-def test_the_export_in_a_fresh_pipeline_makes_the_final_pictures(finished: Run, tiny_folder: Path) -> None:
-    """diffusers alone: load_lora_weights, DDIM, a generator with the row's seed. To 1e-5 of our own sample, and
-    within half a level of the PNG.
+def test_the_export_in_a_fresh_pipeline_makes_the_final_pictures(
+    finished: Run, tiny_folder: Path
+) -> None:
+    """diffusers alone: load_lora_weights, DDIM, a generator with the row's seed. To 1e-5 of our own
+    sample, and within half a level of the PNG.
     """
     from diffusers import StableDiffusionPipeline
 
@@ -406,7 +481,9 @@ def test_the_export_in_a_fresh_pipeline_makes_the_final_pictures(finished: Run, 
     model.reload(finished.folder / "export")
     condition = model.encode_prompts([row["prompt"] for row in gallery.rows], height=16, width=16)
     generators = [torch.Generator().manual_seed(row["seed"]) for row in gallery.rows]
-    ours = pipelines.sample(model, condition, num_inference_steps=2, guidance_scale=2.0, generator=generators)
+    ours = pipelines.sample(
+        model, condition, num_inference_steps=2, guidance_scale=2.0, generator=generators
+    )
     torch.testing.assert_close(ours, tuned, rtol=0, atol=1e-5)
 
 
@@ -414,7 +491,9 @@ def test_the_export_in_a_fresh_pipeline_makes_the_final_pictures(finished: Run, 
 def test_export_and_final_pictures_use_the_average_where_there_is_one(
     finished: Run, recipe: Recipe, tmp_path: Path, average: float | None
 ) -> None:
-    """Every exported matrix stands in the checkpoint under "ema." with an average, under "policy." without."""
+    """Every exported matrix stands in the checkpoint under "ema." with an average, under "policy."
+    without.
+    """
     run = finished if average else finetune(recipe.replace(optim={"ema": None}), tmp_path)
     kept = weights(run.folder)
     (file,) = (run.folder / "export").glob("*.safetensors")
@@ -423,47 +502,68 @@ def test_export_and_final_pictures_use_the_average_where_there_is_one(
     assert {key.split(".")[0] + "." for key in kept} == {"policy.", *names}
     mine = [value for key, value in kept.items() if key.startswith(tuple(names))]
     assert len(exported) == len(mine) > 0
-    assert all(any(a.shape == b.shape and torch.equal(a, b) for b in exported.values()) for a in mine)
+    assert all(
+        any(a.shape == b.shape and torch.equal(a, b) for b in exported.values()) for a in mine
+    )
     if average:
         raw = [value for key, value in kept.items() if key.startswith("policy.")]
         assert not any(torch.equal(a, b) for a, b in zip(raw, mine, strict=True) if bool(a.any()))
 
 
 def test_full_fine_tuning(recipe: Recipe, tiny_folder: Path, tmp_path: Path) -> None:
-    """Every weight of the UNet, against a frozen copy; resumed to the last bit; the export is a UNet that reloads."""
-    full = recipe.replace(model={"lora": None}, optim={"lr": 1e-4}, evaluate={"every": 0}, run={"steps": 2})
+    """Every weight of the UNet, against a frozen copy; resumed to the last bit; the export is a
+    UNet that reloads.
+    """
+    full = recipe.replace(
+        model={"lora": None}, optim={"lr": 1e-4}, evaluate={"every": 0}, run={"steps": 2}
+    )
     whole = finetune(full, tmp_path / "whole")
     with pytest.raises(Stopped):
         finetune(full, tmp_path / "run", listen=stop_at(2))
     resumed = finetune(full, tmp_path / "run")
     assert same(weights(resumed.folder, 2), weights(whole.folder, 2))
     assert pictures(resumed.folder) == pictures(whole.folder)
-    before, after = (Gallery.load(whole.folder / name).image(0) for name in ("before", "samples/final"))
+    before, after = (
+        Gallery.load(whole.folder / name).image(0) for name in ("before", "samples/final")
+    )
     assert not torch.equal(before, after)
 
     model = pipelines.load(str(tiny_folder))
     model.reload(whole.folder / "export")
     kept = weights(whole.folder, 2)
     state = model.pipeline.unet.state_dict()
-    assert state and all(torch.equal(kept[f"ema.unet.{name}"], value) for name, value in state.items())
+    assert state and all(
+        torch.equal(kept[f"ema.unet.{name}"], value) for name, value in state.items()
+    )
 
 
 def test_an_export_is_gone_on_from(finished: Run, recipe: Recipe, tmp_path: Path) -> None:
-    """model.adapter: the earlier LoRA is where training starts and what it is held to: the galleries join."""
+    """model.adapter: the earlier LoRA is where training starts and what it is held to: the
+    galleries join.
+    """
     more = recipe.replace(model={"adapter": str(finished.folder / "export")}, run={"steps": 1})
     run = finetune(more, tmp_path)
     assert pictures(run.folder / "before") == pictures(finished.folder / "samples/final")
 
 
-# --- mistakes, and nothing half-written ------------------------------------------------------------------------------
+# --- mistakes, and nothing half-written -----------------------------------------------------------
 
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "size": ({"sampling": {"height": 17}}, "17"),
     "tracker": ({"run": {"tracker": "scoreboard"}}, "scoreboard"),
-    "tracker that is not installed": ({"run": {"tracker": "aim"}}, r"run\.tracker: 'aim' is not installed"),
+    "tracker that is not installed": (
+        {"run": {"tracker": "aim"}},
+        r"run\.tracker: 'aim' is not installed",
+    ),
     "more steps than the schedule has": ({"sampling": {"num_inference_steps": 2000}}, "2000"),
-    "more steps than the schedule has, to measure": ({"evaluate": {"num_inference_steps": 2000}}, "2000"),
-    "a column of the prompts named as a reward": ({"eval_rewards": {"prompt": {"name": "jpeg_size"}}}, "'prompt'"),
+    "more steps than the schedule has, to measure": (
+        {"evaluate": {"num_inference_steps": 2000}},
+        "2000",
+    ),
+    "a column of the prompts named as a reward": (
+        {"eval_rewards": {"prompt": {"name": "jpeg_size"}}},
+        "'prompt'",
+    ),
     "reward that is no callable": ({"rewards": {"z": {"name": 5}}}, "5: want a name or a callable"),
     "target modules": ({"model": {"lora": {"target_modules": ["to_nothing"]}}}, "to_nothing"),
     "adapter": ({"model": {"adapter": "nowhere"}}, "nowhere"),
@@ -479,7 +579,9 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", sorted(MISTAKES))
-def test_a_mistake_is_found_before_anything_is_written(recipe: Recipe, tmp_path: Path, case: str) -> None:
+def test_a_mistake_is_found_before_anything_is_written(
+    recipe: Recipe, tmp_path: Path, case: str
+) -> None:
     change, pattern = MISTAKES[case]
     with pytest.raises(UserError, match=pattern) as error:
         finetune(recipe.replace(**change), tmp_path / "run")
@@ -505,7 +607,9 @@ def test_missing_context_is_named(recipe: Recipe, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "out", ["{file}/run", "/proc/align-gen-run", "{folder}/" + "x" * 300], ids=["file", "proc", "long"]
+    "out",
+    ["{file}/run", "/proc/align-gen-run", "{folder}/" + "x" * 300],
+    ids=["file", "proc", "long"],
 )
 def test_an_unwritable_out(recipe: Recipe, tmp_path: Path, out: str) -> None:
     (tmp_path / "file").write_text("")
@@ -516,8 +620,12 @@ def test_an_unwritable_out(recipe: Recipe, tmp_path: Path, out: str) -> None:
     assert [found.name for found in tmp_path.iterdir()] == ["file"]
 
 
-def test_the_same_object_goes_on_from_run_to_run(recipe: Recipe, tiny_folder: Path, tmp_path: Path) -> None:
-    """A trained object keeps its LoRA: the next run starts from it, the third from the second, the fourth likewise."""
+def test_the_same_object_goes_on_from_run_to_run(
+    recipe: Recipe, tiny_folder: Path, tmp_path: Path
+) -> None:
+    """A trained object keeps its LoRA: the next run starts from it, the third from the second, the
+    fourth likewise.
+    """
     model = pipelines.load(str(tiny_folder))
     plain = recipe.replace(optim={"ema": None}, evaluate={"every": 0}, run={"steps": 1})
     runs = [finetune(plain, tmp_path / str(i), model=model) for i in range(3)]
@@ -538,7 +646,9 @@ def test_a_failure_before_the_first_step_gives_the_model_back(
 
 
 def test_in_half_precision_training_starts_at_its_reference(recipe: Recipe) -> None:
-    """Full training in bf16: float32 weights under autocast. A copy that ran otherwise would show a KL of its own."""
+    """Full training in bf16: float32 weights under autocast. A copy that ran otherwise would show a
+    KL of its own.
+    """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
@@ -556,17 +666,26 @@ def test_in_half_precision_training_starts_at_its_reference(recipe: Recipe) -> N
 
 
 def test_tensorboard_shows_curves_and_pictures(recipe: Recipe, tmp_path: Path) -> None:
-    """What metrics.jsonl says, TensorBoard's own reader finds in the run directory; and the galleries' pictures."""
+    """What metrics.jsonl says, TensorBoard's own reader finds in the run directory; and the
+    galleries' pictures.
+    """
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run = finetune(recipe.replace(run={"tracker": "tensorboard", "steps": 2}, evaluate={"every": 0}), tmp_path)
-    file = min(tmp_path.rglob("events.out.tfevents*"), key=lambda file: len(file.parts))  # deeper: hyper-parameters
+    run = finetune(
+        recipe.replace(run={"tracker": "tensorboard", "steps": 2}, evaluate={"every": 0}), tmp_path
+    )
+    file = min(
+        tmp_path.rglob("events.out.tfevents*"), key=lambda file: len(file.parts)
+    )  # deeper: hyper-parameters
     events = EventAccumulator(str(file.parent)).Reload()
     found = [(event.step, event.value) for event in events.Scalars("reward/combined")]
-    assert found == [(line["step"], pytest.approx(line["reward/combined"])) for line in run.metrics[1:]]
+    assert found == [
+        (line["step"], pytest.approx(line["reward/combined"])) for line in run.metrics[1:]
+    ]
     looks = [(event.step, event.value) for event in events.Scalars("eval/jpeg_size/mean")]
     assert looks == [
-        (line["step"], pytest.approx(line["eval/jpeg_size/mean"])) for line in (run.metrics[0], run.metrics[2])
+        (line["step"], pytest.approx(line["eval/jpeg_size/mean"]))
+        for line in (run.metrics[0], run.metrics[2])
     ]
     shown = [(event.step, event.height, event.width) for event in events.Images("held-out")]
     assert shown == [(0, 16, 32), (2, 16, 32)]  # two pictures of 16 pixels, side by side
@@ -578,7 +697,7 @@ def test_two_precisions_in_one_process(recipe: Recipe, finished: Run, tmp_path: 
     assert finetune(short, tmp_path).metrics[-1]["step"] == 1
 
 
-# --- parts -----------------------------------------------------------------------------------------------------------
+# --- parts ----------------------------------------------------------------------------------------
 
 
 def drawn(recipe: Recipe, prompts: list[str], steps: int) -> list[Any]:
@@ -594,22 +713,29 @@ def drawn(recipe: Recipe, prompts: list[str], steps: int) -> list[Any]:
 
 
 def test_every_epoch_is_a_permutation(recipe: Recipe) -> None:
-    """5 prompts, 2 a step: five steps are two epochs, in which every prompt comes twice, once in each."""
+    """5 prompts, 2 a step: five steps are two epochs, in which every prompt comes twice, once in
+    each.
+    """
     texts = [text for batch in drawn(recipe, list(TRAIN), 5) for text in batch.texts]
     assert sorted(texts[:5]) == sorted(texts[5:]) == sorted(TRAIN)
 
 
 def test_a_prompt_twice_in_a_step_is_two_draws(recipe: Recipe) -> None:
-    """Where an epoch ends inside a step, a prompt can come twice in it; with the same id it would be the same noise and
-    half of the work for nothing (45 prompts, 32 a step, as in the paper: in two steps of three).
+    """Where an epoch ends inside a step, a prompt can come twice in it; with the same id it would
+    be the same noise and half of the work for nothing (45 prompts, 32 a step, as in the paper: in
+    two steps of three).
     """
     for batch in drawn(recipe, ["a"], 2):
         assert list(batch.texts) == ["a", "a"]
         assert len(set(batch.ids)) == 2
 
 
-def test_a_run_whose_held_out_reward_falls_stops_and_stays_stopped(recipe: Recipe, tmp_path: Path) -> None:
-    """A held-out reward that falls with every look: patience 1 stops at the first measurement, step 1 of 3."""
+def test_a_run_whose_held_out_reward_falls_stops_and_stays_stopped(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    """A held-out reward that falls with every look: patience 1 stops at the first measurement, step
+    1 of 3.
+    """
 
     class Falling:
         looks = 0
@@ -619,7 +745,9 @@ def test_a_run_whose_held_out_reward_falls_stops_and_stays_stopped(recipe: Recip
             return torch.arange(len(media)) - 10.0 * self.looks
 
     watched = recipe.replace(
-        eval_rewards={Falling(): 1.0}, evaluate={"every": 1}, stop={"when": "eval_rewards_fall", "patience": 1}
+        eval_rewards={Falling(): 1.0},
+        evaluate={"every": 1},
+        stop={"when": "eval_rewards_fall", "patience": 1},
     )
     for _ in range(2):  # resumed, it does not go on
         run = finetune(watched, tmp_path)
@@ -628,7 +756,9 @@ def test_a_run_whose_held_out_reward_falls_stops_and_stays_stopped(recipe: Recip
 
 
 def test_the_best_measurement_is_kept(recipe: Recipe, tmp_path: Path) -> None:
-    """Held out: 0, then 5, 2, 1 at steps 1 to 3 of 3. What step 1 had is kept beside the end's export, and differs."""
+    """Held out: 0, then 5, 2, 1 at steps 1 to 3 of 3. What step 1 had is kept beside the end's
+    export, and differs.
+    """
 
     class Peak:
         def __init__(self) -> None:
@@ -638,8 +768,15 @@ def test_the_best_measurement_is_kept(recipe: Recipe, tmp_path: Path) -> None:
             return torch.arange(len(media)) + self.means.pop(0)
 
     run = finetune(recipe.replace(eval_rewards={Peak(): 1.0}, evaluate={"every": 1}), tmp_path)
-    best, end = (load_file(tmp_path / name / "pytorch_lora_weights.safetensors") for name in ("best", "export"))
-    averages = {key.removeprefix("ema.unet."): value for key, value in weights(tmp_path, 2).items() if "ema." in key}
+    best, end = (
+        load_file(tmp_path / name / "pytorch_lora_weights.safetensors")
+        for name in ("best", "export")
+    )
+    averages = {
+        key.removeprefix("ema.unet."): value
+        for key, value in weights(tmp_path, 2).items()
+        if "ema." in key
+    }
     assert best.keys() == end.keys() and not same(best, end) and averages
     assert json.loads((tmp_path / "state.json").read_text())["best_step"] == 1
     again = pipelines.load(recipe.model.path)

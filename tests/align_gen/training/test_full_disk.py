@@ -1,4 +1,6 @@
-"""A disk that fills up in the middle of a run: a small tmpfs in a mount namespace of its own, then made larger."""
+"""A disk that fills up in the middle of a run: a small tmpfs in a mount namespace of its own, then
+made larger.
+"""
 
 import hashlib
 import os
@@ -39,10 +41,16 @@ def outcome(run: Path) -> dict[str, str]:
     return {name: hashlib.sha256(content).hexdigest() for name, content in pictures.items()}
 
 
-@pytest.mark.skipif(shutil.which("unshare") is None, reason="no unshare, which makes a small disk without being root")
+@pytest.mark.skipif(
+    shutil.which("unshare") is None,
+    reason="no unshare, which makes a small disk without being root",
+)
 @pytest.mark.parametrize(("size", "what"), [("8k", "before"), ("200k", "checkpoints")])
-def test_a_run_survives_a_full_disk(tiny_folder: Path, tmp_path: Path, size: str, what: str) -> None:
-    """Full while the first gallery, or a checkpoint, is written: one line, exit code 1, nothing half-written left.
+def test_a_run_survives_a_full_disk(
+    tiny_folder: Path, tmp_path: Path, size: str, what: str
+) -> None:
+    """Full while the first gallery, or a checkpoint, is written: one line, exit code 1, nothing
+    half-written left.
 
     With room again, the same command ends as a run that was never disturbed.
     """
@@ -54,7 +62,11 @@ def test_a_run_survives_a_full_disk(tiny_folder: Path, tmp_path: Path, size: str
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     script = SCRIPT.format(size=size, folder=tmp_path, command=command)
     done = subprocess.run(
-        ["unshare", "-Urm", "sh", "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True
+        ["unshare", "-Urm", "sh", "-c", script],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     if done.returncode == 99 or "unshare" in done.stderr:
         pytest.skip(f"no mount namespace here: {done.stderr.strip()}")
@@ -65,6 +77,10 @@ def test_a_run_survives_a_full_disk(tiny_folder: Path, tmp_path: Path, size: str
     assert (tmp_path / "left").read_text() == ""
     assert (tmp_path / "second").read_text().strip() == "0", (tmp_path / "second.err").read_text()
     subprocess.run(
-        [*command.split(), "--out", str(tmp_path / "whole")], cwd=ROOT, env=environment, check=True, capture_output=True
+        [*command.split(), "--out", str(tmp_path / "whole")],
+        cwd=ROOT,
+        env=environment,
+        check=True,
+        capture_output=True,
     )
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")

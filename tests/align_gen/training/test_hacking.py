@@ -1,4 +1,6 @@
-"""A run that hacks on purpose: emoji-sd learns to make pictures that compress badly, whatever the prompt."""
+"""A run that hacks on purpose: emoji-sd learns to make pictures that compress badly, whatever the
+prompt.
+"""
 
 import re
 from collections.abc import Sequence
@@ -14,7 +16,16 @@ from align_gen.training.early_stopping import mean
 
 PROMPTS = {
     "train": ["a dog", "a red car", "a tree", "an apple"],
-    "eval": ["a cat", "a lemon", "a whale", "a rose", "a burger", "a frog", "a pig", "a smiling face"],
+    "eval": [
+        "a cat",
+        "a lemon",
+        "a whale",
+        "a rose",
+        "a burger",
+        "a frog",
+        "a pig",
+        "a smiling face",
+    ],
 }
 
 
@@ -24,8 +35,12 @@ def jpeg_kilobytes(media: Tensor, prompts: Sequence[str]) -> Tensor:
     return scores
 
 
-def test_the_guard_stops_it_and_the_report_is_red(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Files grow; the alignment to the prompt falls, twice in a row, and that is the end, far before step 60."""
+def test_the_guard_stops_it_and_the_report_is_red(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Files grow; the alignment to the prompt falls, twice in a row, and that is the end, far
+    before step 60.
+    """
     for name, prompts in PROMPTS.items():
         (tmp_path / f"{name}.txt").write_text("\n".join(prompts))
     recipe = Recipe.load("emoji-sd-prdp").replace(
@@ -48,10 +63,14 @@ def test_the_guard_stops_it_and_the_report_is_red(tmp_path: Path, caplog: pytest
     )
     run = finetune(recipe, tmp_path / "run")
     last = run.metrics[-1]["step"]
-    assert last < 40 and [line["eval/fallen"] for line in run.metrics if "eval/fallen" in line][-2:] == [1.0, 1.0]
+    assert last < 40 and [line["eval/fallen"] for line in run.metrics if "eval/fallen" in line][
+        -2:
+    ] == [1.0, 1.0]
     assert mean(run.after, "jpeg_kilobytes") > mean(run.before, "jpeg_kilobytes")
     assert mean(run.after, "alignment") < mean(run.before, "alignment")
-    assert f"step {last}: held out and fallen" in caplog.text and "the run stops here" in caplog.text
+    assert (
+        f"step {last}: held out and fallen" in caplog.text and "the run stops here" in caplog.text
+    )
     assert caplog.text.count("the run stops here") == 1
     page = report_run(run.folder).read_text()
     assert re.search(r'<section id="verdict" class="bad".*?Held-out rewards fell', page, re.DOTALL)

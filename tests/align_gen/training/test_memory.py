@@ -28,27 +28,46 @@ METHODS = {  # PRDP learns from all: `keep` would make the growth that is looked
 
 
 def batch_of(model: Model, kind: str, count: int, prompts: int) -> Batch:
-    """One of the kind: prompts, or ``count`` pictures that are there already, in pairs or one by one."""
+    """One of the kind: prompts, or ``count`` pictures that are there already, in pairs or one by
+    one.
+    """
     rows = {"prompts": prompts, "pairs": count // 2, "media": count}[kind]
     texts, ids = [f"apple {number}" for number in range(rows)], list(range(rows))
     condition = model.encode_prompts(texts, height=64, width=64)
     media = torch.rand(count, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     if kind == "prompts":
         return Prompts(texts, condition, ids)
-    return Media(texts, condition, ids, media) if kind == "media" else Pairs(texts, condition, ids, *media.chunk(2))
+    return (
+        Media(texts, condition, ids, media)
+        if kind == "media"
+        else Pairs(texts, condition, ids, *media.chunk(2))
+    )
 
 
 def peak_of_a_step(name: str, steps: int, times: int) -> int:
-    """Bytes at the peak of a step, without the latents and pictures that it keeps of each of its ``times`` x 4."""
+    """Bytes at the peak of a step, without the latents and pictures that it keeps of each of its
+    ``times`` x 4.
+    """
     given = [f"data.{GIVEN[name]}=unread", "prompts.train=null"] if name in GIVEN else []
-    sampling = f"sampling={{num_inference_steps: {steps}, guidance_scale: 3.0, height: 64, width: 64}}"
+    sampling = (
+        f"sampling={{num_inference_steps: {steps}, guidance_scale: 3.0, height: 64, width: 64}}"
+    )
     recipe = Recipe.load("emoji-sd-prdp", [f"method={METHODS[name]}", sampling, *SMALL, *given])
     prompts = recipe.method["prompts_per_step"] * times
-    options, count = recipe.method_options().model_copy(update={"prompts_per_step": prompts}), 4 * times
+    options, count = (
+        recipe.method_options().model_copy(update={"prompts_per_step": prompts}),
+        4 * times,
+    )
     model = load_model(recipe)
     prepare_model(recipe, model)
-    state, method = prepare_state(recipe, model, Accelerator(cpu=True)), methods.load(recipe.method["name"])
-    batch, rewards = batch_of(model, method.kind(options), count, prompts), reward_set(["sharpness"])
+    state, method = (
+        prepare_state(recipe, model, Accelerator(cpu=True)),
+        methods.load(recipe.method["name"]),
+    )
+    batch, rewards = (
+        batch_of(model, method.kind(options), count, prompts),
+        reward_set(["sharpness"]),
+    )
     with PeakMemory() as memory:
         method.step(state, batch, model, rewards, options, recipe.sampling)
     latent = torch.Size(model.latent_shape(64, 64)).numel()
@@ -57,7 +76,9 @@ def peak_of_a_step(name: str, steps: int, times: int) -> int:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_step_of_twice_the_size_costs_no_more(name: str) -> None:
-    """Twice the denoising steps or twice the prompts at one micro-batch: at most a tenth more, which is bookkeeping."""
+    """Twice the denoising steps or twice the prompts at one micro-batch: at most a tenth more,
+    which is bookkeeping.
+    """
     before = peak_of_a_step(name, steps=3, times=1)
     assert peak_of_a_step(name, steps=3, times=2) <= 1.1 * before
     if name not in GIVEN:

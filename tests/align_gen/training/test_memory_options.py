@@ -25,7 +25,9 @@ def gradient(options: Memory, family: str = "sd") -> list[Tensor]:
     save_memory(model, options)
     condition = model.encode_prompts(["a cat"], height=16, width=16)
     x = torch.randn(1, *condition.latent_shape, generator=torch.Generator().manual_seed(0))
-    model.predict(x, model.times(4, condition.latent_shape)[1, 0], condition, 3.0).square().sum().backward()
+    model.predict(
+        x, model.times(4, condition.latent_shape)[1, 0], condition, 3.0
+    ).square().sum().backward()
     return [p.grad for p in model.parameters() if p.grad is not None]
 
 
@@ -51,7 +53,9 @@ def test_checkpointing_keeps_fewer_activations() -> None:
             model.train_full()
             save_memory(model, options)
             condition = model.encode_prompts(["a cat"])
-            model.predict(torch.randn(1, *condition.latent_shape), torch.tensor(500), condition, 3.0)
+            model.predict(
+                torch.randn(1, *condition.latent_shape), torch.tensor(500), condition, 3.0
+            )
         return total
 
     assert saved(Memory(checkpointing=True)) < 0.5 * saved(Memory())
@@ -61,12 +65,16 @@ def test_checkpointing_keeps_fewer_activations() -> None:
 def test_the_vae_in_parts_decodes_the_same(mode: Any) -> None:
     """At a size of one tile: larger pictures differ at the seams, which the VAE blends."""
     model = pipelines.load(stable_diffusion())
-    latents = torch.randn(3, *model.latent_shape(16, 16), generator=torch.Generator().manual_seed(0))
+    latents = torch.randn(
+        3, *model.latent_shape(16, 16), generator=torch.Generator().manual_seed(0)
+    )
     with torch.no_grad():
         whole = model.decode(latents)
         save_memory(model, Memory(vae=mode))
         assert torch.allclose(model.decode(latents), whole, atol=1e-5)
-    assert model.pipeline.vae.use_slicing == (mode == "slices") and model.pipeline.vae.use_tiling == (mode == "tiles")
+    assert model.pipeline.vae.use_slicing == (
+        mode == "slices"
+    ) and model.pipeline.vae.use_tiling == (mode == "tiles")
 
 
 def test_freed_text_encoders_leave_what_was_encoded() -> None:

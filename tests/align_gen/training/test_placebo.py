@@ -26,7 +26,9 @@ def pictures(seed: int = 0) -> Tensor:
 
 
 def test_each_prompt_keeps_its_own_rewards() -> None:
-    """The same multiset within every prompt, in another order, with the heads' own scores left alone."""
+    """The same multiset within every prompt, in another order, with the heads' own scores left
+    alone.
+    """
     real = reward_set({"bright": {"name": brightness, "weight": 2.0}})(pictures(), PROMPTS)
     dealt = shuffled()(pictures(), PROMPTS)
     for rows in (slice(0, 8), slice(8, 16)):
@@ -58,7 +60,9 @@ def test_in_the_background_too() -> None:
 
 
 def test_rewards_no_longer_follow_the_picture() -> None:
-    """Correlation with the real score within a prompt: 1 before, 0 after; the mean of 50 has std 1/sqrt(50 * 7)."""
+    """Correlation with the real score within a prompt: 1 before, 0 after; the mean of 50 has std
+    1/sqrt(50 * 7).
+    """
     total = 0.0
     for seed in range(50):
         media = pictures(seed)

@@ -1,4 +1,6 @@
-"""Several processes: real ones over gloo, started by torch's launcher as accelerate starts them on GPUs."""
+"""Several processes: real ones over gloo, started by torch's launcher as accelerate starts them on
+GPUs.
+"""
 
 import json
 import math
@@ -27,8 +29,9 @@ from align_gen.training.sharding import require_equal_calls
 
 ROOT = Path(__file__).parents[3]
 TRAIN = ["a red dog", "a blue cat", "a bird"]
-# float32 sums in another order: about sixty layers forward and backward, each of up to 3 * 3 * 64 products whose
-# roundings of 2^-24 are independent, so that the squares of the errors add up. 1.1e-5.
+# float32 sums in another order: about sixty layers forward and backward, each of up to 3 * 3 * 64
+# products whose roundings of 2^-24 are independent, so that the squares of the errors add up.
+# 1.1e-5.
 ROUNDING = math.sqrt(60 * 3 * 3 * 64) * 2**-24
 REWARDS = '''
 import os, signal
@@ -49,7 +52,9 @@ calls = []
 
 
 def recipe_of(folder: Path, model: Path, reward: str, **sections: Any) -> Recipe:
-    """Three prompts a step, two pictures each: of two processes one has one prompt, the other two."""
+    """Three prompts a step, two pictures each: of two processes one has one prompt, the other
+    two.
+    """
     (folder / "train.txt").write_text("\n".join(TRAIN))
     (folder / "eval.txt").write_text("a green fox\nan elk\na horse")
     data = {
@@ -107,7 +112,8 @@ def files(run: Path) -> set[str]:
 
 
 def test_two_processes_compute_what_one_does(tiny_folder: Path, tmp_path: Path) -> None:
-    """Gradients (by the optimizer's first moments), weights and metrics to rounding, the same galleries and files.
+    """Gradients (by the optimizer's first moments), weights and metrics to rounding, the same
+    galleries and files.
 
     The prompts are shared unevenly, and the process with one has the one whose rewards all tie.
     """
@@ -129,33 +135,49 @@ def test_two_processes_compute_what_one_does(tiny_folder: Path, tmp_path: Path) 
     name = "checkpoints/step-000001"
     a, b = (load_file(run / name / "weights.safetensors") for run in (one, two))
     assert all(torch.allclose(a[key], b[key], rtol=0, atol=1e-6) for key in a)
-    moments = [torch.load(run / name / "optimizer.pt", weights_only=True)["state"] for run in (one, two)]
+    moments = [
+        torch.load(run / name / "optimizer.pt", weights_only=True)["state"] for run in (one, two)
+    ]
     largest = max(state["exp_avg"].abs().max() for state in moments[0].values())
     for key, state in moments[0].items():
         assert torch.allclose(
-            state["exp_avg"], moments[1][key]["exp_avg"], rtol=ROUNDING, atol=ROUNDING * largest.item()
+            state["exp_avg"],
+            moments[1][key]["exp_avg"],
+            rtol=ROUNDING,
+            atol=ROUNDING * largest.item(),
         )
     for folder in ("before", "samples/final"):
         pictures, others = Gallery.load(one / folder), Gallery.load(two / folder)
         assert pictures.rows == others.rows
-        differences = [(pictures.image(i) - others.image(i)).abs().max() for i in range(len(pictures))]
+        differences = [
+            (pictures.image(i) - others.image(i)).abs().max() for i in range(len(pictures))
+        ]
         assert max(differences) < 1.5 / 255
         assert ScoresTable.load(one / folder / "scores.parquet").rows == others.rows
 
 
-@pytest.mark.parametrize(("method", "lora"), [("prdp", None), ("ddpo", {"rank": 2})], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    ("method", "lora"), [("prdp", None), ("ddpo", {"rank": 2})], ids=["full", "lora"]
+)
 def test_two_processes_with_a_half_of_the_network_each(
     tiny_folder: Path, tmp_path: Path, lora: dict[str, int] | None, method: str
 ) -> None:
-    """FSDP2: the first step's metrics to rounding of one process's, though one of two has no signal; all to 1e-4 after two.
+    """FSDP2: the first step's metrics to rounding of one process's, though one of two has no
+    signal; all to 1e-4 after two.
 
-    Sums in another order differ in the last bit, which Adam, dividing by the gradient's own size, blows up. The second
-    step is taken again from the checkpoint, to the last bit: shards are put together there, and cut from it.
-    DDPO's loss, at a ratio of 1, is the sum of standardised advantages: rounding.
+    Sums in another order differ in the last bit, which Adam, dividing by the gradient's own size,
+    blows up. The second step is taken again from the checkpoint, to the last bit: shards are put
+    together there, and cut from it. DDPO's loss, at a ratio of 1, is the sum of standardised
+    advantages: rounding.
     """
     flat = TRAIN[_shuffled(len(TRAIN), 3, 0)[0]]
     (tmp_path / "rewards.py").write_text(REWARDS.format(flat=flat, death="pass"))
-    settings: dict[str, Any] = {"name": method, "images_per_prompt": 2, "prompts_per_step": 2, "clip": 1.0}
+    settings: dict[str, Any] = {
+        "name": method,
+        "images_per_prompt": 2,
+        "prompts_per_step": 2,
+        "clip": 1.0,
+    }
     recipe = recipe_of(
         tmp_path, tiny_folder, "flat_for_one", method=settings,
         run={"steps": 2, "seed": 3, "save_every": 1}, evaluate={"num_inference_steps": 3, "seeds": [0, 1]},
@@ -171,28 +193,39 @@ def test_two_processes_with_a_half_of_the_network_each(
     _, told = process.communicate(timeout=300)
     assert process.returncode == 0, told
     found = re.search("weights in each process: (.*) of (.*) MB", told)
-    assert found and 0.5 <= float(found[1]) / float(found[2]) < 0.6, told  # vectors of odd length are padded
+    assert found and 0.5 <= float(found[1]) / float(found[2]) < 0.6, (
+        told
+    )  # vectors of odd length are padded
     finetune(recipe, tmp_path / "one")
     one, two = tmp_path / "one", tmp_path / "two"
     assert files(one) == files(two)
     again = load_file(two / name / "weights.safetensors")
     assert all(
-        torch.equal(again[key], value) for key, value in load_file(tmp_path / "first/weights.safetensors").items()
+        torch.equal(again[key], value)
+        for key, value in load_file(tmp_path / "first/weights.safetensors").items()
     )
     for ours, theirs in zip(metrics(one), metrics(two), strict=True):
         rel, rounding = (ROUNDING if ours["step"] < 2 else 1e-4), {"loss": 1e-4}
         for key in ours.keys() - {"seconds"}:
-            assert ours[key] == pytest.approx(theirs[key], rel=rel, abs=rounding.get(key, 1e-6)), key
+            assert ours[key] == pytest.approx(theirs[key], rel=rel, abs=rounding.get(key, 1e-6)), (
+                key
+            )
     for file in (
         f"{name}/weights.safetensors",
         *(str(f.relative_to(one)) for f in one.glob("export/**/*.safetensors")),
     ):
         a, b = load_file(one / file), load_file(two / file)
-        assert a.keys() == b.keys() and all(torch.allclose(a[key], b[key], rtol=0, atol=1e-6) for key in a), file
-    moments = [torch.load(run / name / "optimizer.pt", weights_only=True)["state"] for run in (one, two)]
+        assert a.keys() == b.keys() and all(
+            torch.allclose(a[key], b[key], rtol=0, atol=1e-6) for key in a
+        ), file
+    moments = [
+        torch.load(run / name / "optimizer.pt", weights_only=True)["state"] for run in (one, two)
+    ]
     largest = max(state["exp_avg"].abs().max() for state in moments[0].values())
     for key, state in moments[0].items():
-        assert torch.allclose(state["exp_avg"], moments[1][key]["exp_avg"], rtol=1e-4, atol=1e-4 * largest.item())
+        assert torch.allclose(
+            state["exp_avg"], moments[1][key]["exp_avg"], rtol=1e-4, atol=1e-4 * largest.item()
+        )
 
 
 @pytest.mark.parametrize(
@@ -204,8 +237,12 @@ def test_two_processes_with_a_half_of_the_network_each(
     ],
     ids=["ddpo with history", "nft", "raft"],
 )
-def test_other_methods_share_a_step_too(tiny_folder: Path, tmp_path: Path, method: dict[str, Any]) -> None:
-    """What is compared or remembered over all processes: metrics of two steps to 1e-4 of one process's."""
+def test_other_methods_share_a_step_too(
+    tiny_folder: Path, tmp_path: Path, method: dict[str, Any]
+) -> None:
+    """What is compared or remembered over all processes: metrics of two steps to 1e-4 of one
+    process's.
+    """
     flat = TRAIN[_shuffled(len(TRAIN), 3, 0)[0]]
     (tmp_path / "rewards.py").write_text(REWARDS.format(flat=flat, death="pass"))
     settings = {"images_per_prompt": 2, "prompts_per_step": 3, **method}
@@ -227,7 +264,9 @@ def test_shards_want_several_processes_with_equal_shares(tiny_folder: Path, tmp_
         finetune(recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     require_equal_calls(4, 6, 2)
-    with pytest.raises(UserError, match="prompts_per_step is 3; want a multiple of the 2 processes"):
+    with pytest.raises(
+        UserError, match="prompts_per_step is 3; want a multiple of the 2 processes"
+    ):
         require_equal_calls(3, 6, 2)
     with pytest.raises(UserError, match="held-out prompts is 5; want"):
         require_equal_calls(4, 5, 2)
@@ -236,15 +275,24 @@ def test_shards_want_several_processes_with_equal_shares(tiny_folder: Path, tmp_
 @pytest.mark.parametrize(
     ("death", "said"),
     [
-        ("raise ValueError('no green left')", "align-gen: RewardFailure: .*dies' failed: ValueError: no green left"),
+        (
+            "raise ValueError('no green left')",
+            "align-gen: RewardFailure: .*dies' failed: ValueError: no green left",
+        ),
         ("os.kill(os.getpid(), signal.SIGKILL)", "Signal 9 \\(SIGKILL\\) received"),
     ],
     ids=["error", "kill"],
 )
-def test_a_process_that_dies_ends_the_others(tiny_folder: Path, tmp_path: Path, death: str, said: str) -> None:
-    """Within a minute, with its error shown; what was saved stays, and nobody waits for it for ever."""
+def test_a_process_that_dies_ends_the_others(
+    tiny_folder: Path, tmp_path: Path, death: str, said: str
+) -> None:
+    """Within a minute, with its error shown; what was saved stays, and nobody waits for it for
+    ever.
+    """
     (tmp_path / "rewards.py").write_text(REWARDS.format(flat="", death=death))
-    process = launch(recipe_of(tmp_path, tiny_folder, "dies", run={"steps": 1000, "seed": 3}), tmp_path)
+    process = launch(
+        recipe_of(tmp_path, tiny_folder, "dies", run={"steps": 1000, "seed": 3}), tmp_path
+    )
     lines = list(until(process, "final"))
     started = time.monotonic()
     _, rest = process.communicate(timeout=60)
@@ -252,10 +300,14 @@ def test_a_process_that_dies_ends_the_others(tiny_folder: Path, tmp_path: Path, 
     assert re.search(said, "".join(lines) + rest), "".join(lines) + rest
 
 
-def test_told_to_stop_all_of_them_finish_the_step_and_one_saves(tiny_folder: Path, tmp_path: Path) -> None:
+def test_told_to_stop_all_of_them_finish_the_step_and_one_saves(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
     """SIGTERM to the launcher, as a cluster sends it: the same step is the last of both."""
     (tmp_path / "rewards.py").write_text(REWARDS.format(flat="", death="pass"))
-    recipe = recipe_of(tmp_path, tiny_folder, "flat_for_one", run={"steps": 10**5, "seed": 3, "save_every": 10**5})
+    recipe = recipe_of(
+        tmp_path, tiny_folder, "flat_for_one", run={"steps": 10**5, "seed": 3, "save_every": 10**5}
+    )
     process = launch(recipe, tmp_path)
     list(until(process, "train "))
     process.send_signal(signal.SIGTERM)

@@ -60,7 +60,7 @@ def line_of(error: pytest.ExceptionInfo[UserError]) -> str:
     return message
 
 
-# --- what ships ------------------------------------------------------------------------------------------------------
+# --- what ships -----------------------------------------------------------------------------------
 
 
 def test_every_bundled_recipe_loads_and_survives_being_written_down(tmp_path: Path) -> None:
@@ -78,7 +78,8 @@ def test_the_demo_clips() -> None:
     assert Recipe.load("emoji-sd-prdp").method["gradient_steps"] >= 2
 
 
-# Table 4 of arXiv 2402.08714: epochs, gradient steps, prompts, images, KL weight, stepwise clip, learning rate.
+# Table 4 of arXiv 2402.08714: epochs, gradient steps, prompts, images, KL weight, stepwise clip,
+# learning rate.
 TABLE_4 = {
     "small": (100, 10, 32, 16, 3e-5, 1e-6, 1e-5),
     "large": (1000, 1, 64, 8, 3e-6, 1e-4, 7e-6),
@@ -102,11 +103,15 @@ def test_paper_values(name: str) -> None:
     assert found == TABLE_4[name]
     assert method["log_prob"] == "mean"
     assert (recipe.optim.weight_decay, recipe.optim.max_grad_norm) == (1e-4, 1.0)
-    assert (recipe.sampling.num_inference_steps, recipe.sampling.guidance_scale, recipe.sampling.eta) == (50, 5.0, 1.0)
+    assert (
+        recipe.sampling.num_inference_steps,
+        recipe.sampling.guidance_scale,
+        recipe.sampling.eta,
+    ) == (50, 5.0, 1.0)
     assert recipe.model.lora is None and recipe.model.path == "CompVis/stable-diffusion-v1-4"
 
 
-# --- numbers, overrides, replacement ---------------------------------------------------------------------------------
+# --- numbers, overrides, replacement --------------------------------------------------------------
 
 
 @pytest.mark.parametrize("text", ["1e-4", "1.0e-4", "1E-4", "1.e-4", ".1e-3", "0.0001", "+1e-4"])
@@ -118,12 +123,16 @@ def test_numbers_as_people_write_them(written: Any, text: str) -> None:
 
 
 def test_words_that_only_resemble_numbers_stay_words(written: Any) -> None:
-    recipe = Recipe.load(written(MINIMAL.replace("emoji-sd", "1e-4b") + "run: {out: e5, tracker: '1e5'}\n"))
+    recipe = Recipe.load(
+        written(MINIMAL.replace("emoji-sd", "1e-4b") + "run: {out: e5, tracker: '1e5'}\n")
+    )
     assert (recipe.model.path, recipe.run.out, recipe.run.tracker) == ("1e-4b", "e5", "1e5")
 
 
 def test_options_of_a_reward_keep_their_types(written: Any) -> None:
-    recipe = Recipe.load(written(MINIMAL.replace("jpeg_size: 1.0", "mean_hue: {hue: 1e2, weight: 2}")))
+    recipe = Recipe.load(
+        written(MINIMAL.replace("jpeg_size: 1.0", "mean_hue: {hue: 1e2, weight: 2}"))
+    )
     assert recipe.rewards == {"mean_hue": {"hue": 100.0, "weight": 2}}
 
 
@@ -142,9 +151,13 @@ def test_overrides_reach_any_depth() -> None:
 
 
 def test_replace_merges_sections_and_swaps_rewards() -> None:
-    """One key of a section at a time; rewards are replaced whole, else the old ones would stay in the mixture."""
+    """One key of a section at a time; rewards are replaced whole, else the old ones would stay in
+    the mixture.
+    """
     old = Recipe.load("emoji-sd-prdp")
-    new = old.replace(optim={"lr": 1e-3}, method={"beta": 7.0}, rewards={"jpeg_size": 1.0}, eval_rewards={})
+    new = old.replace(
+        optim={"lr": 1e-3}, method={"beta": 7.0}, rewards={"jpeg_size": 1.0}, eval_rewards={}
+    )
     assert new.optim == old.optim.model_copy(update={"lr": 1e-3})
     assert new.method == old.method | {"beta": 7.0}
     assert new.rewards == {"jpeg_size": 1.0} and not new.eval_rewards
@@ -163,7 +176,9 @@ def test_callables_are_rewards() -> None:
     recipe = Recipe.load("sd15-prdp").replace(rewards={"jpeg_size": 1.0, warmth: 0.2})
     assert recipe.rewards[warmth] == 0.2
     assert "warmth: 0.2" in recipe.to_yaml()
-    assert torch.equal(next(k for k in recipe.rewards if callable(k))(torch.ones(1, 3, 2, 2), ["x"]), torch.ones(1))
+    assert torch.equal(
+        next(k for k in recipe.rewards if callable(k))(torch.ones(1, 3, 2, 2), ["x"]), torch.ones(1)
+    )
 
 
 def test_a_recipe_is_frozen() -> None:
@@ -176,39 +191,78 @@ def test_difference_shows_both_sides() -> None:
     assert difference(mine, theirs) == "-steps: 4; +steps: 3"
 
 
-# --- mistakes --------------------------------------------------------------------------------------------------------
+# --- mistakes -------------------------------------------------------------------------------------
 
 MISTAKES = {
-    "unknown section": (MINIMAL + "smapling: {eta: 1}\n", r"unknown key smapling; did you mean 'sampling'\?"),
-    "unknown key": (MINIMAL + "optim: {lrr: 1e-4}\n", r"unknown key optim\.lrr; did you mean 'lr'\?"),
+    "unknown section": (
+        MINIMAL + "smapling: {eta: 1}\n",
+        r"unknown key smapling; did you mean 'sampling'\?",
+    ),
+    "unknown key": (
+        MINIMAL + "optim: {lrr: 1e-4}\n",
+        r"unknown key optim\.lrr; did you mean 'lr'\?",
+    ),
     "unknown nested key": (
         MINIMAL.replace("emoji-sd", "x, lora: {rnak: 4}"),
         r"model\.lora\.rnak; did you mean 'rank'\?",
     ),
-    "unknown key of the method": (MINIMAL.replace("prdp", "prdp, betta: 1"), r"method\.betta; did you mean 'beta'\?"),
+    "unknown key of the method": (
+        MINIMAL.replace("prdp", "prdp, betta: 1"),
+        r"method\.betta; did you mean 'beta'\?",
+    ),
     "nothing near": (MINIMAL + "optim: {zzz: 1}\n", r"optim\.zzz; known: \['ema', 'lr'"),
     "wrong type": (MINIMAL + "run: {steps: many}\n", r"run\.steps: .*integer.* got 'many'"),
-    "wrong type in the method": (MINIMAL.replace("prdp", "prdp, beta: [1]"), r"method\.beta: .*number"),
-    "wrong choice": (MINIMAL.replace("emoji-sd", "x, dtype: fp64"), r"model\.dtype: .*'fp32'.*got 'fp64'"),
+    "wrong type in the method": (
+        MINIMAL.replace("prdp", "prdp, beta: [1]"),
+        r"method\.beta: .*number",
+    ),
+    "wrong choice": (
+        MINIMAL.replace("emoji-sd", "x, dtype: fp64"),
+        r"model\.dtype: .*'fp32'.*got 'fp64'",
+    ),
     "no number": (MINIMAL + "optim: {lr: .nan}\n", r"optim\.lr"),
     "one image a prompt": (
         MINIMAL.replace("prdp", "prdp, images_per_prompt: 1"),
         r"method\.images_per_prompt: .*2, got 1",
     ),
     "no stochastic step": (MINIMAL + "sampling: {eta: 0}\n", r"sampling\.eta"),
-    "missing section": (MINIMAL.replace("prompts:", "hints:"), r"prompts: field required|unknown key hints"),
-    "no reward at all": (MINIMAL.replace("rewards: {jpeg_size: 1.0}", ""), r"rewards: nothing says what is good"),
-    "no reward": (MINIMAL.replace("{jpeg_size: 1.0}", "{}"), r"rewards: nothing says what is good; want one or more"),
+    "missing section": (
+        MINIMAL.replace("prompts:", "hints:"),
+        r"prompts: field required|unknown key hints",
+    ),
+    "no reward at all": (
+        MINIMAL.replace("rewards: {jpeg_size: 1.0}", ""),
+        r"rewards: nothing says what is good",
+    ),
+    "no reward": (
+        MINIMAL.replace("{jpeg_size: 1.0}", "{}"),
+        r"rewards: nothing says what is good; want one or more",
+    ),
     "section that is no mapping": (MINIMAL + "optim: 3\n", r"optim: "),
-    "unknown method": (MINIMAL.replace("prdp", "ppdr"), r"method\.name: no method 'ppdr'; have \['ddpo', .*'prdp'"),
+    "unknown method": (
+        MINIMAL.replace("prdp", "ppdr"),
+        r"method\.name: no method 'ppdr'; have \['ddpo', .*'prdp'",
+    ),
     "method of no text": (MINIMAL.replace("prdp", "[prdp]"), r"method\.name"),
     "method without a name": (MINIMAL.replace("name: prdp", ""), r"method\.name"),
-    "held-out that is optimised": (MINIMAL + "eval_rewards: {jpeg_size: 1}\n", r"eval_rewards: \['jpeg_size'\]"),
-    "guard that sees nothing": (MINIMAL + "stop: {when: eval_rewards_fall}\n", r"stop\.when: .*evaluate\.every"),
-    "seed twice": (MINIMAL + "evaluate: {seeds: [0, 1, 0]}\n", r"evaluate\.seeds: .*want each seed once"),
+    "held-out that is optimised": (
+        MINIMAL + "eval_rewards: {jpeg_size: 1}\n",
+        r"eval_rewards: \['jpeg_size'\]",
+    ),
+    "guard that sees nothing": (
+        MINIMAL + "stop: {when: eval_rewards_fall}\n",
+        r"stop\.when: .*evaluate\.every",
+    ),
+    "seed twice": (
+        MINIMAL + "evaluate: {seeds: [0, 1, 0]}\n",
+        r"evaluate\.seeds: .*want each seed once",
+    ),
     "no seed": (MINIMAL + "evaluate: {seeds: []}\n", r"evaluate\.seeds"),
     "true for a number": (MINIMAL + "run: {steps: true}\n", r"run\.steps: .*truth value"),
-    "true for a number of the method": (MINIMAL.replace("prdp", "prdp, beta: yes"), r"method\.beta: .*truth value"),
+    "true for a number of the method": (
+        MINIMAL.replace("prdp", "prdp, beta: yes"),
+        r"method\.beta: .*truth value",
+    ),
     "key twice": (MINIMAL + "run: {seed: 1, seed: 2}\n", r"key 'seed' stands twice"),
     "section twice": (MINIMAL + "rewards: {mean_hue: 1.0}\n", r"key 'rewards' stands twice"),
     "key that is a number": (MINIMAL + "3: x\n", r"3"),
@@ -216,7 +270,10 @@ MISTAKES = {
     "no YAML": (MINIMAL + "run: {steps: [\n", r"not YAML"),
     "a list": ("- a\n", r"want a mapping with the sections"),
     "nothing": ("", r"want a mapping with the sections"),
-    "a Python object": (MINIMAL + "run: !!python/object/apply:os.system ['true']\n", r"not YAML.*python/object"),
+    "a Python object": (
+        MINIMAL + "run: !!python/object/apply:os.system ['true']\n",
+        r"not YAML.*python/object",
+    ),
     "a Python name": (MINIMAL + "run: !!python/name:os.system\n", r"not YAML.*python/name"),
     "nested without end": ("run: " + "[" * 1200, r"mine\.yaml"),
 }
@@ -229,12 +286,18 @@ def test_a_mistake_is_one_line_that_names_the_key(written: Any, case: str) -> No
     with pytest.raises(UserError) as error:
         Recipe.load(path)
     assert re.search(pattern, line_of(error)), str(error.value)
-    assert "mine.yaml" in str(error.value) or case == "no stochastic step"  # which --set can cause, too
+    assert (
+        "mine.yaml" in str(error.value) or case == "no stochastic step"
+    )  # which --set can cause, too
 
 
-@pytest.mark.parametrize("place", ["run: {steps: *f}", "rewards: {jpeg_size: *f}", "method: {name: *f}"])
+@pytest.mark.parametrize(
+    "place", ["run: {steps: *f}", "rewards: {jpeg_size: *f}", "method: {name: *f}"]
+)
 def test_a_yaml_bomb_is_defused(written: Any, place: str) -> None:
-    """Aliases of aliases: six short lines stand for 10^6 words, and thirty would for more than any memory."""
+    """Aliases of aliases: six short lines stand for 10^6 words, and thirty would for more than any
+    memory.
+    """
     rows = ["a: &a [w, w, w, w, w, w, w, w, w, w]"]
     for last, name in zip("abcde", "bcdef", strict=True):
         rows.append(f"{name}: &{name} [{', '.join(['*' + last] * 10)}]")
@@ -243,7 +306,9 @@ def test_a_yaml_bomb_is_defused(written: Any, place: str) -> None:
     path = written("\n".join(["x:", *("  " + row for row in rows), *kept, place]))
     with pytest.raises(UserError) as error:
         Recipe.load(path)
-    assert "unknown key x" not in line_of(error)  # the aliases themselves are refused, wherever they stand
+    assert "unknown key x" not in line_of(
+        error
+    )  # the aliases themselves are refused, wherever they stand
 
 
 def test_a_long_wrong_value_is_not_printed_whole(written: Any) -> None:

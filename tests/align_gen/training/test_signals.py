@@ -1,4 +1,6 @@
-"""Signals: the first is noted, the second acts; real signals, sent to this process and to real runs."""
+"""Signals: the first is noted, the second acts; real signals, sent to this process and to real
+runs.
+"""
 
 import json
 import os
@@ -29,7 +31,9 @@ run: {{steps: 100000, save_every: 100000}}
 def test_the_first_is_noted_and_the_second_acts(
     number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The echo of a signal, as a terminal and a launcher give it, is none. Afterwards all handlers are as before."""
+    """The echo of a signal, as a terminal and a launcher give it, is none. Afterwards all handlers
+    are as before.
+    """
     seen: list[int] = []
     kept = signal.signal(number, lambda number, frame: seen.append(number))
     try:
@@ -46,7 +50,9 @@ def test_the_first_is_noted_and_the_second_acts(
         assert seen == [number, number]
     finally:
         signal.signal(number, kept)
-    assert capfd.readouterr().err == f"align-gen: {number.name}: saving first; again stops at once\n"
+    assert (
+        capfd.readouterr().err == f"align-gen: {number.name}: saving first; again stops at once\n"
+    )
 
 
 def test_in_another_thread_signals_are_left_alone() -> None:
@@ -67,13 +73,19 @@ def test_in_another_thread_signals_are_left_alone() -> None:
 def test_a_real_run_finishes_its_step_saves_and_says_how_to_go_on(
     number: signal.Signals, tiny_folder: Path, tmp_path: Path
 ) -> None:
-    """The command, a real process, told to stop once it has said that a step is done: it would take days otherwise.
+    """The command, a real process, told to stop once it has said that a step is done: it would take
+    days otherwise.
 
-    No checkpoint is due before the end, so the one that is there is the signal's. The journal's last step is its step.
+    No checkpoint is due before the end, so the one that is there is the signal's. The journal's
+    last step is its step.
     """
     (tmp_path / "train.txt").write_text("a red dog\n")
     (tmp_path / "eval.txt").write_text("an elk\n")
-    files = {"model": tiny_folder, "train": tmp_path / "train.txt", "held_out": tmp_path / "eval.txt"}
+    files = {
+        "model": tiny_folder,
+        "train": tmp_path / "train.txt",
+        "held_out": tmp_path / "eval.txt",
+    }
     (tmp_path / "recipe.yaml").write_text(RECIPE.format(**files))
     command = [
         sys.executable,
@@ -85,7 +97,9 @@ def test_a_real_run_finishes_its_step_saves_and_says_how_to_go_on(
         str(tmp_path / "run"),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+    ) as process:
         assert process.stderr is not None
         told = []
         for line in process.stderr:

@@ -1,4 +1,6 @@
-"""The Stable Diffusion adapter: texts, sizes, pictures, and exports that diffusers itself can load."""
+"""The Stable Diffusion adapter: texts, sizes, pictures, and exports that diffusers itself can
+load.
+"""
 
 import logging
 import warnings
@@ -29,7 +31,13 @@ LATENTS = torch.randn(2, 4, 8, 8, generator=Generator().manual_seed(0))
 
 
 def pictures(model: Model) -> Tensor:
-    return sample(model, model.encode_prompts(PROMPTS), num_inference_steps=2, guidance_scale=3.0, latents=LATENTS)
+    return sample(
+        model,
+        model.encode_prompts(PROMPTS),
+        num_inference_steps=2,
+        guidance_scale=3.0,
+        latents=LATENTS,
+    )
 
 
 def diffusers_pictures(pipeline: StableDiffusionPipeline) -> Tensor:
@@ -68,10 +76,14 @@ def test_texts_are_encoded_as_the_pipeline_does(tiny_model: Maker) -> None:
 
 
 def test_a_text_is_encoded_once(tiny_model: Maker) -> None:
-    """The texts a, b and the empty negative: three rows go through the encoder, though twelve are asked for."""
+    """The texts a, b and the empty negative: three rows go through the encoder, though twelve are
+    asked for.
+    """
     model = tiny_model()
     rows: list[int] = []
-    model.pipeline.text_encoder.register_forward_hook(lambda _, __, output: rows.append(len(output[0])))
+    model.pipeline.text_encoder.register_forward_hook(
+        lambda _, __, output: rows.append(len(output[0]))
+    )
     model.encode_prompts(["a", "b", "a"])
     model.encode_prompts(["b"])
     model.encode_prompts(["b", "a"], "a")
@@ -83,8 +95,12 @@ def test_a_wrong_number_of_negatives_is_refused(tiny_model: Maker) -> None:
         tiny_model().encode_prompts(PROMPTS, ["one"])
 
 
-def test_a_long_prompt_is_warned_about_once(tiny_model: Maker, caplog: pytest.LogCaptureFixture) -> None:
-    """One letter apart is one token here, and two are the ends: TOKENS - 2 letters fit, one more does not."""
+def test_a_long_prompt_is_warned_about_once(
+    tiny_model: Maker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One letter apart is one token here, and two are the ends: TOKENS - 2 letters fit, one more
+    does not.
+    """
     model = tiny_model()
 
     def words(letter: str, count: int) -> str:
@@ -108,7 +124,9 @@ def test_a_long_prompt_is_warned_about_once(tiny_model: Maker, caplog: pytest.Lo
 
 
 def test_sizes(tiny_model: Maker) -> None:
-    """The VAE halves: 24 x 16 pixels are 12 x 8 latents, made with the pipeline's own and ours alike."""
+    """The VAE halves: 24 x 16 pixels are 12 x 8 latents, made with the pipeline's own and ours
+    alike.
+    """
     model = tiny_model()
     assert model.default_size == (16, 16)
     assert model.encode_prompts(["a"]).latent_shape == (4, 8, 8)
@@ -118,7 +136,13 @@ def test_sizes(tiny_model: Maker) -> None:
     mine = sample(model, condition, num_inference_steps=2, generator=made)
     again = [Generator().manual_seed(i) for i in range(2)]
     theirs = model.pipeline(
-        PROMPTS, height=24, width=16, num_inference_steps=2, guidance_scale=5.0, generator=again, output_type="pt"
+        PROMPTS,
+        height=24,
+        width=16,
+        num_inference_steps=2,
+        guidance_scale=5.0,
+        generator=again,
+        output_type="pt",
     ).images
     assert mine.shape == (2, 3, 24, 16)
     assert torch.allclose(mine, theirs, atol=1e-5)
@@ -143,7 +167,9 @@ def test_unknown_inputs_are_refused(tiny_model: Maker) -> None:
 
 
 def test_guidance_by_name(tiny_model: Maker) -> None:
-    """guided = without + scale (with - without), so output(3) = 3 output(1) - 2 output(the negative as prompt)."""
+    """guided = without + scale (with - without), so output(3) = 3 output(1) - 2 output(the negative
+    as prompt).
+    """
     model = tiny_model()
     condition = model.encode_prompts(PROMPTS, "grey")
     empty = model.encode_prompts(["grey"] * 2)
@@ -151,13 +177,17 @@ def test_guidance_by_name(tiny_model: Maker) -> None:
     with torch.no_grad():
         guided = model.predict(LATENTS, t, condition, 3.0)
         assert torch.equal(model.predict(LATENTS, t, condition, {"text": 3.0}), guided)
-        by_hand = 3 * model.predict(LATENTS, t, condition, 1.0) - 2 * model.predict(LATENTS, t, empty, 1)
+        by_hand = 3 * model.predict(LATENTS, t, condition, 1.0) - 2 * model.predict(
+            LATENTS, t, empty, 1
+        )
     assert torch.allclose(guided, by_hand, atol=1e-5)
 
 
 @pytest.mark.parametrize(("scale", "rows"), [(0.0, 2), (1.0, 2), (1.5, 4)])
 def test_no_guidance_costs_no_second_forward(tiny_model: Maker, scale: float, rows: int) -> None:
-    """Up to 1 the conditional branch alone runs, as in diffusers; above, both branches go in one batch."""
+    """Up to 1 the conditional branch alone runs, as in diffusers; above, both branches go in one
+    batch.
+    """
     model = tiny_model()
     calls: list[int] = []
     model.pipeline.unet.register_forward_hook(lambda _, inputs, __: calls.append(len(inputs[0])))
@@ -167,7 +197,9 @@ def test_no_guidance_costs_no_second_forward(tiny_model: Maker, scale: float, ro
 
 
 @pytest.mark.parametrize("guidance", [{"image": 2.0}, {"text": 3.0, "image": 2.0}, {}])
-def test_guidance_under_an_unknown_name_is_refused(tiny_model: Maker, guidance: dict[str, float]) -> None:
+def test_guidance_under_an_unknown_name_is_refused(
+    tiny_model: Maker, guidance: dict[str, float]
+) -> None:
     model = tiny_model()
     with pytest.raises(ValueError, match="text"):
         model.predict(LATENTS, torch.tensor(301.0), model.encode_prompts(PROMPTS), guidance)
@@ -185,23 +217,42 @@ def test_every_sample_may_have_its_own_time(tiny_model: Maker, scale: float) -> 
 
 
 @pytest.mark.parametrize(
-    "name", ["PNDMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler", "DDPMScheduler", "LCMScheduler"]
+    "name",
+    [
+        "PNDMScheduler",
+        "EulerDiscreteScheduler",
+        "DPMSolverMultistepScheduler",
+        "DDPMScheduler",
+        "LCMScheduler",
+    ],
 )
 def test_any_sampler_it_came_with_becomes_ddim(tiny_model: Maker, name: str) -> None:
-    """As ``DDIMScheduler.from_config`` would: the same schedule, spacing and offset, and no clipping of latents."""
-    options = SCHEDULE | {"steps_offset": 1, "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
+    """As ``DDIMScheduler.from_config`` would: the same schedule, spacing and offset, and no
+    clipping of latents.
+    """
+    options = SCHEDULE | {
+        "steps_offset": 1,
+        "prediction_type": "v_prediction",
+        "timestep_spacing": "trailing",
+    }
     if name in ("DDPMScheduler", "LCMScheduler"):
         options["clip_sample"] = False
     model = tiny_model(scheduler=getattr(diffusers, name)(**options))
     mine = pictures(model)
     assert type(model.pipeline.scheduler).__name__ == name
-    model.pipeline.scheduler = DDIMScheduler.from_config(model.pipeline.scheduler.config, clip_sample=False)
+    model.pipeline.scheduler = DDIMScheduler.from_config(
+        model.pipeline.scheduler.config, clip_sample=False
+    )
     assert torch.allclose(mine, diffusers_pictures(model.pipeline), atol=1e-5)
 
 
-@pytest.mark.parametrize("options", [{"thresholding": True}, {"prediction_type": "flow_prediction"}])
+@pytest.mark.parametrize(
+    "options", [{"thresholding": True}, {"prediction_type": "flow_prediction"}]
+)
 def test_a_schedule_that_is_not_understood_is_refused(options: dict[str, Any]) -> None:
-    pipeline = stable_diffusion(scheduler=diffusers.DPMSolverMultistepScheduler(**SCHEDULE | options))
+    pipeline = stable_diffusion(
+        scheduler=diffusers.DPMSolverMultistepScheduler(**SCHEDULE | options)
+    )
     with pytest.raises(ValueError, match=r"thresholding|flow_prediction"):
         StableDiffusion(pipeline)
 
@@ -226,7 +277,9 @@ def test_decode_is_the_pipelines_and_differentiable(tiny_model: Maker) -> None:
 
 
 def test_encode_is_the_posterior_mean(tiny_model: Maker) -> None:
-    """In the latents' unit: times the scaling factor; white is +1 to the VAE. No sampling: twice the same."""
+    """In the latents' unit: times the scaling factor; white is +1 to the VAE. No sampling: twice
+    the same.
+    """
     model = tiny_model()
     media = torch.rand(2, 3, 16, 16, generator=Generator().manual_seed(0))
     vae = model.pipeline.vae
@@ -277,8 +330,12 @@ CONVOLUTIONS = ("to_q", "proj_in", "conv1", "time_emb_proj", "ff.net.0.proj")
     ],
     ids=["plain", "alpha-above-rank", "alpha-below-rank", "convolutions"],
 )
-def test_an_exported_lora_in_a_fresh_pipeline(tiny_model: Maker, tmp_path: Path, options: LoraOptions) -> None:
-    """load_lora_weights in plain diffusers changes the pictures, and makes them ours; so does our own reload."""
+def test_an_exported_lora_in_a_fresh_pipeline(
+    tiny_model: Maker, tmp_path: Path, options: LoraOptions
+) -> None:
+    """load_lora_weights in plain diffusers changes the pictures, and makes them ours; so does our
+    own reload.
+    """
     model = tiny_model()
     base = pictures(model)
     model.train_lora(options)
@@ -311,7 +368,9 @@ def test_an_export_goes_on_and_is_exported_again(tiny_model: Maker, tmp_path: Pa
     assert torch.allclose(pictures(second), pictures(first), atol=1e-5)
     perturb(second)
     second.export(tmp_path / "2")
-    assert load_file(tmp_path / "1" / LORA_FILE).keys() == load_file(tmp_path / "2" / LORA_FILE).keys()
+    assert (
+        load_file(tmp_path / "1" / LORA_FILE).keys() == load_file(tmp_path / "2" / LORA_FILE).keys()
+    )
     fresh = stable_diffusion()
     fresh.load_lora_weights(tmp_path / "2")
     assert torch.allclose(diffusers_pictures(fresh), pictures(second), atol=1e-5)
@@ -360,8 +419,12 @@ def test_a_lora_for_something_else_is_an_error(tiny_model: Maker, tmp_path: Path
 
 
 @pytest.mark.parametrize("broken", ["name", "shape", "cut"])
-def test_a_lora_that_does_not_fit_is_an_error(tiny_model: Maker, tmp_path: Path, broken: str) -> None:
-    """One module of another architecture, one of another width, a file cut short: never a LoRA loaded in part."""
+def test_a_lora_that_does_not_fit_is_an_error(
+    tiny_model: Maker, tmp_path: Path, broken: str
+) -> None:
+    """One module of another architecture, one of another width, a file cut short: never a LoRA
+    loaded in part.
+    """
     model = tiny_model()
     model.train_lora(LoraOptions(2))
     perturb(model)
@@ -374,7 +437,9 @@ def test_a_lora_that_does_not_fit_is_an_error(tiny_model: Maker, tmp_path: Path,
             metadata = opened.metadata()
         weights = load_file(file)
         first = min(weights)
-        weights[first.replace("blocks.0", "blocks.9") if broken == "name" else first] = torch.ones(2, 99)
+        weights[first.replace("blocks.0", "blocks.9") if broken == "name" else first] = torch.ones(
+            2, 99
+        )
         save_file(weights, file, metadata=metadata)
     with pytest.raises(ValueError, match=str(tmp_path)):
         tiny_model().reload(tmp_path)
@@ -384,7 +449,9 @@ def test_a_lora_that_does_not_fit_is_an_error(tiny_model: Maker, tmp_path: Path,
     assert model.parameters() and torch.equal(pictures(model), before)
 
 
-def test_a_unet_that_does_not_fit_is_an_error_and_copies_nothing(tiny_model: Maker, tmp_path: Path) -> None:
+def test_a_unet_that_does_not_fit_is_an_error_and_copies_nothing(
+    tiny_model: Maker, tmp_path: Path
+) -> None:
     """load_state_dict would copy what fits before it complains of the rest."""
     other, model = tiny_model(layers_per_block=2), tiny_model()
     other.train_full()

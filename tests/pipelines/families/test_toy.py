@@ -1,4 +1,6 @@
-"""The toy is what closed forms are tested on, so it is tested against numerical integration and torch.distributions."""
+"""The toy is what closed forms are tested on, so it is tested against numerical integration and
+torch.distributions.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,13 +27,17 @@ def column(*values: float) -> Tensor:
 
 
 def time_of(model: Toy, fraction: float) -> Tensor:
-    return torch.tensor(fraction if isinstance(model.process, Flow) else round(fraction * 999), dtype=torch.float64)
+    return torch.tensor(
+        fraction if isinstance(model.process, Flow) else round(fraction * 999), dtype=torch.float64
+    )
 
 
 @both
 @pytest.mark.parametrize("fraction", [0.02, 0.3, 0.7, 1.0])
 def test_the_denoiser_is_the_posterior_mean(make: Callable[..., Toy], fraction: float) -> None:
-    """E[x0 | x_t] = int x0 p(x0) N(x_t; a x0, s^2) / int p(x0) N(x_t; a x0, s^2), on a grid of 200 001 points."""
+    """E[x0 | x_t] = int x0 p(x0) N(x_t; a x0, s^2) / int p(x0) N(x_t; a x0, s^2), on a grid of 200
+    001 points.
+    """
     model = make(**MIXTURE)
     t = time_of(model, fraction)
     x_t = column(-2.0, -0.4, 0.0, 0.3, 1.7)
@@ -49,29 +55,42 @@ def test_the_denoiser_is_the_posterior_mean(make: Callable[..., Toy], fraction: 
 
 @both
 def test_in_several_dimensions_it_is_tweedies_formula(make: Callable[..., Toy]) -> None:
-    """E[x0 | x_t] = (x_t + sigma^2 grad log p_t(x_t)) / alpha, p_t of N(alpha m_k, alpha^2 s_k^2 + sigma^2).
+    """E[x0 | x_t] = (x_t + sigma^2 grad log p_t(x_t)) / alpha, p_t of N(alpha m_k, alpha^2 s_k^2 +
+    sigma^2).
 
     In float64, in 3 dimensions, where a component's width counts three times in its density.
     """
-    means, stds, weights = [[0.0, 1.0, 0.5], [1.0, -1.0, 0.0], [0.5, 0.5, 2.0]], [0.3, 1.0, 2.0], [1.0, 2.0, 5.0]
+    means, stds, weights = (
+        [[0.0, 1.0, 0.5], [1.0, -1.0, 0.0], [0.5, 0.5, 2.0]],
+        [0.3, 1.0, 2.0],
+        [1.0, 2.0, 5.0],
+    )
     model = make(means, stds, weights)
     model.denoiser.double()
     t = time_of(model, 0.5)
     alpha, sigma = model.process.coefficients(t)
-    x = torch.randn(20, 3, generator=Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+    x = torch.randn(
+        20, 3, generator=Generator().manual_seed(0), dtype=torch.float64
+    ).requires_grad_()
     widths = (alpha**2 * torch.tensor(stds).double() ** 2 + sigma**2).sqrt()
-    parts = Independent(Normal(alpha * torch.tensor(means).double(), widths[:, None].expand(3, 3)), 1)
+    parts = Independent(
+        Normal(alpha * torch.tensor(means).double(), widths[:, None].expand(3, 3)), 1
+    )
     density = MixtureSameFamily(Categorical(torch.tensor(weights).double()), parts).log_prob(x)
     (score,) = torch.autograd.grad(density.sum(), x)
     latents = x.detach().view(20, 3, 1, 1)
     with torch.no_grad():
-        found, _ = model.process.split(latents, model.predict(latents, t, model.encode_prompts([""] * 20), 1.0), t)
+        found, _ = model.process.split(
+            latents, model.predict(latents, t, model.encode_prompts([""] * 20), 1.0), t
+        )
     assert torch.allclose(found.flatten(1), (x + sigma**2 * score).detach() / alpha, atol=1e-6)
 
 
 @pytest.mark.parametrize("steps", [1, 4, 10, 50])
 def test_times_go_from_noise_to_clean_data(steps: int) -> None:
-    """Flow goes from 1 to 0; diffusion from its last timestep to below 0, where abar is 1; no step leaves a gap."""
+    """Flow goes from 1 to 0; diffusion from its last timestep to below 0, where abar is 1; no step
+    leaves a gap.
+    """
     for model, first in ((toy_flow(), 1.0), (toy_diffusion(), 999.0)):
         times = model.times(steps, (1, 1, 1))
         assert times.shape == (steps, 2)
@@ -95,22 +114,30 @@ def test_log_likelihood_is_the_mixtures() -> None:
 @both
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_samples_have_the_mixtures_moments(make: Callable[..., Toy], eta: float) -> None:
-    """Weights 0.3 and 0.7: mean 0.75, variance 0.3 (0.09 + 1) + 0.7 (0.25 + 2.25) - 0.75^2 = 1.5145, P(x < 0) = 0.3.
+    """Weights 0.3 and 0.7: mean 0.75, variance 0.3 (0.09 + 1) + 0.7 (0.25 + 2.25) - 0.75^2 =
+    1.5145, P(x < 0) = 0.3.
 
-    10 000 draws give the mean to 0.012 and the share to 0.005 (one sigma); 300 steps leave a bias of 0.02. It
-    starts from the true law of x_T: Stable Diffusion's schedule leaves 0.068 x0 in it, which the ODE never forgets.
+    10 000 draws give the mean to 0.012 and the share to 0.005 (one sigma); 300 steps leave a bias
+    of 0.02. It starts from the true law of x_T: Stable Diffusion's schedule leaves 0.068 x0 in it,
+    which the ODE never forgets.
     """
     model, count = make(**MIXTURE), 10_000
     g = Generator().manual_seed(0)
     component = (torch.rand(count, generator=g) < 0.7).long()
-    x0 = torch.tensor([-1.0, 1.5])[component] + torch.tensor([0.3, 0.5])[component] * torch.randn(count, generator=g)
+    x0 = torch.tensor([-1.0, 1.5])[component] + torch.tensor([0.3, 0.5])[component] * torch.randn(
+        count, generator=g
+    )
     start = model.times(300, (1, 1, 1))[0, 0]
     x_t = model.process.add_noise(x0, torch.randn(count, generator=g), start).view(-1, 1, 1, 1)
     condition = model.encode_prompts([""]).repeat(count)
-    drawn = rollout(model, condition, num_inference_steps=300, eta=eta, latents=x_t, generator=g).final.flatten()
+    drawn = rollout(
+        model, condition, num_inference_steps=300, eta=eta, latents=x_t, generator=g
+    ).final.flatten()
     assert float(drawn.mean()) == pytest.approx(0.75, abs=0.03)
     assert float(drawn.var()) == pytest.approx(1.5145, abs=0.05)
-    left = 0.3 * Normal(-1.0, 0.3).cdf(torch.tensor(0.0)) + 0.7 * Normal(1.5, 0.5).cdf(torch.tensor(0.0))
+    left = 0.3 * Normal(-1.0, 0.3).cdf(torch.tensor(0.0)) + 0.7 * Normal(1.5, 0.5).cdf(
+        torch.tensor(0.0)
+    )
     assert float((drawn < 0).float().mean()) == pytest.approx(float(left), abs=0.015)
     near = drawn[drawn < 0]
     assert float(near.std()) == pytest.approx(0.3, abs=0.03)
@@ -120,13 +147,20 @@ def test_samples_have_the_mixtures_moments(make: Callable[..., Toy], eta: float)
 def test_the_last_step_lands_on_clean_data(make: Callable[..., Toy]) -> None:
     """So every step but the last has a density; x_T stands first."""
     model = make()
-    kept = rollout(model, model.encode_prompts([""] * 3), num_inference_steps=10, generator=Generator().manual_seed(0))
+    kept = rollout(
+        model,
+        model.encode_prompts([""] * 3),
+        num_inference_steps=10,
+        generator=Generator().manual_seed(0),
+    )
     assert kept.stochastic.tolist() == list(range(9))
     assert kept.latents.shape == (3, 11, 1, 1, 1)
     assert kept.log_probs.isfinite().all()
     assert kept.latents.dtype == kept.log_probs.dtype == torch.float32
     with torch.no_grad():
-        again = step_log_prob(model, kept, 4, model.encode_prompts([""] * 3), eta=1.0, guidance_scale=5.0)
+        again = step_log_prob(
+            model, kept, 4, model.encode_prompts([""] * 3), eta=1.0, guidance_scale=5.0
+        )
     assert torch.allclose(again, kept.log_probs[:, 4], atol=1e-6)
 
 
@@ -143,12 +177,16 @@ def test_a_toy_in_float64_stays_in_float64() -> None:
     assert torch.allclose(again, kept.log_probs[:, 4], rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(("steps", "eta", "mean"), [(10, 1.0, 0.317), (50, 1.0, 0.444), (50, 0.5, 0.325)])
+@pytest.mark.parametrize(
+    ("steps", "eta", "mean"), [(10, 1.0, 0.317), (50, 1.0, 0.444), (50, 0.5, 0.325)]
+)
 def test_what_the_sampler_forgets(steps: int, eta: float, mean: float) -> None:
-    """The optimum of E[x0] - beta KL over trajectories has mean V / beta, V = Var_ref(x0 | x_T), with beta = 2.
+    """The optimum of E[x0] - beta KL over trajectories has mean V / beta, V = Var_ref(x0 | x_T),
+    with beta = 2.
 
-    V <- m_t^2 V + sigma_t^2 along the chain, m_t the slope of the mean; the tilted Gaussian's own mean would be 0.5.
-    The values belong to Stable Diffusion 1.5's schedule and grid, and x0 ~ N(0, 1).
+    V <- m_t^2 V + sigma_t^2 along the chain, m_t the slope of the mean; the tilted Gaussian's own
+    mean would be 0.5. The values belong to Stable Diffusion 1.5's schedule and grid, and x0 ~ N(0,
+    1).
     """
     scheduler = ddim()
     scheduler.set_timesteps(steps)
@@ -223,12 +261,19 @@ def test_an_export_is_read_back(make: Callable[..., Toy], tmp_path: Path) -> Non
 
 @both
 def test_a_wrapped_denoiser(make: Callable[..., Toy], tmp_path: Path) -> None:
-    """As DDP wraps it: shapes, sampling, likelihood and export all still find the mixture inside."""
+    """As DDP wraps it: shapes, sampling, likelihood and export all still find the mixture
+    inside.
+    """
     model = make(**MIXTURE)
     model.train_full()
     model.trainable["denoiser"] = nn.DataParallel(model.trainable["denoiser"])
     condition = model.encode_prompts([""] * 2)
-    assert sample(model, condition, num_inference_steps=2, generator=Generator()).shape == (2, 1, 1, 1)
+    assert sample(model, condition, num_inference_steps=2, generator=Generator()).shape == (
+        2,
+        1,
+        1,
+        1,
+    )
     assert model.log_likelihood(column(0.0)).shape == (1,)
     model.export(tmp_path)
     assert (tmp_path / "denoiser.safetensors").is_file()

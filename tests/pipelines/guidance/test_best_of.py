@@ -10,7 +10,12 @@ from torch import Tensor
 from align_gen import pipelines
 from align_gen.pipelines.guidance.best_of import BestOf
 
-SETTINGS: dict[str, Any] = {"num_inference_steps": 2, "guidance_scale": 2.0, "eta": 0.0, "batch_size": 2}
+SETTINGS: dict[str, Any] = {
+    "num_inference_steps": 2,
+    "guidance_scale": 2.0,
+    "eta": 0.0,
+    "batch_size": 2,
+}
 
 
 def brightness(media: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -30,19 +35,27 @@ def test_one_candidate_is_no_guidance(tiny_model: Callable[..., Any]) -> None:
 
 
 def test_every_sample_is_its_own_best_candidate(tiny_model: Callable[..., Any]) -> None:
-    """Candidates are consecutive draws of each generator; the brightest, sample by sample, is kept."""
+    """Candidates are consecutive draws of each generator; the brightest, sample by sample, is
+    kept.
+    """
     model = tiny_model()
     condition = model.encode_prompts(["a", "b", "c"])
     shared = generators(3)
-    drawn = torch.stack([pipelines.sample(model, condition, generator=shared, **SETTINGS) for _ in range(3)])
+    drawn = torch.stack(
+        [pipelines.sample(model, condition, generator=shared, **SETTINGS) for _ in range(3)]
+    )
     scores = torch.stack([brightness(media, condition.prompts) for media in drawn])
     best = drawn[scores.argmax(0), torch.arange(3)]
     guided = BestOf(brightness, n=3).sample(model, condition, generator=generators(3), **SETTINGS)
     assert torch.equal(guided, best)
-    assert len(set(scores.argmax(0).tolist())) > 1  # else one candidate won everywhere, and rows were not looked at
+    assert (
+        len(set(scores.argmax(0).tolist())) > 1
+    )  # else one candidate won everywhere, and rows were not looked at
 
 
 def test_no_candidates_are_refused(tiny_model: Callable[..., Any]) -> None:
     model = tiny_model()
     with pytest.raises(ValueError, match="at least 1"):
-        BestOf(brightness, n=0).sample(model, model.encode_prompts(["a"]), generator=generators(1), **SETTINGS)
+        BestOf(brightness, n=0).sample(
+            model, model.encode_prompts(["a"]), generator=generators(1), **SETTINGS
+        )

@@ -10,8 +10,12 @@ from align_gen.reward_heads.backbones import text_cache
 from align_gen.reward_heads.backbones.text_cache import TextCache
 
 
-def test_only_new_texts_are_encoded_and_the_oldest_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Vectors are the texts' lengths. Three are kept of four: the first is encoded again when it comes back."""
+def test_only_new_texts_are_encoded_and_the_oldest_are_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Vectors are the texts' lengths. Three are kept of four: the first is encoded again when it
+    comes back.
+    """
     monkeypatch.setattr(text_cache, "KEPT", 3)
     asked: list[str] = []
 
@@ -26,7 +30,11 @@ def test_only_new_texts_are_encoded_and_the_oldest_are_forgotten(monkeypatch: py
     assert cache(["dddd", "a"], encode).tolist() == [[4], [1]] and asked[4:] == ["a"]
 
 
-def test_more_texts_at_once_than_are_kept_all_get_their_vector(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_texts_at_once_than_are_kept_all_get_their_vector(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(text_cache, "KEPT", 2)
-    found = TextCache()([str(n) for n in range(5)], lambda part: torch.tensor([[float(text)] for text in part]))
+    found = TextCache()(
+        [str(n) for n in range(5)], lambda part: torch.tensor([[float(text)] for text in part])
+    )
     assert found.flatten().tolist() == [0, 1, 2, 3, 4]

@@ -1,4 +1,6 @@
-"""The aesthetic predictor on a tiny CLIP with random weights: open_clip's own pipeline and plain matrices as oracle."""
+"""The aesthetic predictor on a tiny CLIP with random weights: open_clip's own pipeline and plain
+matrices as oracle.
+"""
 
 import json
 from pathlib import Path
@@ -16,7 +18,13 @@ from align_gen.reward_heads.heads.aesthetic import FILE, Aesthetic, linear_layer
 from tests.tiny import clip_tokenizer
 
 SIZE, WIDTH = 32, 16
-NUMBERS = (0, 2, 4, 6, 7)  # of the linear layers among the published ones; dropout stands between the first four
+NUMBERS = (
+    0,
+    2,
+    4,
+    6,
+    7,
+)  # of the linear layers among the published ones; dropout stands between the first four
 
 
 @pytest.fixture(scope="module")
@@ -26,19 +34,28 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = clip_tokenizer()
     tokenizer.save_pretrained(folder)
     vision = {"image_size": SIZE, "width": 16, "head_width": 8, "layers": 2, "patch_size": 8}
-    text: dict[str, Any] = {"context_length": 24, "vocab_size": len(tokenizer), "width": 16, "heads": 2, "layers": 1}
+    text: dict[str, Any] = {
+        "context_length": 24,
+        "vocab_size": len(tokenizer),
+        "width": 16,
+        "heads": 2,
+        "layers": 1,
+    }
     text |= {"hf_tokenizer_name": "tokenizer"}
     model_cfg = {"embed_dim": WIDTH, "vision_cfg": vision, "text_cfg": text, "quick_gelu": True}
     preprocess = {"mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28], "interpolation": "bicubic"}
     preprocess |= {"resize_mode": "shortest"}
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": model_cfg, "preprocess_cfg": preprocess}))
+    (folder / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": model_cfg, "preprocess_cfg": preprocess})
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = open_clip.CLIP(**model_cfg)
         for weight in model.parameters():
             weight.data += 0.05 * torch.randn_like(weight)
         save_file(
-            {name: v.contiguous() for name, v in model.state_dict().items()}, folder / "open_clip_model.safetensors"
+            {name: v.contiguous() for name, v in model.state_dict().items()},
+            folder / "open_clip_model.safetensors",
         )
         torch.save(published(WIDTH), folder / FILE)
     return folder
@@ -74,7 +91,9 @@ def reference(folder: Path, images: Tensor) -> Tensor:
     """open_clip's loading and transforms, the unit embedding, then x W^T + b five times."""
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     with torch.no_grad():
-        x = model.eval().encode_image(torch.stack([preprocess(picture) for picture in pictures(images)]))
+        x = model.eval().encode_image(
+            torch.stack([preprocess(picture) for picture in pictures(images)])
+        )
     x = x / x.norm(dim=-1, keepdim=True)
     state = torch.load(folder / FILE, weights_only=True)
     for number in NUMBERS:
@@ -93,17 +112,25 @@ def test_equals_clip_and_five_matrices(folder: Path) -> None:
 
 @pytest.mark.parametrize("size", [(40, 77), (77, 40), (32, 35)], ids=str)
 def test_other_sizes_are_cropped_as_clip_does(folder: Path, size: tuple[int, int]) -> None:
-    """Pillow rounds to bytes on the way: 2 % of the spread of scores. A crop off by one column moves them more."""
+    """Pillow rounds to bytes on the way: 2 % of the spread of scores. A crop off by one column
+    moves them more.
+    """
     found, spread = head_of(folder)(media(4, *size), [""] * 4), reference(folder, media()).std()
-    torch.testing.assert_close(found, reference(folder, media(4, *size)), rtol=0, atol=0.02 * spread.item())
+    torch.testing.assert_close(
+        found, reference(folder, media(4, *size)), rtol=0, atol=0.02 * spread.item()
+    )
     moved = reference(folder, media(4, *size).roll(1, dims=-1 if size[1] > size[0] else -2))
     assert (found - moved).abs().max() > 0.02 * spread
 
 
 def test_the_layers_have_the_published_names_and_shapes() -> None:
-    """768-1024-128-64-16-1, layers 1, 3 and 5 being dropout: 768*1024 + 1024 + 131200 + 8256 + 1040 + 17 numbers."""
+    """768-1024-128-64-16-1, layers 1, 3 and 5 being dropout: 768*1024 + 1024 + 131200 + 8256 + 1040
+    + 17 numbers.
+    """
     state = linear_layers(768).state_dict()
-    assert {name: v.shape for name, v in state.items()} == {name: v.shape for name, v in published(768).items()}
+    assert {name: v.shape for name, v in state.items()} == {
+        name: v.shape for name, v in published(768).items()
+    }
     assert sum(v.numel() for v in state.values()) == 787456 + 131200 + 8256 + 1040 + 17
 
 
@@ -116,7 +143,9 @@ def test_prompts_do_not_matter_and_one_picture_is_a_batch(folder: Path) -> None:
 
 @pytest.mark.parametrize("size", [SIZE, 40])
 def test_gradients_reach_the_pixels(folder: Path, size: int) -> None:
-    """The directional derivative equals its finite difference (float32, the score being about linear at that step)."""
+    """The directional derivative equals its finite difference (float32, the score being about
+    linear at that step).
+    """
     head, images = head_of(folder), (media(1, size, size) * 0.8 + 0.1).requires_grad_()
     head(images, [""]).sum().backward()
     assert head.differentiable and images.grad is not None and images.grad.norm() > 0
@@ -129,7 +158,9 @@ def test_gradients_reach_the_pixels(folder: Path, size: int) -> None:
 
 def test_the_last_layers_are_float64_exact(folder: Path) -> None:
     layers = linear_layers(WIDTH).double()
-    assert torch.autograd.gradcheck(layers, (torch.randn(2, WIDTH, dtype=torch.float64, requires_grad=True),))
+    assert torch.autograd.gradcheck(
+        layers, (torch.randn(2, WIDTH, dtype=torch.float64, requires_grad=True),)
+    )
 
 
 def test_provenance_follows_both_weights(folder: Path, tmp_path: Path) -> None:
@@ -147,9 +178,13 @@ def test_provenance_follows_both_weights(folder: Path, tmp_path: Path) -> None:
 
 def test_wrong_weights_are_named(folder: Path, tmp_path: Path) -> None:
     torch.save(published(768), tmp_path / FILE)
-    with pytest.raises(ValueError, match=r"layers.0.weight has shape \(1024, 768\).*wants \(1024, 16\)") as shape:
+    with pytest.raises(
+        ValueError, match=r"layers.0.weight has shape \(1024, 768\).*wants \(1024, 16\)"
+    ) as shape:
         head_of(folder, head=str(tmp_path))
-    with pytest.raises(ValueError, match=r"./nowhere: no such file; want aesthetic-model.pth") as missing:
+    with pytest.raises(
+        ValueError, match=r"./nowhere: no such file; want aesthetic-model.pth"
+    ) as missing:
         head_of(folder, head="./nowhere")
     assert "\n" not in str(shape.value) + str(missing.value)
 
@@ -165,7 +200,9 @@ def test_a_pickle_with_code_is_refused_and_does_not_run(folder: Path, tmp_path: 
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_name_that_the_hub_does_not_give_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_name_that_the_hub_does_not_give_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """The small file is asked for first, so that nobody waits for CLIP in vain."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))

@@ -1,4 +1,6 @@
-"""CLIP as a reward: VLM-RM's formula by hand and by law, and open_clip itself as the oracle of the rest."""
+"""CLIP as a reward: VLM-RM's formula by hand and by law, and open_clip itself as the oracle of the
+rest.
+"""
 
 import json
 from pathlib import Path
@@ -22,7 +24,9 @@ GOAL, BASELINE = ["a shiny thing", "a gleaming thing"], ["a thing"]
 
 @pytest.fixture(scope="module", params=["resnet", "vit"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random open_clip model, as open_clip's own folders are, with the architecture of either kind."""
+    """A random open_clip model, as open_clip's own folders are, with the architecture of either
+    kind.
+    """
     return write_clip(tmp_path_factory.mktemp("clip") / request.param, request.param)
 
 
@@ -37,30 +41,49 @@ def write_clip(folder: Path, kind: str) -> Path:
     tokenizer.save_pretrained(folder)
     vision: dict[str, Any] = {"image_size": SIZE, "width": 16, "head_width": 8}
     vision |= {"layers": [1, 1, 1, 1]} if kind == "resnet" else {"layers": 2, "patch_size": 8}
-    text: dict[str, Any] = {"context_length": 24, "vocab_size": len(tokenizer), "width": 16, "heads": 2, "layers": 1}
-    text |= {"hf_tokenizer_name": "tokenizer", "tokenizer_kwargs": {"clean_up_tokenization_spaces": False}}
+    text: dict[str, Any] = {
+        "context_length": 24,
+        "vocab_size": len(tokenizer),
+        "width": 16,
+        "heads": 2,
+        "layers": 1,
+    }
+    text |= {
+        "hf_tokenizer_name": "tokenizer",
+        "tokenizer_kwargs": {"clean_up_tokenization_spaces": False},
+    }
     model_cfg = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}
     preprocess = {"mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28], "interpolation": "bicubic"}
     preprocess |= {"resize_mode": "squash"}
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": model_cfg, "preprocess_cfg": preprocess}))
+    (folder / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": model_cfg, "preprocess_cfg": preprocess})
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = open_clip.CLIP(**model_cfg)
-        for weight in model.parameters():  # CLIP's initialisation is so small that all pictures look alike
+        for (
+            weight
+        ) in model.parameters():  # CLIP's initialisation is so small that all pictures look alike
             weight.data += 0.05 * torch.randn_like(weight)
     save_file(
-        {name: value.contiguous() for name, value in model.state_dict().items()}, folder / "open_clip_model.safetensors"
+        {name: value.contiguous() for name, value in model.state_dict().items()},
+        folder / "open_clip_model.safetensors",
     )
     return folder
 
 
 def media(count: int = 4, size: int = SIZE, seed: int = 0) -> Tensor:
     """Coarse patches of random colours, in 255ths."""
-    patches = torch.randint(0, 256, (count, 3, 4, 4), generator=torch.Generator().manual_seed(seed)).float() / 255
+    patches = (
+        torch.randint(
+            0, 256, (count, 3, 4, 4), generator=torch.Generator().manual_seed(seed)
+        ).float()
+        / 255
+    )
     return F.interpolate(patches, (size, size), mode="nearest")
 
 
-# --- the formula -----------------------------------------------------------------------------------------------------
+# --- the formula ----------------------------------------------------------------------------------
 
 
 def unit(*values: float) -> Tensor:
@@ -84,7 +107,9 @@ def test_golden_values(alpha: float, expected: float) -> None:
 
 @pytest.mark.parametrize("alpha", ALPHAS)
 def test_equals_the_paper_and_its_code(alpha: float) -> None:
-    """Eq. 3 with proj_L s = g + d d^T (s - g) / |d|^2; the code's matrix P = alpha d d^T/|d|^2 + (1-alpha) I."""
+    """Eq. 3 with proj_L s = g + d d^T (s - g) / |d|^2; the code's matrix P = alpha d d^T/|d|^2 +
+    (1-alpha) I.
+    """
     g, b, images = units(22, 7).split([1, 1, 20])
     g, b = g[0], b[0]
     d = g - b
@@ -111,14 +136,18 @@ def test_alpha_one_ignores_what_lies_across_the_line() -> None:
     assert abs(u.dot(d).item()) < 1e-12
     moved, still = (goal_baseline((S + x)[None], G, B, 1.0) for x in (u, 0 * u))
     torch.testing.assert_close(moved, still, rtol=0, atol=1e-12)
-    assert (goal_baseline((S + u)[None], G, B, 0.5) - goal_baseline(S[None], G, B, 0.5)).abs() > 1e-3
+    assert (
+        goal_baseline((S + u)[None], G, B, 0.5) - goal_baseline(S[None], G, B, 0.5)
+    ).abs() > 1e-3
 
 
 @pytest.mark.parametrize("alpha", ALPHAS)
 def test_the_goal_scores_one_and_the_baseline_what_lies_between(alpha: float) -> None:
     """s = g: nothing left. s = b: s - g = -d lies along d, so R = 1 - |d|^2 / 2 at every alpha."""
     assert goal_baseline(G[None], G, B, alpha).item() == pytest.approx(1, abs=1e-12)
-    assert goal_baseline(B[None], G, B, alpha).item() == pytest.approx(1 - (G - B).square().sum().item() / 2, abs=1e-12)
+    assert goal_baseline(B[None], G, B, alpha).item() == pytest.approx(
+        1 - (G - B).square().sum().item() / 2, abs=1e-12
+    )
 
 
 def test_never_falls_with_alpha() -> None:
@@ -135,18 +164,22 @@ def test_goals_of_each_sample() -> None:
     torch.testing.assert_close(rows, each)
 
 
-# --- the head against open_clip --------------------------------------------------------------------------------------
+# --- the head against open_clip -------------------------------------------------------------------
 
 
 def test_equals_open_clip_on_pngs(folder: Path, tmp_path: Path) -> None:
-    """Its own loading, transforms, tokenizer and encoders, on pictures of the model's size: to 1e-6."""
+    """Its own loading, transforms, tokenizer and encoders, on pictures of the model's size: to
+    1e-6.
+    """
     pictures, prompts = media(), ["a dog", "a cat", "a thing", "a dog"]
     oracle, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     oracle.eval()
     tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
     inputs = []
     for i, picture in enumerate(pictures):
-        Image.fromarray((picture * 255).round().byte().permute(1, 2, 0).numpy()).save(tmp_path / f"{i}.png")
+        Image.fromarray((picture * 255).round().byte().permute(1, 2, 0).numpy()).save(
+            tmp_path / f"{i}.png"
+        )
         inputs.append(preprocess(Image.open(tmp_path / f"{i}.png")))
     with torch.no_grad():
         image = oracle.encode_image(torch.stack(inputs), normalize=True)
@@ -154,16 +187,22 @@ def test_equals_open_clip_on_pngs(folder: Path, tmp_path: Path) -> None:
         goals = F.normalize(oracle.encode_text(tokenizer(GOAL), normalize=True).mean(0), dim=0)
         baseline = oracle.encode_text(tokenizer(BASELINE), normalize=True)[0]
     assert image.std(0).max() > 1e-3  # the pictures do differ
-    torch.testing.assert_close(ClipHead(str(folder))(pictures, prompts), (image * text).sum(-1), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        ClipHead(str(folder))(pictures, prompts), (image * text).sum(-1), rtol=0, atol=1e-6
+    )
     towards = ClipHead(str(folder), goal=GOAL)(pictures, prompts)
     torch.testing.assert_close(towards, image @ goals, rtol=0, atol=1e-6)
     regularised = ClipHead(str(folder), goal=GOAL, baseline=BASELINE, alpha=0.5)(pictures, prompts)
-    torch.testing.assert_close(regularised, goal_baseline(image, goals, baseline, 0.5), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        regularised, goal_baseline(image, goals, baseline, 0.5), rtol=0, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("size", [(48, 48), (20, 44)])
 def test_other_sizes_are_squashed_as_open_clip_does(folder: Path, size: tuple[int, int]) -> None:
-    """Pillow rounds to bytes on the way, once a direction: within 1.5 levels of our resize, which does not."""
+    """Pillow rounds to bytes on the way, once a direction: within 1.5 levels of our resize, which
+    does not.
+    """
     picture = F.interpolate(media(1, 8), size, mode="bilinear").clamp(0, 1)
     picture = (picture * 255).round() / 255
     _, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
@@ -175,7 +214,9 @@ def test_other_sizes_are_squashed_as_open_clip_does(folder: Path, size: tuple[in
 
 
 def test_shortest_crops_the_centre() -> None:
-    """20 x 44 -> 32 x 70, of which columns 19 to 50 stay: a picture that varies along x only, compared there."""
+    """20 x 44 -> 32 x 70, of which columns 19 to 50 stay: a picture that varies along x only,
+    compared there.
+    """
     ramp = torch.linspace(0, 1, 44).expand(1, 3, 20, 44)
     found = resize(ramp, SIZE, "shortest")
     expected = F.interpolate(ramp, (32, 70), mode="bicubic", antialias=True)[..., 19:51]
@@ -189,7 +230,7 @@ def test_the_right_size_is_not_touched() -> None:
     assert resize(pictures, SIZE, "squash") is pictures
 
 
-# --- the head itself -------------------------------------------------------------------------------------------------
+# --- the head itself ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [SIZE, 40])
@@ -237,15 +278,21 @@ def test_a_goal_may_quote_the_prompt(small: Path) -> None:
     found = quoting(media(2), ["dog", "cat"])
     for i, prompt in enumerate(["dog", "cat"]):
         filled = ClipHead(str(small), goal=f"a shiny {prompt}", baseline=f"a {prompt}")
-        torch.testing.assert_close(found[i : i + 1], filled(media(2)[i : i + 1], [""]), rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            found[i : i + 1], filled(media(2)[i : i + 1], [""]), rtol=0, atol=1e-6
+        )
 
 
 def test_several_sentences_are_averaged_and_normalised_again(small: Path) -> None:
-    """With alpha = 0 the score stays a cosine: the mean goal, normalised, scores 1 against itself."""
+    """With alpha = 0 the score stays a cosine: the mean goal, normalised, scores 1 against
+    itself.
+    """
     head = ClipHead(str(small), goal=GOAL, baseline=BASELINE, alpha=0.0)
     goal = head._mean_embedding(GOAL, [])
     assert goal.norm().item() == pytest.approx(1, abs=1e-6)
-    torch.testing.assert_close(head(media(), [""] * 4), head.embed_images(media()) @ goal, rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        head(media(), [""] * 4), head.embed_images(media()) @ goal, rtol=0, atol=1e-6
+    )
 
 
 def test_equal_goal_and_baseline_are_finite(small: Path) -> None:
@@ -253,15 +300,20 @@ def test_equal_goal_and_baseline_are_finite(small: Path) -> None:
     assert bool(ClipHead(str(small), goal="a", baseline="a")(media(), [""] * 4).isfinite().all())
 
 
-# --- provenance ------------------------------------------------------------------------------------------------------
+# --- provenance -----------------------------------------------------------------------------------
 
 
 def test_provenance_follows_weights_and_options(small: Path, tmp_path: Path) -> None:
-    """One number of one weight moved by one unit in the last place is another model; loading again is not."""
+    """One number of one weight moved by one unit in the last place is another model; loading again
+    is not.
+    """
     first = ClipHead(str(small), goal="a").provenance()
     assert first == ClipHead(str(small), goal="a").provenance()
     assert first["options"] != ClipHead(str(small), goal="b").provenance()["options"]
-    assert first["preprocessing"] != ClipHead(str(small), goal="a", resize="shortest").provenance()["preprocessing"]
+    assert (
+        first["preprocessing"]
+        != ClipHead(str(small), goal="a", resize="shortest").provenance()["preprocessing"]
+    )
     assert len(first["weights_sha256"]) == 64 and first["dtype"] == "float32"
 
     for file in small.iterdir():
@@ -283,7 +335,7 @@ def test_half_precision_is_said_and_close(small: Path) -> None:
     torch.testing.assert_close(scores, full(media(), ["a"] * 4), rtol=0, atol=0.02)
 
 
-# --- mistakes --------------------------------------------------------------------------------------------------------
+# --- mistakes -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,10 @@ def score(images: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("rgb", "expected"),
     [
-        ((1, 0, 0), 0.3 * math.hypot(255, 127.5)),  # r - g = 255, (r + g) / 2 - b = 127.5, no spread
+        (
+            (1, 0, 0),
+            0.3 * math.hypot(255, 127.5),
+        ),  # r - g = 255, (r + g) / 2 - b = 127.5, no spread
         ((0, 0, 1), 0.3 * 255),
         ((1, 1, 0), 0.3 * 255),
         ((0.2, 0.4, 0.6), 0.3 * math.hypot(51, 76.5)),
@@ -42,9 +45,11 @@ def test_half_red_half_cyan_by_hand() -> None:
 
 
 def test_the_range_is_reached_and_not_left() -> None:
-    """A share p of red in cyan has mean |2p - 1| R and spread 2 sqrt(p (1 - p)) R, R = hypot(255, 127.5).
+    """A share p of red in cyan has mean |2p - 1| R and spread 2 sqrt(p (1 - p)) R, R = hypot(255,
+    127.5).
 
-    sqrt(1 - m^2) + 0.3 m is largest at m = 0.3 / sqrt(1.09) = 0.2873, p = 0.6437: 64 of 100 columns come within 0.02.
+    sqrt(1 - m^2) + 0.3 m is largest at m = 0.3 / sqrt(1.09) = 0.2873, p = 0.6437: 64 of 100 columns
+    come within 0.02.
     """
     images = torch.zeros(1, 3, 1, 100)
     images[:, 0, :, :64] = 1
@@ -68,7 +73,9 @@ def test_equals_the_formula_in_numpy() -> None:
     "images", [torch.zeros(1, 3, 4, 4), plain(0.5, 0.5, 0.5), noise()[:, :1].expand(-1, 3, -1, -1)]
 )
 def test_grey_scores_zero_with_a_finite_gradient(images: Tensor) -> None:
-    """At a plain or grey picture both roots are at 0, where a square root's own slope is infinite."""
+    """At a plain or grey picture both roots are at 0, where a square root's own slope is
+    infinite.
+    """
     images = images.clone().requires_grad_()
     scores = score(images)
     torch.testing.assert_close(scores, torch.zeros(len(images)), rtol=0, atol=1e-5)
@@ -80,11 +87,17 @@ def test_a_plain_colour_has_a_finite_gradient() -> None:
     """No spread: only the mean's part has a slope, and it points away from grey."""
     images = plain(0.8, 0.3, 0.3).clone().requires_grad_()
     score(images).sum().backward()
-    assert images.grad is not None and bool(images.grad.isfinite().all()) and images.grad[0, 0].min() > 0
+    assert (
+        images.grad is not None
+        and bool(images.grad.isfinite().all())
+        and images.grad[0, 0].min() > 0
+    )
 
 
 def test_places_and_brightness_do_not_matter_and_saturation_is_linear() -> None:
-    """Pixels may be shuffled; the same amount on all channels cancels; c times further from grey is c times as much."""
+    """Pixels may be shuffled; the same amount on all channels cancels; c times further from grey is
+    c times as much.
+    """
     images, scores = noise(), score(noise())
     shuffled = images.flatten(2)[..., torch.randperm(42)].view_as(images)
     for same in (shuffled, images.flip(-1), images.transpose(-1, -2), images + 0.2):

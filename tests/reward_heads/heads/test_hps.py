@@ -1,7 +1,8 @@
 """HPS: its geometry by hand, torchvision's own transforms, and hpsv2 1.2.0 itself as oracles.
 
-What hpsv2 says of a tiny model stands in `tests/goldens/hpsv2`. After `python scripts/get_hpsv2.py`, tests ask the
-package itself, and this module run as a program writes the file anew.
+What hpsv2 says of a tiny model stands in `tests/goldens/hpsv2`. After `python
+scripts/get_hpsv2.py`, tests ask the package itself, and this module run as a program writes the
+file anew.
 """
 
 import json
@@ -49,13 +50,18 @@ PROMPT = "A Corgi's portrait, 4k &amp; \t sharp"
 TEXTS = [PROMPT, "", "naïve café — 東京 🐕", "word " * 200, "don't", "<end_of_text> a", "3.14159"]
 
 
-# --- a tiny model and pictures, the same on every machine ------------------------------------------------------------
+# --- a tiny model and pictures, the same on every machine -----------------------------------------
 
 
 def tiny_state() -> dict[str, Tensor]:
-    """Weights of the tiny model, from NumPy's frozen generator; large enough that pictures score differently."""
+    """Weights of the tiny model, from NumPy's frozen generator; large enough that pictures score
+    differently.
+    """
     with torch.device("meta"):
-        shapes = {name: tuple(value.shape) for name, value in open_clip.CLIP(**CONFIG).state_dict().items()}
+        shapes = {
+            name: tuple(value.shape)
+            for name, value in open_clip.CLIP(**CONFIG).state_dict().items()
+        }
     draw = np.random.RandomState(0)
     return {
         name: torch.tensor(0.3 * draw.standard_normal(shapes[name])).float() + float("ln_" in name)
@@ -69,8 +75,12 @@ def write_pictures(folder: Path) -> dict[str, Path]:
     draw, paths = np.random.RandomState(1), {}
     for name, (height, width, mode) in PICTURES.items():
         blocks = draw.randint(0, 256, (6, 6, len(mode)))
-        pixels = np.kron(blocks, np.ones((height // 6 + 1, width // 6 + 1, 1)))[:height, :width].astype(np.uint8)
-        Image.fromarray(pixels[..., 0] if mode == "L" else pixels, mode).save(folder / f"{name}.png")
+        pixels = np.kron(blocks, np.ones((height // 6 + 1, width // 6 + 1, 1)))[
+            :height, :width
+        ].astype(np.uint8)
+        Image.fromarray(pixels[..., 0] if mode == "L" else pixels, mode).save(
+            folder / f"{name}.png"
+        )
         paths[name] = folder / f"{name}.png"
     return paths
 
@@ -92,7 +102,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as the published repository is, of the tiny model; open_clip knows its architecture."""
+    """A folder as the published repository is, of the tiny model; open_clip knows its
+    architecture.
+    """
     return write_checkpoint(tmp_path_factory.mktemp("hps"))
 
 
@@ -114,15 +126,23 @@ def golden() -> dict[str, Any]:
     return found
 
 
-# --- geometry --------------------------------------------------------------------------------------------------------
+# --- geometry -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("given", "scaled", "bars"),
     [
         ((512, 512), (224, 224), (0, 0, 0, 0)),  # bars: left, top, right, bottom
-        ((512, 768), (149, 224), (0, 37, 0, 38)),  # 512 * 224 / 768 = 149.33; 224 - 149 = 75 = 37 + 38
-        ((1024, 576), (224, 126), (49, 0, 49, 0)),  # 576 * 224 / 1024 = 126; 224 - 126 = 98 = 2 * 49
+        (
+            (512, 768),
+            (149, 224),
+            (0, 37, 0, 38),
+        ),  # 512 * 224 / 768 = 149.33; 224 - 149 = 75 = 37 + 38
+        (
+            (1024, 576),
+            (224, 126),
+            (49, 0, 49, 0),
+        ),  # 576 * 224 / 1024 = 126; 224 - 126 = 98 = 2 * 49
         ((149, 224), (149, 224), (0, 37, 0, 38)),  # not resized, yet padded
         ((1, 1000), (1, 224), (0, 111, 0, 112)),  # 0.224 rounds to no pixel at all; one is kept
     ],
@@ -130,7 +150,10 @@ def golden() -> dict[str, Any]:
 )
 @pytest.mark.parametrize("antialias", [True, False])
 def test_a_picture_is_centred_between_black_bars(
-    given: tuple[int, int], scaled: tuple[int, int], bars: tuple[int, int, int, int], antialias: bool
+    given: tuple[int, int],
+    scaled: tuple[int, int],
+    bars: tuple[int, int, int, int],
+    antialias: bool,
 ) -> None:
     """A white picture stays white under a resize, so what is not 1 is a bar, and bars are 0."""
     left, top, right, bottom = bars
@@ -158,7 +181,9 @@ def test_overshoot_is_not_clamped() -> None:
 
 
 def test_antialias_is_what_it_says() -> None:
-    """Stripes a pixel wide, to a quarter of their size: averaged to grey with it, picked from without."""
+    """Stripes a pixel wide, to a quarter of their size: averaged to grey with it, picked from
+    without.
+    """
     stripes = (torch.arange(896) % 2).float().expand(1, 3, 896, 896)
     assert (resize_and_pad(stripes, SIZE, True) - 0.5).abs()[..., 8:-8].max() < 0.01
     shifted = torch.roll(stripes, 1, -1) * 0.5 + stripes * 0.25
@@ -170,7 +195,7 @@ def test_antialias_is_what_it_says() -> None:
     )
 
 
-# --- torchvision's transforms ----------------------------------------------------------------------------------------
+# --- torchvision's transforms ---------------------------------------------------------------------
 
 
 def reference(antialias: bool) -> Any:
@@ -191,7 +216,9 @@ def normalised(path: Path, antialias: bool = True) -> Tensor:
 
 @pytest.mark.parametrize("antialias", [True, False])
 @pytest.mark.parametrize("name", PICTURES)
-def test_files_are_prepared_as_torchvision_does(pictures: dict[str, Path], name: str, antialias: bool) -> None:
+def test_files_are_prepared_as_torchvision_does(
+    pictures: dict[str, Path], name: str, antialias: bool
+) -> None:
     """Square, wide, tall, tiny, grey and transparent pictures: the same to 1e-5."""
     theirs = reference(antialias)(on_white(pictures[name]).convert("RGB"))
     torch.testing.assert_close(normalised(pictures[name], antialias), theirs, rtol=0, atol=1e-5)
@@ -210,12 +237,14 @@ def test_smooth_pictures_agree_with_pillow(size: tuple[int, int]) -> None:
 def test_the_network_gets_what_is_prepared(head: HpsHead, pictures: dict[str, Path]) -> None:
     """The bars are normalised with the picture: the embedding is that of the normalised square."""
     with torch.no_grad():
-        expected = F.normalize(head.clip.model.encode_image(normalised(pictures["wide"])[None]), dim=-1)
+        expected = F.normalize(
+            head.clip.model.encode_image(normalised(pictures["wide"])[None]), dim=-1
+        )
         found = head.embed_images(read_picture(pictures["wide"])[None])
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
-# --- hpsv2 -----------------------------------------------------------------------------------------------------------
+# --- hpsv2 ----------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -245,22 +274,32 @@ def oracle(checkpoint: Path) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("name", PICTURES)
-def test_scores_are_those_of_hpsv2(oracle: Any, head: HpsHead, pictures: dict[str, Path], name: str) -> None:
+def test_scores_are_those_of_hpsv2(
+    oracle: Any, head: HpsHead, pictures: dict[str, Path], name: str
+) -> None:
     picture = on_white(pictures[name])
     theirs = oracle.model_dict["preprocess_val"](picture)
     torch.testing.assert_close(normalised(pictures[name]), theirs, rtol=0, atol=1e-5)
     [score] = oracle.score(picture, PROMPT, cp=str(checkpoint_of(oracle)))
-    assert head(read_picture(pictures[name])[None], [PROMPT]).item() == pytest.approx(score, abs=1e-5)
+    assert head(read_picture(pictures[name])[None], [PROMPT]).item() == pytest.approx(
+        score, abs=1e-5
+    )
 
 
 def checkpoint_of(package: Any) -> Path:
     return Path(package.root_path) / FILES["v2.0"]
 
 
-def test_a_mixed_batch_scores_as_hpsv2_does_one_by_one(oracle: Any, head: HpsHead, pictures: dict[str, Path]) -> None:
+def test_a_mixed_batch_scores_as_hpsv2_does_one_by_one(
+    oracle: Any, head: HpsHead, pictures: dict[str, Path]
+) -> None:
     """Of one size, each with a prompt of its own: what hpsv2 needs a call for each."""
-    batch = F.interpolate(torch.stack([read_picture(pictures["square"])] * len(TEXTS)), (80, 120), mode="nearest")
-    batch = (torch.stack([torch.roll(x, 17 * i, -1) for i, x in enumerate(batch)]) * 255).round() / 255
+    batch = F.interpolate(
+        torch.stack([read_picture(pictures["square"])] * len(TEXTS)), (80, 120), mode="nearest"
+    )
+    batch = (
+        torch.stack([torch.roll(x, 17 * i, -1) for i, x in enumerate(batch)]) * 255
+    ).round() / 255
     theirs = [
         oracle.score(Image.fromarray((x * 255).round().byte().permute(1, 2, 0).numpy()), text,
                      cp=str(checkpoint_of(oracle)))[0]
@@ -270,16 +309,24 @@ def test_a_mixed_batch_scores_as_hpsv2_does_one_by_one(oracle: Any, head: HpsHea
     assert np.ptp(theirs) > 0.01
 
 
-def test_what_hpsv2_cannot_score_is_scored(oracle: Any, head: HpsHead, pictures: dict[str, Path]) -> None:
-    """Four channels, and a longer side of 224 that is not square: it raises there, and is (1,) here."""
+def test_what_hpsv2_cannot_score_is_scored(
+    oracle: Any, head: HpsHead, pictures: dict[str, Path]
+) -> None:
+    """Four channels, and a longer side of 224 that is not square: it raises there, and is (1,)
+    here.
+    """
     for picture in (Image.open(pictures["transparent"]), Image.new("RGB", (224, 149))):
         with pytest.raises(RuntimeError):
             oracle.score(picture, PROMPT, cp=str(checkpoint_of(oracle)))
     assert head(torch.rand(1, 3, 149, 224), [PROMPT]).shape == (1,)
 
 
-def test_the_golden_file_is_what_hpsv2_says(oracle: Any, golden: dict[str, Any], pictures: dict[str, Path]) -> None:
-    """To 1e-5: a file that was edited, or made by another model, does not pass for the package's word."""
+def test_the_golden_file_is_what_hpsv2_says(
+    oracle: Any, golden: dict[str, Any], pictures: dict[str, Path]
+) -> None:
+    """To 1e-5: a file that was edited, or made by another model, does not pass for the package's
+    word.
+    """
     again = ask(oracle, pictures)
     assert again["tokens"] == golden["tokens"] and again["shapes"] == golden["shapes"]
     assert again["pictures"].keys() == golden["pictures"].keys()
@@ -288,7 +335,7 @@ def test_the_golden_file_is_what_hpsv2_says(oracle: Any, golden: dict[str, Any],
         assert said["pixels"] == pytest.approx(golden["pictures"][name]["pixels"], abs=1e-5)
 
 
-# --- what hpsv2 said -------------------------------------------------------------------------------------------------
+# --- what hpsv2 said ------------------------------------------------------------------------------
 
 
 def sample(prepared: Tensor) -> list[float]:
@@ -300,7 +347,10 @@ def sample(prepared: Tensor) -> list[float]:
 def shapes_of(state: dict[str, Tensor]) -> dict[str, list[Any]]:
     """Weights by name, blocks by their number replaced: how many there are, and their shape."""
     names = [re.sub(r"resblocks\.\d+\.", "resblocks.#.", name) for name in state]
-    counts, shapes = Counter(names), dict(zip(names, (list(value.shape) for value in state.values()), strict=True))
+    counts, shapes = (
+        Counter(names),
+        dict(zip(names, (list(value.shape) for value in state.values()), strict=True)),
+    )
     return {name: [counts[name], shapes[name]] for name in sorted(counts)}
 
 
@@ -327,7 +377,9 @@ def test_files_are_prepared_and_scored_as_hpsv2_did(
 ) -> None:
     said = golden["pictures"][name]
     assert sample(normalised(pictures[name])) == pytest.approx(said["pixels"], abs=1e-5)
-    assert head(read_picture(pictures[name])[None], [golden["prompt"]]).item() == pytest.approx(said["score"], abs=1e-5)
+    assert head(read_picture(pictures[name])[None], [golden["prompt"]]).item() == pytest.approx(
+        said["score"], abs=1e-5
+    )
 
 
 def test_the_golden_scores_tell_pictures_apart(golden: dict[str, Any]) -> None:
@@ -336,13 +388,18 @@ def test_the_golden_scores_tell_pictures_apart(golden: dict[str, Any]) -> None:
     assert min(b - a for a, b in pairwise(scores)) > 1e-4
 
 
-def test_antialias_shifts_a_score(head: HpsHead, checkpoint: Path, pictures: dict[str, Path]) -> None:
+def test_antialias_shifts_a_score(
+    head: HpsHead, checkpoint: Path, pictures: dict[str, Path]
+) -> None:
     """By more than parity allows, so that the option must be written down, and is."""
     other = HpsHead(str(checkpoint), architecture=TINY, antialias=False)
     picture = read_picture(pictures["wide"])[None]
     assert (head(picture, [PROMPT]) - other(picture, [PROMPT])).abs().item() > 1e-4
     assert other.provenance()["preprocessing"] != head.provenance()["preprocessing"]
-    assert (head.provenance()["options"]["antialias"], other.provenance()["options"]["antialias"]) == (True, False)
+    assert (
+        head.provenance()["options"]["antialias"],
+        other.provenance()["options"]["antialias"],
+    ) == (True, False)
 
 
 def test_texts_become_the_tokens_of_hpsv2(golden: dict[str, Any]) -> None:
@@ -351,10 +408,14 @@ def test_texts_become_the_tokens_of_hpsv2(golden: dict[str, Any]) -> None:
     assert [row[: int(row.argmax()) + 1].tolist() for row in tokens] == golden["tokens"]
 
 
-def test_the_real_architecture_takes_what_hpsv2_loads(golden: dict[str, Any], tmp_path: Path) -> None:
-    """ViT-H-14, 986 M weights, at its size but without its data: names, shapes, forward and backward.
+def test_the_real_architecture_takes_what_hpsv2_loads(
+    golden: dict[str, Any], tmp_path: Path
+) -> None:
+    """ViT-H-14, 986 M weights, at its size but without its data: names, shapes, forward and
+    backward.
 
-    The checkpoint has hpsv2's names and shapes and is of the meta device, where copies cost nothing.
+    The checkpoint has hpsv2's names and shapes and is of the meta device, where copies cost
+    nothing.
     """
     state = {
         name.replace("#", str(block)): torch.empty(shape, device="meta")
@@ -380,7 +441,7 @@ def test_the_real_architecture_takes_what_hpsv2_loads(golden: dict[str, Any], tm
     assert real.embed_texts(["a dog"]).shape == (1, 1024)
 
 
-# --- laws ------------------------------------------------------------------------------------------------------------
+# --- laws -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [(224, 224), (40, 60), (300, 200)])
@@ -399,7 +460,9 @@ def test_gradients_reach_the_pixels(checkpoint: Path, size: tuple[int, int]) -> 
 
 
 def test_a_score_is_a_cosine(head: HpsHead) -> None:
-    """Neither features' length nor the logit scale has a say: weights that only scale them change nothing."""
+    """Neither features' length nor the logit scale has a say: weights that only scale them change
+    nothing.
+    """
     media, texts = torch.rand(3, 3, 60, 40), ["a", "b", "c"]
     before = head(media, texts)
     scaled = {name: value.clone() for name, value in head.clip.model.state_dict().items()}
@@ -422,10 +485,12 @@ def test_a_score_depends_on_no_batch_mate(head: HpsHead) -> None:
     torch.testing.assert_close(head(media, texts), alone, rtol=0, atol=1e-6)
 
 
-# --- weights ---------------------------------------------------------------------------------------------------------
+# --- weights --------------------------------------------------------------------------------------
 
 
-def test_every_kind_of_path_gives_the_same_scores(head: HpsHead, checkpoint: Path, tmp_path: Path) -> None:
+def test_every_kind_of_path_gives_the_same_scores(
+    head: HpsHead, checkpoint: Path, tmp_path: Path
+) -> None:
     """A folder of the published file, the file, safetensors, an open_clip folder."""
     media = torch.rand(2, 3, 60, 40)
     save_file(tiny_state(), tmp_path / "mine.safetensors")
@@ -444,16 +509,22 @@ def test_every_kind_of_path_gives_the_same_scores(head: HpsHead, checkpoint: Pat
 def test_no_path_means_the_published_file_of_the_version(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str
 ) -> None:
-    """From the hub's cache, where it lies; without it and a network, one line says what is wanted."""
+    """From the hub's cache, where it lies; without it and a network, one line says what is
+    wanted.
+    """
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ValueError, match=f"xswu/HPSv2: the hub gave no {re.escape(FILES[version])}"):
+    with pytest.raises(
+        ValueError, match=f"xswu/HPSv2: the hub gave no {re.escape(FILES[version])}"
+    ):
         HpsHead(version=version, architecture=TINY)
     cached = tmp_path / "models--xswu--HPSv2"
     (cached / "refs").mkdir(parents=True)
     (cached / "refs" / "main").write_text("0" * 40)
     (cached / "snapshots" / ("0" * 40)).mkdir(parents=True)
-    (cached / "snapshots" / ("0" * 40) / FILES[version]).write_bytes((checkpoint / FILES["v2.0"]).read_bytes())
+    (cached / "snapshots" / ("0" * 40) / FILES[version]).write_bytes(
+        (checkpoint / FILES["v2.0"]).read_bytes()
+    )
     assert HpsHead(version=version, architecture=TINY).provenance()["options"]["version"] == version
 
 
@@ -486,7 +557,9 @@ def test_a_mistake_is_named(checkpoint: Path, options: dict[str, Any], pattern: 
 
 def test_the_file_of_the_other_version_is_refused(checkpoint: Path) -> None:
     """v2.0 and v2.1 do not compare, so scores must not carry the wrong name."""
-    with pytest.raises(ValueError, match=r"hps version: v2\.1, but .* is the file of v2.0; want version v2.0"):
+    with pytest.raises(
+        ValueError, match=r"hps version: v2\.1, but .* is the file of v2.0; want version v2.0"
+    ):
         HpsHead(str(checkpoint / FILES["v2.0"]), version="v2.1", architecture=TINY)
 
 
@@ -498,7 +571,9 @@ def main() -> None:
         found = ask(package, write_pictures(Path(folder) / "pictures"))
     made_by = {name: version(name) for name in ("torch", "torchvision", "pillow")}
     GOLDEN.parent.mkdir(parents=True, exist_ok=True)
-    GOLDEN.write_text(json.dumps({"made_by": {"hpsv2": "1.2.0", **made_by}, **found}, indent=1) + "\n")
+    GOLDEN.write_text(
+        json.dumps({"made_by": {"hpsv2": "1.2.0", **made_by}, **found}, indent=1) + "\n"
+    )
 
 
 if __name__ == "__main__":

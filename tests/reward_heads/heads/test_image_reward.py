@@ -1,4 +1,6 @@
-"""ImageReward with random weights by the published names: BLIP written out with plain functions is the oracle."""
+"""ImageReward with random weights by the published names: BLIP written out with plain functions is
+the oracle.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,20 +11,37 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
+from torchvision.transforms import (
+    CenterCrop,
+    Compose,
+    InterpolationMode,
+    Normalize,
+    Resize,
+    ToTensor,
+)
 from transformers import BertTokenizer
 
 from align_gen.reward_heads.heads.image_reward import FILE, ImageReward, Reader, _load
 
 SIZE, PATCH, HEAD = 48, 16, 64  # 9 patches; attention heads are 64 wide, as in the published model
 VISION, TEXT, MLP = 192, 128, (1024, 128, 64, 16, 1)
-PROMPTS = ["a dog", "a cat on a mat, with so many letters that the end of it does not fit any more", "x y", "a dog"]
+PROMPTS = [
+    "a dog",
+    "a cat on a mat, with so many letters that the end of it does not fit any more",
+    "x y",
+    "a dog",
+]
 Weights = Mapping[str, Tensor]
 
 
 def published(words: int) -> dict[str, Tensor]:
-    """Random weights by the names and in the layout of ImageReward.pt, with the parts that scoring does not use."""
-    shapes: dict[str, tuple[int, ...]] = {"blip.vision_proj.weight": (8, VISION), "blip.text_proj.bias": (8,)}
+    """Random weights by the names and in the layout of ImageReward.pt, with the parts that scoring
+    does not use.
+    """
+    shapes: dict[str, tuple[int, ...]] = {
+        "blip.vision_proj.weight": (8, VISION),
+        "blip.text_proj.bias": (8,),
+    }
 
     def linear(name: str, out: int, into: int) -> None:
         shapes.update({f"{name}.weight": (out, into), f"{name}.bias": (out,)})
@@ -31,8 +50,14 @@ def published(words: int) -> dict[str, Tensor]:
         shapes.update({f"{name}.weight": (width,), f"{name}.bias": (width,)})
 
     eye = "blip.visual_encoder"
-    shapes |= {f"{eye}.cls_token": (1, 1, VISION), f"{eye}.pos_embed": (1, 1 + (SIZE // PATCH) ** 2, VISION)}
-    shapes |= {f"{eye}.patch_embed.proj.weight": (VISION, 3, PATCH, PATCH), f"{eye}.patch_embed.proj.bias": (VISION,)}
+    shapes |= {
+        f"{eye}.cls_token": (1, 1, VISION),
+        f"{eye}.pos_embed": (1, 1 + (SIZE // PATCH) ** 2, VISION),
+    }
+    shapes |= {
+        f"{eye}.patch_embed.proj.weight": (VISION, 3, PATCH, PATCH),
+        f"{eye}.patch_embed.proj.bias": (VISION,),
+    }
     for i in range(2):
         block = f"{eye}.blocks.{i}"
         norm(f"{block}.norm1", VISION)
@@ -62,9 +87,13 @@ def published(words: int) -> dict[str, Tensor]:
         linear(f"mlp.layers.{number}", out, into)
 
     state = {
-        name: torch.randn(shape) * (1 / shape[-1] ** 0.5 if len(shape) > 1 else 0.2) for name, shape in shapes.items()
+        name: torch.randn(shape) * (1 / shape[-1] ** 0.5 if len(shape) > 1 else 0.2)
+        for name, shape in shapes.items()
     }
-    state = {name: v + 1 if "norm" in name.lower() and name.endswith("weight") else v for name, v in state.items()}
+    state = {
+        name: v + 1 if "norm" in name.lower() and name.endswith("weight") else v
+        for name, v in state.items()
+    }
     return state | {f"{reader}.embeddings.position_ids": torch.arange(40)[None]}
 
 
@@ -73,7 +102,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """ImageReward.pt, and BERT's kind of tokenizer over letters beside it."""
     folder = tmp_path_factory.mktemp("image_reward")
     letters = [chr(i) for i in range(97, 123)]
-    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
+    tokens = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *letters,
+        *(f"##{letter}" for letter in letters),
+    ]
     (folder / "vocab.txt").write_text("\n".join(tokens))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -93,7 +130,7 @@ def media(count: int = 4, height: int = SIZE, width: int = SIZE) -> Tensor:
     return (images * 255).round() / 255
 
 
-# --- the oracle ------------------------------------------------------------------------------------------------------
+# --- the oracle -----------------------------------------------------------------------------------
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -117,12 +154,26 @@ def norm(state: Weights, name: str, x: Tensor, epsilon: float) -> Tensor:
 def see(state: Weights, pixels: Tensor) -> Tensor:
     """A vision transformer with norms before its parts: (B, 3, 48, 48) -> (B, 10, 192)."""
     eye = "blip.visual_encoder"
-    patches = pixels.unfold(2, PATCH, PATCH).unfold(3, PATCH, PATCH).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
-    x = patches @ state[f"{eye}.patch_embed.proj.weight"].flatten(1).T + state[f"{eye}.patch_embed.proj.bias"]
-    x = torch.cat([state[f"{eye}.cls_token"].expand(len(x), -1, -1), x], 1) + state[f"{eye}.pos_embed"]
+    patches = (
+        pixels.unfold(2, PATCH, PATCH)
+        .unfold(3, PATCH, PATCH)
+        .permute(0, 2, 3, 1, 4, 5)
+        .flatten(3)
+        .flatten(1, 2)
+    )
+    x = (
+        patches @ state[f"{eye}.patch_embed.proj.weight"].flatten(1).T
+        + state[f"{eye}.patch_embed.proj.bias"]
+    )
+    x = (
+        torch.cat([state[f"{eye}.cls_token"].expand(len(x), -1, -1), x], 1)
+        + state[f"{eye}.pos_embed"]
+    )
     for i in range(2):
         block = f"{eye}.blocks.{i}"
-        q, k, v = linear(state, f"{block}.attn.qkv", norm(state, f"{block}.norm1", x, 1e-6)).chunk(3, -1)
+        q, k, v = linear(state, f"{block}.attn.qkv", norm(state, f"{block}.norm1", x, 1e-6)).chunk(
+            3, -1
+        )
         x = x + linear(state, f"{block}.attn.proj", attend(q, k, v))
         hidden = F.gelu(linear(state, f"{block}.mlp.fc1", norm(state, f"{block}.norm2", x, 1e-6)))
         x = x + linear(state, f"{block}.mlp.fc2", hidden)
@@ -130,7 +181,9 @@ def see(state: Weights, pixels: Tensor) -> Tensor:
 
 
 def read(state: Weights, ids: Tensor, mask: Tensor, seen: Tensor) -> Tensor:
-    """BERT with norms after its parts, looking at the picture between attention and layer: first place, (B, 128)."""
+    """BERT with norms after its parts, looking at the picture between attention and layer: first
+    place, (B, 128).
+    """
     encoder = "blip.text_encoder"
     x = state[f"{encoder}.embeddings.word_embeddings.weight"][ids]
     x = x + state[f"{encoder}.embeddings.position_embeddings.weight"][: ids.shape[1]]
@@ -141,17 +194,34 @@ def read(state: Weights, ids: Tensor, mask: Tensor, seen: Tensor) -> Tensor:
             part, source = f"{layer}.{name}", x if other is None else other
             q, k = linear(state, f"{part}.self.query", x), linear(state, f"{part}.self.key", source)
             found = attend(q, k, linear(state, f"{part}.self.value", source), hidden)
-            x = norm(state, f"{part}.output.LayerNorm", linear(state, f"{part}.output.dense", found) + x, 1e-12)
+            x = norm(
+                state,
+                f"{part}.output.LayerNorm",
+                linear(state, f"{part}.output.dense", found) + x,
+                1e-12,
+            )
         wide = F.gelu(linear(state, f"{layer}.intermediate.dense", x))
-        x = norm(state, f"{layer}.output.LayerNorm", linear(state, f"{layer}.output.dense", wide) + x, 1e-12)
+        x = norm(
+            state,
+            f"{layer}.output.LayerNorm",
+            linear(state, f"{layer}.output.dense", wide) + x,
+            1e-12,
+        )
     return x[:, 0]
 
 
 def reference(folder: Path, images: Tensor, prompts: list[str]) -> Tensor:
-    """Pillow's and torchvision's preprocessing, BLIP, five matrices, (r - mean) / std; all in float64."""
+    """Pillow's and torchvision's preprocessing, BLIP, five matrices, (r - mean) / std; all in
+    float64.
+    """
     state = {name: v.double() for name, v in torch.load(folder / FILE, weights_only=True).items()}
     mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-    steps = [Resize(SIZE, InterpolationMode.BICUBIC), CenterCrop(SIZE), ToTensor(), Normalize(mean, std)]
+    steps = [
+        Resize(SIZE, InterpolationMode.BICUBIC),
+        CenterCrop(SIZE),
+        ToTensor(),
+        Normalize(mean, std),
+    ]
     bytes_ = (images * 255).round().byte().permute(0, 2, 3, 1).numpy()
     pixels = torch.stack([Compose(steps)(Image.fromarray(picture)) for picture in bytes_]).double()
     tokens = BertTokenizer(str(folder / "vocab.txt"))(
@@ -164,7 +234,9 @@ def reference(folder: Path, images: Tensor, prompts: list[str]) -> Tensor:
 
 
 def test_equals_blip_written_out(folder: Path, head: ImageReward) -> None:
-    """On pictures of the model's size: float32 against float64, to 1e-5 of scores of which the spread is about 1."""
+    """On pictures of the model's size: float32 against float64, to 1e-5 of scores of which the
+    spread is about 1.
+    """
     expected, found = reference(folder, media(), PROMPTS), head(media(), PROMPTS)
     assert expected.std() > 0.1  # the scores do differ
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5)
@@ -172,9 +244,16 @@ def test_equals_blip_written_out(folder: Path, head: ImageReward) -> None:
 
 
 @pytest.mark.parametrize("size", [(60, 101), (101, 60), (48, 51)], ids=str)
-def test_other_sizes_are_cropped_as_torchvision_does(folder: Path, head: ImageReward, size: tuple[int, int]) -> None:
-    """Pillow rounds to bytes on the way: 2 % of the spread. A picture that is one column further moves more."""
-    expected, found = reference(folder, media(4, *size), PROMPTS), head(media(4, *size), PROMPTS).double()
+def test_other_sizes_are_cropped_as_torchvision_does(
+    folder: Path, head: ImageReward, size: tuple[int, int]
+) -> None:
+    """Pillow rounds to bytes on the way: 2 % of the spread. A picture that is one column further
+    moves more.
+    """
+    expected, found = (
+        reference(folder, media(4, *size), PROMPTS),
+        head(media(4, *size), PROMPTS).double(),
+    )
     tolerance = 0.02 * reference(folder, media(), PROMPTS).std().item()
     torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
     moved = media(4, *size).roll(1, dims=-1 if size[1] > size[0] else -2)
@@ -186,25 +265,31 @@ def test_prompt_and_picture_both_matter(head: ImageReward) -> None:
     assert head(same, PROMPTS)[:3].std() > 1e-3 and head(media(), ["a dog"] * 4).std() > 1e-3
 
 
-# --- the head --------------------------------------------------------------------------------------------------------
+# --- the head -------------------------------------------------------------------------------------
 
 
 def test_one_picture_is_a_batch(head: ImageReward) -> None:
-    """B = 1 gives (1,), and the score does not depend on batch mates: prompts are padded to 35 tokens, not to them."""
+    """B = 1 gives (1,), and the score does not depend on batch mates: prompts are padded to 35
+    tokens, not to them.
+    """
     alone = [head(image[None], [prompt]) for image, prompt in zip(media(), PROMPTS, strict=True)]
     assert alone[0].shape == (1,)
     torch.testing.assert_close(torch.cat(alone), head(media(), PROMPTS), rtol=0, atol=1e-5)
 
 
 def test_gradients_reach_the_pixels(folder: Path, head: ImageReward) -> None:
-    """In float64, from normalised pixels to the raw reward, against finite differences along a random direction."""
+    """In float64, from normalised pixels to the raw reward, against finite differences along a
+    random direction.
+    """
     images = media(1, 60, 52).requires_grad_()
     head(images, ["a dog"]).sum().backward()
     assert head.differentiable and images.grad is not None and images.grad.abs().sum() > 0
     assert not any(weight.requires_grad for weight in head.model.parameters())
     model: Reader = _load(str(folder), str(folder), "float32").double()
     pixels = torch.randn(1, 3, SIZE, SIZE, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: model(x, ["a dog"]), (pixels,), fast_mode=True, atol=1e-6)
+    assert torch.autograd.gradcheck(
+        lambda x: model(x, ["a dog"]), (pixels,), fast_mode=True, atol=1e-6
+    )
 
 
 def test_heads_of_one_file_share_the_weights(folder: Path, head: ImageReward) -> None:
@@ -232,7 +317,7 @@ def test_half_precision_is_said_and_close(folder: Path, head: ImageReward) -> No
     torch.testing.assert_close(scores, head(media(), PROMPTS), rtol=0, atol=0.2)
 
 
-# --- mistakes --------------------------------------------------------------------------------------------------------
+# --- mistakes -------------------------------------------------------------------------------------
 
 LAYER = "blip.text_encoder.encoder.layer.1"
 
@@ -244,10 +329,19 @@ LAYER = "blip.text_encoder.encoder.layer.1"
             {f"{LAYER}.output.dense.bias": torch.zeros(3)},
             r"text encoder: encoder.layer.1.output.dense.bias has shape \(3,\)",
         ),
-        ({"blip.visual_encoder.norm.bias": None}, "picture encoder: post_layernorm.bias is missing"),
+        (
+            {"blip.visual_encoder.norm.bias": None},
+            "picture encoder: post_layernorm.bias is missing",
+        ),
         ({"mlp.layers.4.weight": torch.zeros(1, 1)}, r"mlp: layers.4.weight has shape \(1, 1\)"),
-        ({"blip.visual_encoder.pos_embed": None}, "pos_embed is missing; want the weights of ImageReward"),
-        ({"blip.text_encoder.embeddings.word_embeddings.weight": torch.zeros(70, TEXT)}, "has 57 tokens.*know 68"),
+        (
+            {"blip.visual_encoder.pos_embed": None},
+            "pos_embed is missing; want the weights of ImageReward",
+        ),
+        (
+            {"blip.text_encoder.embeddings.word_embeddings.weight": torch.zeros(70, TEXT)},
+            "has 57 tokens.*know 68",
+        ),
     ],
     ids=["shape", "missing", "mlp", "another file", "another tokenizer"],
 )
@@ -277,9 +371,13 @@ def test_names_that_the_hub_does_not_give_are_one_line(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ValueError, match=r"^google-bert/bert-base-uncased: the hub gave no vocab.txt") as tokenizer:
+    with pytest.raises(
+        ValueError, match=r"^google-bert/bert-base-uncased: the hub gave no vocab.txt"
+    ) as tokenizer:
         ImageReward(str(folder))
-    with pytest.raises(ValueError, match=r"^zai-org/ImageReward: the hub gave no ImageReward.pt") as model:
+    with pytest.raises(
+        ValueError, match=r"^zai-org/ImageReward: the hub gave no ImageReward.pt"
+    ) as model:
         ImageReward(tokenizer=str(folder))
     assert "\n" not in str(tokenizer.value) + str(model.value)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from align_gen.reward_heads.heads.ocr import TextAccuracy, accuracy, edits, squeeze
 
-# --- the formula -----------------------------------------------------------------------------------------------------
+# --- the formula ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,9 @@ def test_edits_by_hand(a: str, b: str, expected: int) -> None:
 
 
 def test_edits_are_a_distance() -> None:
-    """Triangle inequality, and no more than the longer word, on all words of up to three letters of two."""
+    """Triangle inequality, and no more than the longer word, on all words of up to three letters of
+    two.
+    """
     words = ["".join(letters) for count in range(4) for letters in product("ab", repeat=count)]
     assert len(words) == 1 + 2 + 4 + 8
     for a in words:
@@ -64,7 +66,7 @@ def test_squeeze_takes_white_space_and_capitals() -> None:
     assert squeeze(" Grand\n HOTEL\t24 ") == "grandhotel24"
 
 
-# --- the reader ------------------------------------------------------------------------------------------------------
+# --- the reader -----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -82,13 +84,25 @@ def sign(text: str, ink: tuple[int, int, int] = (20, 30, 120), size: int = 192) 
 
 
 def test_the_right_text_scores_one_and_others_low(head: TextAccuracy) -> None:
-    """In the order of the batch: right, right in other letters and spaces, one letter off, wrong, nothing."""
-    media = torch.stack([sign("OPEN"), sign("Fresh\nBread"), sign("OPEN"), sign("CLOSED"), torch.ones(3, 192, 192)])
-    prompts = ['a sign "Open"', "a sign that says “FRESH BREAD”", 'a sign "OVEN"', 'a sign "Bakery"', 'a sign "Open"']
+    """In the order of the batch: right, right in other letters and spaces, one letter off, wrong,
+    nothing.
+    """
+    media = torch.stack(
+        [sign("OPEN"), sign("Fresh\nBread"), sign("OPEN"), sign("CLOSED"), torch.ones(3, 192, 192)]
+    )
+    prompts = [
+        'a sign "Open"',
+        "a sign that says “FRESH BREAD”",
+        'a sign "OVEN"',
+        'a sign "Bakery"',
+        'a sign "Open"',
+    ]
     found = head(media, prompts)
     assert found.dtype == torch.float32 and found.shape == (5,)
     torch.testing.assert_close(found[:3], torch.tensor([1.0, 1.0, 0.75]))
-    assert found[3] <= 1 / 6 and found[4] == 0  # "closed" has one letter of "bakery", in about its place
+    assert (
+        found[3] <= 1 / 6 and found[4] == 0
+    )  # "closed" has one letter of "bakery", in about its place
     torch.testing.assert_close(head(media.flip(0), prompts[::-1]), found.flip(0))
 
 
@@ -113,7 +127,11 @@ def test_the_reader_sees_red_as_red(head: TextAccuracy, monkeypatch: pytest.Monk
     red = torch.zeros(1, 3, 8, 8)
     red[:, 0] = 1
     head(red, ['"a"'])
-    assert seen[0].shape == (8, 8, 3) and seen[0].dtype == np.uint8 and seen[0][0, 0].tolist() == [0, 0, 255]
+    assert (
+        seen[0].shape == (8, 8, 3)
+        and seen[0].dtype == np.uint8
+        and seen[0][0, 0].tolist() == [0, 0, 255]
+    )
 
 
 def test_a_text_may_be_given_instead(head: TextAccuracy) -> None:
@@ -139,13 +157,16 @@ def test_it_is_not_differentiable_and_says_what_reads(head: TextAccuracy) -> Non
     assert provenance["options"] == {"text": None, "confidence": 0.5}
 
 
-# --- mistakes --------------------------------------------------------------------------------------------------------
+# --- mistakes -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("prompt", ["a sign", "", 'an open " quotation', 'nothing in "" it', 'space in "  " it'])
+@pytest.mark.parametrize(
+    "prompt", ["a sign", "", 'an open " quotation', 'nothing in "" it', 'space in "  " it']
+)
 def test_a_prompt_that_quotes_nothing_is_named(head: TextAccuracy, prompt: str) -> None:
     with pytest.raises(
-        ValueError, match=r"ocr: prompt .* quotes no text; want it in double quotes, or the option text"
+        ValueError,
+        match=r"ocr: prompt .* quotes no text; want it in double quotes, or the option text",
     ):
         head(torch.ones(1, 3, 32, 32), [prompt])
 
@@ -162,8 +183,12 @@ def test_a_wrong_option_is_named(options: dict[str, Any], pattern: str) -> None:
         TextAccuracy(**options)
 
 
-def test_a_missing_package_is_one_line_that_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_one_line_that_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(sys.modules, "rapidocr", None)
-    with pytest.raises(ValueError, match=r"needs rapidocr and onnxruntime, pip install align_gen\[ocr\]") as error:
+    with pytest.raises(
+        ValueError, match=r"needs rapidocr and onnxruntime, pip install align_gen\[ocr\]"
+    ) as error:
         TextAccuracy()
     assert "\n" not in str(error.value)

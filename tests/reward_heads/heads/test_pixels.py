@@ -29,7 +29,9 @@ def plain(*rgb: float) -> Tensor:
         (77, (0.3, 0.3, 0.3), 0.0),  # grey has no hue
     ],
 )
-def test_mean_hue_is_the_component_on_the_colour_circle(hue: float, rgb: tuple[float, ...], expected: float) -> None:
+def test_mean_hue_is_the_component_on_the_colour_circle(
+    hue: float, rgb: tuple[float, ...], expected: float
+) -> None:
     """(r - (g+b)/2) cos h + sqrt(3)/2 (g - b) sin h."""
     assert load("mean_hue", hue=hue)(plain(*rgb), ["x"]).item() == pytest.approx(expected, abs=1e-6)
 
@@ -46,9 +48,14 @@ def test_mean_hue_stays_in_its_range_and_is_differentiable() -> None:
 
 
 def test_jpeg_size_is_what_pillow_writes() -> None:
-    """Kilobytes (1000) of Pillow's file at quality 95, negated; a plain picture scores above noise."""
+    """Kilobytes (1000) of Pillow's file at quality 95, negated; a plain picture scores above
+    noise.
+    """
     media = torch.stack(
-        [torch.rand(3, 24, 16, generator=torch.Generator().manual_seed(0)), torch.full((3, 24, 16), 0.5)]
+        [
+            torch.rand(3, 24, 16, generator=torch.Generator().manual_seed(0)),
+            torch.full((3, 24, 16), 0.5),
+        ]
     )
     scores = load("jpeg_size")(media, ["a", "b"])
     buffer = io.BytesIO()

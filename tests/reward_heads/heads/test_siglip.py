@@ -1,4 +1,6 @@
-"""SigLIP on a tiny model with random weights: transformers' own processor and model are the oracle."""
+"""SigLIP on a tiny model with random weights: transformers' own processor and model are the
+oracle.
+"""
 
 import shutil
 from pathlib import Path
@@ -29,19 +31,38 @@ PADDING: dict[str, Any] = {"padding": "max_length", "truncation": True, "max_len
 
 
 def write_siglip(folder: Path, resample: int = 2) -> Path:
-    """As save_pretrained writes it, with SigLIP 2's kind of tokenizer over small letters, and its processor."""
-    tokens = ["<pad>", "<eos>", "<bos>", "<unk>", "\u2581", *(chr(i) for i in range(33, 127) if not chr(i).isupper())]
+    """As save_pretrained writes it, with SigLIP 2's kind of tokenizer over small letters, and its
+    processor.
+    """
+    tokens = [
+        "<pad>",
+        "<eos>",
+        "<bos>",
+        "<unk>",
+        "\u2581",
+        *(chr(i) for i in range(33, 127) if not chr(i).isupper()),
+    ]
     vocabulary = {token: i for i, token in enumerate(tokens)}
     ends = {"add_bos_token": False, "add_eos_token": True, "mask_token": None}
-    tokenizer = GemmaTokenizer(vocab=vocabulary, merges=[], padding_side="left", **ends)  # which the head overrides
+    tokenizer = GemmaTokenizer(
+        vocab=vocabulary, merges=[], padding_side="left", **ends
+    )  # which the head overrides
     layers: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
     layers |= {"num_attention_heads": 2}
     numbers = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
-    text = {"vocab_size": len(tokenizer), "max_position_embeddings": TOKENS, "projection_size": 16, **layers, **numbers}
+    text = {
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": TOKENS,
+        "projection_size": 16,
+        **layers,
+        **numbers,
+    }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = SiglipModel(
-            SiglipConfig(text_config=text, vision_config={"image_size": SIZE, "patch_size": 8, **layers})
+            SiglipConfig(
+                text_config=text, vision_config={"image_size": SIZE, "patch_size": 8, **layers}
+            )
         )
         for weight in model.parameters():
             weight.data += 0.1 * torch.randn_like(weight)
@@ -70,16 +91,25 @@ def pictures(images: Tensor) -> list[Image.Image]:
     return [Image.fromarray(picture) for picture in pixels]
 
 
-# --- the oracle ------------------------------------------------------------------------------------------------------
+# --- the oracle -----------------------------------------------------------------------------------
 
 
 def oracle(folder: Path, images: Tensor, prompts: list[str]) -> Tensor:
-    """The logits of transformers' model, for prompts as SigLIP was trained: small letters, right padding, no mask."""
-    model, processor = SiglipModel.from_pretrained(folder).eval(), SiglipProcessor.from_pretrained(folder)
+    """The logits of transformers' model, for prompts as SigLIP was trained: small letters, right
+    padding, no mask.
+    """
+    model, processor = (
+        SiglipModel.from_pretrained(folder).eval(),
+        SiglipProcessor.from_pretrained(folder),
+    )
     processor.tokenizer.padding_side = "right"
-    inputs = processor(text=[p.lower() for p in prompts], images=pictures(images), return_tensors="pt", **PADDING)
+    inputs = processor(
+        text=[p.lower() for p in prompts], images=pictures(images), return_tensors="pt", **PADDING
+    )
     with torch.no_grad():
-        logits: Tensor = model(input_ids=inputs["input_ids"], pixel_values=inputs["pixel_values"]).logits_per_image
+        logits: Tensor = model(
+            input_ids=inputs["input_ids"], pixel_values=inputs["pixel_values"]
+        ).logits_per_image
     return logits.diagonal()
 
 
@@ -92,7 +122,9 @@ def test_equals_transformers_processor_and_model(folder: Path) -> None:
     assert found.dtype == torch.float32 and found.shape == (4,)
 
 
-def test_the_logit_is_scale_times_cosine_plus_bias_and_the_probability_its_sigmoid(folder: Path) -> None:
+def test_the_logit_is_scale_times_cosine_plus_bias_and_the_probability_its_sigmoid(
+    folder: Path,
+) -> None:
     """exp(1.5) cos - 0.7, with the cosine of the unit vectors; 1 / (1 + exp(-logit))."""
     head = SiglipHead(str(folder))
     image = head.encoder.embed_images(head.encoder.preprocess(media()))
@@ -109,14 +141,22 @@ def test_the_logit_is_scale_times_cosine_plus_bias_and_the_probability_its_sigmo
 
 @pytest.mark.parametrize("resample", [2, 3])
 @pytest.mark.parametrize("size", [(48, 48), (20, 44)], ids=str)
-def test_other_sizes_are_squashed_as_the_processor_does(tmp_path: Path, resample: int, size: tuple[int, int]) -> None:
-    """Bilinear (2) or bicubic (3), as its file says. The processor rounds to bytes on the way: within 1.5 levels."""
+def test_other_sizes_are_squashed_as_the_processor_does(
+    tmp_path: Path, resample: int, size: tuple[int, int]
+) -> None:
+    """Bilinear (2) or bicubic (3), as its file says. The processor rounds to bytes on the way:
+    within 1.5 levels.
+    """
     folder = write_siglip(tmp_path, resample)
-    theirs = SiglipProcessor.from_pretrained(folder).image_processor(pictures(media(2, *size)), return_tensors="pt")
+    theirs = SiglipProcessor.from_pretrained(folder).image_processor(
+        pictures(media(2, *size)), return_tensors="pt"
+    )
     ours = SiglipHead(str(folder)).encoder.preprocess(media(2, *size))
     assert ours.shape == theirs["pixel_values"].shape
     assert ((ours - theirs["pixel_values"]) * 0.5).abs().max() <= 1.5 / 255
-    other = SiglipHead(str(write_siglip(tmp_path / "other", 5 - resample))).encoder.preprocess(media(2, *size))
+    other = SiglipHead(str(write_siglip(tmp_path / "other", 5 - resample))).encoder.preprocess(
+        media(2, *size)
+    )
     assert ((ours - other) * 0.5).abs().max() > 1.5 / 255  # the modes do differ
 
 
@@ -127,19 +167,25 @@ def test_capitals_do_not_matter(folder: Path) -> None:
 
 
 def test_padding_stands_on_the_right_and_is_not_masked(folder: Path) -> None:
-    """The summary is read at the last place, which is padding: "a" is [a, eos, pad ...] to the model's length."""
+    """The summary is read at the last place, which is padding: "a" is [a, eos, pad ...] to the
+    model's length.
+    """
     inputs = SiglipHead(str(folder)).encoder.tokenize(["a"])
     assert set(inputs) == {"input_ids"} and inputs["input_ids"].shape == (1, TOKENS)
     assert inputs["input_ids"][0, 1:].tolist() == [1] + [0] * (TOKENS - 2)
 
 
-# --- the head --------------------------------------------------------------------------------------------------------
+# --- the head -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [(SIZE, SIZE), (40, 44)])
 def test_gradients_reach_the_pixels(folder: Path, tmp_path: Path, size: tuple[int, int]) -> None:
-    """In float64, from pixels to the unit vector, against finite differences along a random direction."""
-    encoder = SiglipHead(str(shutil.copytree(folder, tmp_path / "copy"))).encoder  # not the one that others share
+    """In float64, from pixels to the unit vector, against finite differences along a random
+    direction.
+    """
+    encoder = SiglipHead(
+        str(shutil.copytree(folder, tmp_path / "copy"))
+    ).encoder  # not the one that others share
     encoder.model.double()
     images = (media(1, *size).double() * 0.8 + 0.1).requires_grad_()
     assert torch.autograd.gradcheck(
@@ -159,7 +205,9 @@ def test_one_picture_is_a_batch(folder: Path) -> None:
     torch.testing.assert_close(torch.cat(alone), head(media(), PROMPTS), rtol=0, atol=1e-5)
 
 
-def test_heads_of_one_folder_share_weights_and_texts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heads_of_one_folder_share_weights_and_texts(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     logit, probability = SiglipHead(str(folder)), SiglipHead(str(folder), output="probability")
     assert logit.encoder is probability.encoder and logit.to("cpu") is logit
     logit.encoder._texts = TextCache()
@@ -195,19 +243,23 @@ def test_half_precision_is_close(folder: Path) -> None:
     torch.testing.assert_close(scores, SiglipHead(str(folder))(media(), PROMPTS), rtol=0, atol=0.1)
 
 
-# --- mistakes --------------------------------------------------------------------------------------------------------
+# --- mistakes -------------------------------------------------------------------------------------
 
 
 def test_a_wrong_shape_and_a_missing_file_are_one_line(folder: Path, tmp_path: Path) -> None:
     bad = Path(shutil.copytree(folder, tmp_path / "copy"))
     state = load_file(bad / "model.safetensors")
     save_file(state | {"logit_bias": torch.zeros(3)}, bad / "model.safetensors")
-    with pytest.raises(ValueError, match=r"copy: logit_bias has shape \(3,\); this architecture wants \(1,\)") as shape:
+    with pytest.raises(
+        ValueError, match=r"copy: logit_bias has shape \(3,\); this architecture wants \(1,\)"
+    ) as shape:
         SiglipHead(str(bad))
     save_file(state, bad / "model.safetensors")
     for file in (*bad.glob("preprocessor*"), *bad.glob("processor*")):
         file.unlink()
-    with pytest.raises(ValueError, match="copy: want a folder of transformers with its preprocessor") as missing:
+    with pytest.raises(
+        ValueError, match="copy: want a folder of transformers with its preprocessor"
+    ) as missing:
         SiglipHead(str(bad))
     assert "\n" not in str(shape.value) + str(missing.value)
 
@@ -225,17 +277,23 @@ def test_a_pickle_with_code_is_refused_and_does_not_run(folder: Path, tmp_path: 
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_name_that_the_hub_does_not_give_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_name_that_the_hub_does_not_give_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ValueError, match=r"^google/siglip2-base-patch16-224: the hub gave no config.json") as error:
+    with pytest.raises(
+        ValueError, match=r"^google/siglip2-base-patch16-224: the hub gave no config.json"
+    ) as error:
         SiglipHead()
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(("config", "kind"), [(CLIPConfig, "clip"), (Siglip2Config, "siglip2")])
 def test_another_architecture_is_named(tmp_path: Path, config: Any, kind: str) -> None:
-    """A SigLIP 2 of variable resolution calls itself siglip2; those of fixed resolution are siglip."""
+    """A SigLIP 2 of variable resolution calls itself siglip2; those of fixed resolution are
+    siglip.
+    """
     config().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=f"want a siglip model, it is {kind}$"):
         SiglipHead(str(tmp_path))

@@ -1,4 +1,6 @@
-"""Trained heads: what is written is what is read, by arithmetic on weights set by hand; and hostile folders."""
+"""Trained heads: what is written is what is read, by arithmetic on weights set by hand; and hostile
+folders.
+"""
 
 import json
 import math
@@ -13,7 +15,13 @@ from torch import Tensor
 from align_gen.reward_heads.backbones.open_clip_model import OpenClip
 from align_gen.reward_heads.heads import trained
 from align_gen.reward_heads.heads.clip import ClipHead
-from align_gen.reward_heads.heads.trained import ImageScorer, TrainedHead, blocks_of, find_base, save_head
+from align_gen.reward_heads.heads.trained import (
+    ImageScorer,
+    TrainedHead,
+    blocks_of,
+    find_base,
+    save_head,
+)
 from tests.reward_heads.heads.test_clip import SIZE, media, write_clip
 
 PROMPTS = ["a dog", "a cat", "a dog", "a fox"]
@@ -31,7 +39,9 @@ def about(base: Path, count: int, **changes: Any) -> dict[str, Any]:
 
 
 def cosine_head(base: Path, name: str = "head", **changes: Any) -> Path:
-    """A folder beside the base of two dimensions: the cosine by hand, and the text's first number."""
+    """A folder beside the base of two dimensions: the cosine by hand, and the text's first
+    number.
+    """
     scorer = ImageScorer(16, ["cosine", "text"])
     with torch.no_grad():
         for value in scorer.parameters():
@@ -44,7 +54,7 @@ def cosine_head(base: Path, name: str = "head", **changes: Any) -> Path:
     return folder
 
 
-# --- features --------------------------------------------------------------------------------------------------------
+# --- features -------------------------------------------------------------------------------------
 
 
 def test_features_are_image_text_and_their_product() -> None:
@@ -78,7 +88,7 @@ def test_gradients_reach_the_pixels_and_nothing_else(base: Path) -> None:
     assert not any(value.requires_grad for value in head.scorer.parameters())
 
 
-# --- dimensions ------------------------------------------------------------------------------------------------------
+# --- dimensions -----------------------------------------------------------------------------------
 
 
 def test_dimensions_are_normalised_and_summed(base: Path) -> None:
@@ -91,7 +101,9 @@ def test_dimensions_are_normalised_and_summed(base: Path) -> None:
     torch.testing.assert_close(TrainedHead(folder, dimension="text")(media(), PROMPTS), text)
     weighted = TrainedHead(folder, weights={"cosine": 3.0, "text": -0.5})(media(), PROMPTS)
     torch.testing.assert_close(weighted, 3 * cosine - 0.5 * text)
-    torch.testing.assert_close(TrainedHead(folder, weights={"text": 2.0})(media(), PROMPTS), 2 * text)
+    torch.testing.assert_close(
+        TrainedHead(folder, weights={"text": 2.0})(media(), PROMPTS), 2 * text
+    )
 
 
 def test_a_hidden_layer_comes_back(base: Path) -> None:
@@ -101,10 +113,12 @@ def test_a_hidden_layer_comes_back(base: Path) -> None:
     folder.mkdir()
     save_head(folder, scorer, about(base, 2))
     head = TrainedHead(str(folder))
-    torch.testing.assert_close(head.scores(media(), PROMPTS), scorer(head.features(media(), PROMPTS)))
+    torch.testing.assert_close(
+        head.scores(media(), PROMPTS), scorer(head.features(media(), PROMPTS))
+    )
 
 
-# --- where the base is -----------------------------------------------------------------------------------------------
+# --- where the base is ----------------------------------------------------------------------------
 
 
 def test_a_base_is_found_beside_the_head_then_among_the_bundled_then_by_name(base: Path) -> None:
@@ -128,12 +142,15 @@ def test_provenance_follows_weights_base_and_options(base: Path) -> None:
     same = TrainedHead(str(cosine_head(base))).provenance()
     assert head.provenance() == same and len(same["weights_sha256"]) == 64
     assert same["options"]["base_sha256"] == ClipHead(str(base)).provenance()["weights_sha256"]
-    assert TrainedHead(str(cosine_head(base)), dimension="text").provenance()["options"] != same["options"]
+    assert (
+        TrainedHead(str(cosine_head(base)), dimension="text").provenance()["options"]
+        != same["options"]
+    )
     head.scorer.towers[0].weight[0, 0] += 1.0  # type: ignore[index,operator]
     assert head.provenance()["weights_sha256"] != same["weights_sha256"]
 
 
-# --- mistakes --------------------------------------------------------------------------------------------------------
+# --- mistakes -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -170,7 +187,9 @@ def test_a_mistake_is_named(base: Path, options: dict[str, Any], pattern: str) -
     ],
     ids=str,
 )
-def test_a_broken_folder_is_named(base: Path, tmp_path: Path, change: dict[str, Any], pattern: str) -> None:
+def test_a_broken_folder_is_named(
+    base: Path, tmp_path: Path, change: dict[str, Any], pattern: str
+) -> None:
     folder = cosine_head(base)
     facts = json.loads((folder / "head.json").read_text()) | {"base": str(base)} | change
     (tmp_path / "head.json").write_text(json.dumps(facts))
@@ -199,4 +218,6 @@ def test_scores_do_not_depend_on_the_tower_beside(base: Path) -> None:
     head = TrainedHead(str(cosine_head(base)))
     found: Tensor = head.scores(media(), PROMPTS)
     for k, name in enumerate(("cosine", "text")):
-        torch.testing.assert_close(TrainedHead(str(cosine_head(base)), dimension=name)(media(), PROMPTS), found[:, k])
+        torch.testing.assert_close(
+            TrainedHead(str(cosine_head(base)), dimension=name)(media(), PROMPTS), found[:, k]
+        )

@@ -1,4 +1,6 @@
-"""Videos by a few frames: InstructVideo's numbers, laws of sampling; and what each trained dimension may see."""
+"""Videos by a few frames: InstructVideo's numbers, laws of sampling; and what each trained
+dimension may see.
+"""
 
 import math
 from collections.abc import Sequence
@@ -44,11 +46,13 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_clip(tmp_path_factory.mktemp("clip") / "base", "vit")
 
 
-# --- which frames, and what they weigh -------------------------------------------------------------------------------
+# --- which frames, and what they weigh ------------------------------------------------------------
 
 
 def test_weights_fall_away_from_the_middle() -> None:
-    """|2 - 8| = 6, 3, 0, 5: e^-6, e^-3, 1, e^-5; with r = .25 each, R = .25 (1.059004) / 4 = .066188."""
+    """|2 - 8| = 6, 3, 0, 5: e^-6, e^-3, 1, e^-5; with r = .25 each, R = .25 (1.059004) / 4 =
+    .066188.
+    """
     weights = temporal_weights(torch.tensor([2, 5, 8, 13]), 16, 1.0)
     assert weights.tolist() == pytest.approx([0.002479, 0.049787, 1, 0.006738], abs=5e-7)
     assert (0.25 * weights).mean().item() == pytest.approx(0.066188, abs=5e-7)
@@ -76,15 +80,19 @@ def test_frames_to_train_on_are_uniform_in_their_segments(frames: int, segments:
 
 @pytest.mark.parametrize("segments", [0, 17])
 def test_more_segments_than_frames_are_refused(segments: int) -> None:
-    with pytest.raises(ValueError, match=f"segments: want 1 to 16, the number of frames, got {segments}"):
+    with pytest.raises(
+        ValueError, match=f"segments: want 1 to 16, the number of frames, got {segments}"
+    ):
         segment_frames(16, segments)
 
 
-# --- any head on a few frames ----------------------------------------------------------------------------------------
+# --- any head on a few frames ---------------------------------------------------------------------
 
 
 def test_the_formula_by_hand() -> None:
-    """F = 16, S = 4: frames 0, 4, 8, 12 at .000, .004, .008, .012, weights e^-8, e^-4, 1, e^-4; over 4."""
+    """F = 16, S = 4: frames 0, 4, 8, 12 at .000, .004, .008, .012, weights e^-8, e^-4, 1, e^-4;
+    over 4.
+    """
     found = Segments(CallableHead(level), decay=1.0)(numbered(16), [""])
     expected = (0.004 * math.exp(-4) + 0.008 + 0.012 * math.exp(-4)) / 4
     assert found.tolist() == pytest.approx([expected])
@@ -135,7 +143,9 @@ def test_a_seed_draws_other_frames_each_time_and_the_same_again() -> None:
 
 
 def test_context_goes_with_its_video() -> None:
-    """A tensor with a row a video is repeated for its frames; what is none of each passes as it is."""
+    """A tensor with a row a video is repeated for its frames; what is none of each passes as
+    it is.
+    """
 
     class Told(CallableHead):
         needs = ("control", "t")
@@ -151,13 +161,20 @@ def test_context_goes_with_its_video() -> None:
 
 
 def test_range_and_provenance_say_what_was_done() -> None:
-    """Weights lie in (0, 1]: a JPEG's (-inf, 0) stays; (.5, 1) becomes (0, 1), for a small weight takes it near 0."""
+    """Weights lie in (0, 1]: a JPEG's (-inf, 0) stays; (.5, 1) becomes (0, 1), for a small weight
+    takes it near 0.
+    """
     assert Segments("jpeg_size").range == (float("-inf"), 0.0)
     high = CallableHead(level)
     high.range = (0.5, 1.0)
     assert Segments(high).range == (0.0, 1.0)
     options = Segments("jpeg_size", segments=3, decay=0.5).provenance()["options"]
-    assert (options["segments"], options["decay"], options["seed"], options["quality"]) == (3, 0.5, None, 95)
+    assert (options["segments"], options["decay"], options["seed"], options["quality"]) == (
+        3,
+        0.5,
+        None,
+        95,
+    )
     assert options["head"] == "JpegSize"
 
 
@@ -182,7 +199,7 @@ def test_pictures_are_no_videos() -> None:
         Segments("jpeg_size")(torch.zeros(4, 3, 8, 8), [""] * 4)
 
 
-# --- the trained head ------------------------------------------------------------------------------------------------
+# --- the trained head -----------------------------------------------------------------------------
 
 DIMENSIONS = ["visual_quality", "motion_quality", "text_alignment"]
 
@@ -209,9 +226,14 @@ def moving(seed: int = 0, frames: int = 6) -> Tensor:
 
 @pytest.mark.parametrize("hidden", [0, 7])
 def test_no_prompt_can_speak_for_a_picture(base: Path, hidden: int) -> None:
-    """Two prompts on one video: both qualities answer alike to the last bit, the alignment does not."""
+    """Two prompts on one video: both qualities answer alike to the last bit, the alignment does
+    not.
+    """
     head = VideoReward(str(untrained(base, hidden)))
-    one, other = head.scores(moving(), ["a dog"])[0], head.scores(moving(), ["superb, masterpiece"])[0]
+    one, other = (
+        head.scores(moving(), ["a dog"])[0],
+        head.scores(moving(), ["superb, masterpiece"])[0],
+    )
     assert torch.equal(one[:2], other[:2]) and (one[2] - other[2]).abs() > 1e-4
 
 
@@ -221,7 +243,9 @@ def test_no_prompt_can_speak_for_a_picture(base: Path, hidden: int) -> None:
     ids=["mean", "first", "second", "text", "product"],
 )
 def test_each_dimension_reads_its_own_blocks(block: int, answer: list[int]) -> None:
-    """Mean frame: all three. First and second differences: motion alone. Text, and its product: alignment alone."""
+    """Mean frame: all three. First and second differences: motion alone. Text, and its product:
+    alignment alone.
+    """
     torch.manual_seed(0)
     scorer, features = VideoScorer(4, DIMENSIONS), torch.zeros(1, 5, 4)
     before = scorer(features.flatten(1))
@@ -251,12 +275,20 @@ def test_a_still_has_no_motion(base: Path) -> None:
 
 
 def test_features_by_hand(base: Path) -> None:
-    """Three frames a, b, c of unit vectors: mean, (|b - a| + |c - b|) / 2, |c - 2b + a|; times sqrt 16."""
+    """Three frames a, b, c of unit vectors: mean, (|b - a| + |c - b|) / 2, |c - 2b + a|; times sqrt
+    16.
+    """
     video = moving(frames=3)
     a, b, c = ClipHead(str(base)).embed_images(video[0])
     text = ClipHead(str(base)).embed_texts(["a dog"])[0]
     mean = (a + b + c) / 3
-    expected = [4 * mean, 2 * ((b - a).abs() + (c - b).abs()), 4 * (c - 2 * b + a).abs(), 4 * text, 16 * mean * text]
+    expected = [
+        4 * mean,
+        2 * ((b - a).abs() + (c - b).abs()),
+        4 * (c - 2 * b + a).abs(),
+        4 * text,
+        16 * mean * text,
+    ]
     found = VideoScorer.features(OpenClip.load(str(base)), video, ["a dog"])[0]
     torch.testing.assert_close(found, torch.cat(expected), rtol=0, atol=1e-5)
 
@@ -274,13 +306,17 @@ def test_overall_is_the_sum_and_weights_choose(base: Path) -> None:
     folder = str(untrained(base))
     visual, motion, text = VideoReward(folder).scores(moving(), ["a"])[0]
     torch.testing.assert_close(VideoReward(folder)(moving(), ["a"])[0], visual + motion + text)
-    torch.testing.assert_close(VideoReward(folder, dimension="motion_quality")(moving(), ["a"])[0], motion)
+    torch.testing.assert_close(
+        VideoReward(folder, dimension="motion_quality")(moving(), ["a"])[0], motion
+    )
     weighted = VideoReward(folder, weights={"visual_quality": 0.1, "text_alignment": 0.8})
     torch.testing.assert_close(weighted(moving(), ["a"])[0], 0.1 * visual + 0.8 * text)
 
 
 def test_a_head_of_videos_is_none_of_pictures(base: Path) -> None:
-    with pytest.raises(ValueError, match="dimension 'beauty': videos have visual_quality, motion_quality"):
+    with pytest.raises(
+        ValueError, match="dimension 'beauty': videos have visual_quality, motion_quality"
+    ):
         VideoScorer(16, ["beauty"])
     head = load(VideoReward(str(untrained(base))))
     assert head.media == "video" and head.differentiable
@@ -289,7 +325,9 @@ def test_a_head_of_videos_is_none_of_pictures(base: Path) -> None:
 
 
 def smooth_or_jumpy(count: int, seed: int) -> list[dict[str, Any]]:
-    """Of two videos of one picture the steady one moves better, the bright one looks better; text says nothing."""
+    """Of two videos of one picture the steady one moves better, the bright one looks better; text
+    says nothing.
+    """
     g, rows = torch.Generator().manual_seed(seed), []
     for n in range(count):
         picture = F.interpolate(torch.rand(1, 3, 4, 4, generator=g) * 0.5, (32, 32))[0]
@@ -313,7 +351,9 @@ def smooth_or_jumpy(count: int, seed: int) -> list[dict[str, Any]]:
 
 
 def test_it_learns_motion_apart_from_looks(base: Path, tmp_path: Path) -> None:
-    """Through the path of several dimensions and ties; alignment, of which nobody knows, is left out and finite."""
+    """Through the path of several dimensions and ties; alignment, of which nobody knows, is left
+    out and finite.
+    """
     found = train_reward(smooth_or_jumpy(96, 0), str(base), tmp_path / "head", mode="frozen", loss="btt", lr=1e-2,
                          dimensions=DIMENSIONS, epochs=25)  # fmt: skip
     assert found["trained"]["motion_quality"]["accuracy"] > 0.85
@@ -322,6 +362,10 @@ def test_it_learns_motion_apart_from_looks(base: Path, tmp_path: Path) -> None:
     head = VideoReward(str(tmp_path / "head"), dimension="motion_quality")
     rows = smooth_or_jumpy(32, 9)
     lead = [head(row["chosen"][None], ["p1"]) - head(row["rejected"][None], ["p1"]) for row in rows]
-    right = [each.item() * row["label/motion_quality"] > 0 for each, row in zip(lead, rows, strict=True)]
+    right = [
+        each.item() * row["label/motion_quality"] > 0 for each, row in zip(lead, rows, strict=True)
+    ]
     assert sum(right) / len(right) > 0.85
-    assert bool(VideoReward(str(tmp_path / "head"))(rows[0]["chosen"][None], ["p1"]).isfinite().all())
+    assert bool(
+        VideoReward(str(tmp_path / "head"))(rows[0]["chosen"][None], ["p1"]).isfinite().all()
+    )

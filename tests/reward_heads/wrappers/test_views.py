@@ -43,7 +43,9 @@ def test_a_mirror_image_that_scores_otherwise_is_uncertainty() -> None:
 
 
 def test_noise_of_level_zero_is_the_picture_and_the_noise_is_one() -> None:
-    """Two levels: the clean score and the noisy one. The same picture in another batch gets the same noise."""
+    """Two levels: the clean score and the noisy one. The same picture in another batch gets the
+    same noise.
+    """
     media = pictures()
     head = Views(load(bright), kind="noise", strength=0.2)
     found = head.opinions(media, [""] * 3)
@@ -53,12 +55,16 @@ def test_noise_of_level_zero_is_the_picture_and_the_noise_is_one() -> None:
 
 
 def test_crops_are_the_corners_at_the_same_size() -> None:
-    """Of a picture that rises to the right, left corners are darker than it is, right ones brighter."""
+    """Of a picture that rises to the right, left corners are darker than it is, right ones
+    brighter.
+    """
     rising = torch.linspace(0, 1, 20).expand(1, 3, 20, 20)
     views = crops(rising, 6, 0.3)
     assert [view.shape for view in views] == [rising.shape] * 6
     means = [view.mean().item() for view in views]
-    assert means[2] == pytest.approx(means[4], abs=1e-5) and means[3] == pytest.approx(means[5], abs=1e-5)
+    assert means[2] == pytest.approx(means[4], abs=1e-5) and means[3] == pytest.approx(
+        means[5], abs=1e-5
+    )
     assert means[2] < means[0] - 0.1 and means[3] > means[0] + 0.1
     torch.testing.assert_close(views[1], rising.flip(-1))
 
@@ -83,7 +89,9 @@ def test_members_disagree_by_their_deviation() -> None:
 
 def test_a_set_tells_how_unsure_it_is() -> None:
     """Weight 2: twice the head's spread; of a video, the mean over frames."""
-    rewards = reward_set({"safe": {"name": "views", "head": "jpeg_size", "count": 3, "weight": 2.0}})
+    rewards = reward_set(
+        {"safe": {"name": "views", "head": "jpeg_size", "count": 3, "weight": 2.0}}
+    )
     media = pictures()
     _, spread = rewards.heads["safe"].judge(media, [""] * 3)
     found = rewards(media, [""] * 3)
