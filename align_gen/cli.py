@@ -126,14 +126,14 @@ def demo(
     """Sample, fine-tune, sample again, score, compare and report, in minutes on a CPU."""
     from .demo import RECIPES
     from .demo import demo as run_demo
-    from .progress import Progress
+    from .progress import ProgressBar
 
     if model not in RECIPES:
         raise UserError(f"--model {model!r}: no demo of it; have {sorted(RECIPES)}")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("demo: one process; align-gen finetune emoji-sd-prdp runs on several")
-    with stoppable(), Progress() as progress:
-        summary = run_demo(model, out=out, seed=seed, placebo=placebo, listen=progress)
+    with stoppable(), ProgressBar() as progress:
+        summary = run_demo(model, out=out, seed=seed, placebo=placebo, progress=progress)
     if as_json:
         print(json.dumps(summary))
         return
@@ -180,12 +180,12 @@ def finetune(
     from accelerate import PartialState
 
     from .galleries.comparison import compare as compare_tables
-    from .progress import Progress
+    from .progress import ProgressBar
     from .report.runs import report_run
     from .training.engine import finetune as run_finetune
 
-    with stoppable(), Progress() as progress:
-        run = run_finetune(resolved, out, listen=progress)
+    with stoppable(), ProgressBar() as progress:
+        run = run_finetune(resolved, out, progress=progress)
     if not PartialState().is_main_process:
         return
     page = report_run(run.folder)
@@ -231,9 +231,9 @@ def sample(
     from .galleries.sampling import sample as run_sample
     from .pipelines.attention import use_attention
     from .pipelines.guidance.best_of import BestOf
-    from .progress import Progress
+    from .precision import dtype_of
+    from .progress import ProgressBar
     from .reward_heads import reward_set
-    from .training.engine import DTYPES
 
     if (prompts is None) == (prompt is None):
         raise UserError("sample: want either --prompts FILE or --prompt TEXT")
@@ -249,8 +249,6 @@ def sample(
         else [{"prompt": prompt} | ({} if seed is None else {"seed": seed})]
     )
     height, width = _size(size)
-    if dtype not in DTYPES:
-        raise UserError(f"--dtype {dtype!r}: want one of {sorted(DTYPES)}")
     origin = {
         "model": model,
         "adapter": adapter,
@@ -265,14 +263,14 @@ def sample(
             if reward is None
             else reward_set(bundled.reward_spec(dict([parse_reward(reward)])))
         )
-        loaded = pipelines.load(bundled.model_path(model), dtype=DTYPES[dtype])
+        loaded = pipelines.load(bundled.model_path(model), dtype=dtype_of(dtype))
         if adapter is not None:
             loaded.reload(adapter)
         loaded.to(device())
         use_attention(loaded, attention)
         if judge is not None:
             judge.to(device())
-    with user_mistakes(), Progress() as progress:
+    with user_mistakes(), ProgressBar() as progress:
         gallery = run_sample(
             loaded,
             rows,
@@ -287,7 +285,7 @@ def sample(
             guide=None if judge is None else BestOf(judge, best_of),
             batch_size=batch_size,
             origin={key: str(value) for key, value in origin.items() if value not in usual},
-            progress=lambda done, total: progress("sample", done, total, {}),
+            progress=progress,
         )
     print(f"{len(gallery)} pictures in {gallery.folder}")
 
@@ -375,16 +373,14 @@ def check(
     from .check.laws import check as run_check
     from .errors import user_mistakes
     from .pipelines.attention import use_attention
+    from .precision import dtype_of
     from .reward_heads import reward_set
-    from .training.engine import DTYPES
 
-    if dtype not in DTYPES:
-        raise UserError(f"--dtype {dtype!r}: want one of {sorted(DTYPES)}")
     with user_mistakes():
         rewards = (
             reward_set(bundled.reward_spec(dict(map(parse_reward, reward)))) if reward else None
         )
-        loaded = pipelines.load(bundled.model_path(model), dtype=DTYPES[dtype]).to(device())
+        loaded = pipelines.load(bundled.model_path(model), dtype=dtype_of(dtype)).to(device())
         use_attention(loaded, attention)
         if rewards is not None:
             rewards.to(device())
@@ -539,13 +535,11 @@ def _bench_attention(
     dtype: str | None, heads: int | None, rounds: int
 ) -> Iterator[tuple[dict[str, Any], str]]:
     from .bench.attention import bench_attention
-    from .training.engine import DTYPES
+    from .precision import dtype_of
 
-    if dtype is not None and dtype not in DTYPES:
-        raise UserError(f"--dtype {dtype!r}: want one of {sorted(DTYPES)}")
     place = device()
     fast = place.type != "cpu"
-    precision = DTYPES[dtype or ("bf16" if fast else "fp32")]
+    precision = dtype_of(dtype or ("bf16" if fast else "fp32"))
     head = f"{'model':20} {'heads':>5} {'kernel':10} {'forward':>10} {'and back':>10} {'to sdpa':>8} {'error':>8}"
     for row in bench_attention(
         place, precision, heads=heads or (None if fast else 1), repeats=rounds

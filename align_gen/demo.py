@@ -10,13 +10,15 @@ from typing import Any
 import torch
 
 from . import bundled
+from .files import whole_file
 from .galleries.comparison import Change, compare
 from .galleries.diversity import diversity, embeddings
-from .galleries.gallery import Gallery, whole_file
+from .galleries.gallery import Gallery
 from .galleries.prompts import load_prompts
 from .galleries.table import ScoresTable
+from .progress import ProgressCallback, silent
 from .report.runs import report_run
-from .training.engine import Listener, Run, finetune, silent
+from .training.engine import Run, finetune
 from .training.journal import read_lines
 from .training.recipe import Recipe
 
@@ -31,7 +33,7 @@ def demo(
     seed: int = 0,
     placebo: bool = False,
     overrides: tuple[str, ...] = (),
-    listen: Listener = silent,
+    progress: ProgressCallback = silent,
 ) -> dict[str, Any]:
     """Run it all into ``out``; returns what ``summary.json`` there holds. Started again, it goes on
     where it stopped.
@@ -43,7 +45,7 @@ def demo(
     started, earlier, finished = time.monotonic(), *_seconds_before(Path(out))
     settings = (f"run.seed={seed}", f"run.placebo={str(placebo).lower()}", *overrides)
     recipe = Recipe.load(RECIPES[model], settings)
-    run = finetune(recipe, out, listen=listen)
+    run = finetune(recipe, out, progress=progress)
     summary = summarise(run)
     summary["seconds"] = round(earlier + (0 if finished else time.monotonic() - started), 1)
     report_run(run.folder, summary=summary)

@@ -26,7 +26,7 @@ def user_mistakes() -> Iterator[None]:
     except UserError:
         raise
     except (ValueError, OSError) as error:
-        raise UserError(" ".join(str(error).split())) from error
+        raise UserError(one_line(error)) from error
 
 
 @contextmanager
@@ -39,4 +39,18 @@ def writing(path: object) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        raise RunFailure(f"{path}: cannot be written ({' '.join(str(error).split())})") from error
+        raise RunFailure(f"{path}: cannot be written ({one_line(error)})") from error
+
+
+@contextmanager
+def writing_to(path: object, want: str = "a file that can") -> Iterator[None]:
+    """Around writing what the user named: an OSError there is a UserError that names the path."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); want {want}") from error
+
+
+def one_line(error: object, limit: int | None = None) -> str:
+    """The message of an error in one line, of at most ``limit`` characters."""
+    return " ".join(str(error).split())[:limit]

@@ -1,8 +1,33 @@
-"""float32 that is float32."""
+"""Precisions by name, and float32 that is float32."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+if TYPE_CHECKING:
+    import torch
+
+DtypeName = Literal["fp32", "bf16", "fp16"]
+ALIASES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+
+
+def dtype_name(name: str) -> str:
+    """The short name of a precision: ``bfloat16`` is ``bf16``; any other text as it is."""
+    return ALIASES.get(name, name)
+
+
+def dtype_of(name: str) -> "torch.dtype":
+    """The torch dtype of a name, in either spelling: fp32 or float32, bf16 or bfloat16, fp16 or float16.
+
+    Raises:
+        ValueError: another name; the message lists what is accepted.
+    """
+    import torch
+
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    if dtype_name(name) not in dtypes:
+        raise ValueError(f"dtype {name!r}: want one of {', '.join(get_args(DtypeName))}")
+    return dtypes[dtype_name(name)]
 
 
 @contextmanager

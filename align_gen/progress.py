@@ -2,15 +2,21 @@
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
+# phase, done, total, and numbers to show beside them
+ProgressCallback = Callable[[str, int, int, Mapping[str, Any]], None]
 PLAIN_SECONDS = 30.0  # between lines where there is no terminal
 
 
-class Progress:
-    """A listener of the engine: ``progress(phase, done, total, numbers)``."""
+def silent(phase: str, done: int, total: int, numbers: Mapping[str, Any]) -> None:
+    """A progress callback that shows nothing."""
+
+
+class ProgressBar:
+    """A progress callback: a bar on a terminal, a line now and then elsewhere."""
 
     def __init__(self) -> None:
         self.bar: Any = None
@@ -18,7 +24,7 @@ class Progress:
         self.phase = ""
         self.began, self.spoken, self.first = 0.0, 0.0, 0
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> "ProgressBar":
         if sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import (

@@ -13,11 +13,13 @@ from results import WORDS, rival
 from align_gen import bundled, pipelines, sample, score
 from align_gen.bench.setting import Setting
 from align_gen.demo import summarise
-from align_gen.galleries.gallery import Gallery, whole_file
+from align_gen.files import whole_file
+from align_gen.galleries.gallery import Gallery
 from align_gen.galleries.table import SCORES, ScoresTable
 from align_gen.pipelines.guidance.best_of import BestOf
+from align_gen.progress import ProgressCallback
 from align_gen.reward_heads import reward_set
-from align_gen.training.engine import Listener, Run
+from align_gen.training.engine import Run
 from align_gen.training.recipe import Recipe
 
 
@@ -37,7 +39,9 @@ def untrained(name: str, recipe: Recipe, like: Path, calls: int) -> Run:
     return Run(like, recipe, before, table, [{"step": 0}], (count - 1) * gallery)
 
 
-def trl(recipe: Recipe, like: Path, folder: Path, calls: int, listen: Listener) -> tuple[Run, Any]:
+def trl(
+    recipe: Recipe, like: Path, folder: Path, calls: int, listen: ProgressCallback
+) -> tuple[Run, Any]:
     """TRL's DDPOTrainer with our learning rate and clip, and the model that it made.
 
     Its advantages are normalised over the whole batch of prompts, as its own default has it.

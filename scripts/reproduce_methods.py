@@ -23,7 +23,7 @@ from methods_rivals import figures_of, trl, untrained
 
 from align_gen import bundled, methods, pipelines, sample
 from align_gen.demo import summarise
-from align_gen.galleries.gallery import whole_file
+from align_gen.files import whole_file
 from align_gen.galleries.pairs import pairs, write_pairs
 from align_gen.galleries.prompts import load_prompts
 from align_gen.galleries.scoring import score_file
@@ -31,7 +31,7 @@ from align_gen.galleries.table import SCORES, ScoresTable
 from align_gen.methods.batches import encode
 from align_gen.methods.trajectories import draw, replay
 from align_gen.pipelines.seeding import generator
-from align_gen.progress import Progress
+from align_gen.progress import ProgressBar
 from align_gen.training.engine import finetune, load_model, prepare_model, prepare_state
 from align_gen.training.recipe import Recipe
 
@@ -160,7 +160,7 @@ def recipe_of(arm: str, seed: int, calls: int, folder: Path) -> tuple[Recipe, in
     return recipe.replace(run={"steps": max(1, round((calls - spent) / each))}), spent
 
 
-def prepare_data(arm: str, folder: Path, progress: Progress) -> None:
+def prepare_data(arm: str, folder: Path, progress: ProgressBar) -> None:
     """Pictures of the untouched model on training prompts, scored; the best and the worst of each
     as pairs.
     """
@@ -214,13 +214,13 @@ def distance(recipe: Recipe, trained: pipelines.Model) -> float:
     return (samples.log_probs - reference).sum(1).mean().item()
 
 
-def learn(arm: str, seed: int, calls: int, folder: Path, progress: Progress) -> None:
+def learn(arm: str, seed: int, calls: int, folder: Path, progress: ProgressBar) -> None:
     """Make a run and keep what it measured, if that is not there."""
     run = folder / f"{arm.replace(', ', '-').replace(' ', '-')}-{seed}"
     if (run / "summary.json").is_file():
         return
     recipe, spent = recipe_of(arm, seed, calls, folder)
-    result = finetune(recipe, run, listen=progress)
+    result = finetune(recipe, run, progress=progress)
     trained = load_model(recipe)
     trained.reload(run / "export")
     more = {"arm": arm, "spent": spent, "distance": distance(recipe, trained)}
@@ -229,7 +229,7 @@ def learn(arm: str, seed: int, calls: int, folder: Path, progress: Progress) -> 
         stream.write(json.dumps(summarise(result) | more, indent=1).encode())
 
 
-def rival(name: str, calls: int, folder: Path, progress: Progress) -> None:
+def rival(name: str, calls: int, folder: Path, progress: ProgressBar) -> None:
     """The same of a rival, drawn beside the first run of ddpo."""
     like = folder / "ddpo-0"
     own = folder / name.replace("'", "").replace(" ", "-").lower()
@@ -255,7 +255,7 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=82_000)
     parser.add_argument("--runs", type=Path, default=Path("runs/methods"))
     args = parser.parse_args()
-    with Progress() as progress:
+    with ProgressBar() as progress:
         for arm in (arm for arm in args.arms if arm in ARMS):
             if "data" in ARMS[arm]:
                 prepare_data(arm, args.runs / f"drawn-{model_of(arm)}", progress)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from align_gen import bundled
 from align_gen.galleries.prompts import load_prompts
-from align_gen.progress import Progress
+from align_gen.progress import ProgressBar
 from align_gen.reward_heads.heads.clip import ClipHead
 from align_gen.reward_training.train import MEASURED, measure, train_reward
 
@@ -222,7 +222,7 @@ def main() -> None:
         pixels, rows = load(args.data, STYLES)
         learn = [i for i, row in enumerate(rows) if row["thing"] not in held]
         pairs = make_pairs(pixels[learn], [rows[i] for i in learn], WORDINGS, 0, ways=2, others=2)
-        with Progress() as progress:
+        with ProgressBar() as progress:
             train_reward(
                 pairs, "emoji-clip", args.work, rank=args.rank, epochs=args.epochs, lr=args.lr, batch_size=32,
                 held_out=0.05, dtype="float16", progress=progress,

@@ -17,10 +17,11 @@ PACKAGES = ("pipelines", "reward_heads", "align_gen")
 # The wings of align_gen from the bottom to the top; those of one floor do not import each other,
 # but for the hall's files. "pipelines" and "reward_heads" are the two packages beside it.
 HALL = {
-    "errors", "strict", "distributed", "precision", "progress", "bundled", "peak_memory",
+    "errors", "strict", "files", "distributed", "precision", "progress", "bundled", "run_folder", "peak_memory",
 }  # fmt: skip
 FLOORS = [
     HALL | {"losses", "pipelines", "reward_heads"},
+    {"opening"},
     {"galleries", "methods"},
     {"training", "reward_training", "check"},
     {"report"},

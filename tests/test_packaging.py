@@ -138,7 +138,12 @@ def test_every_lazy_name_resolves_and_a_miss_lists_them() -> None:
 
 
 @pytest.mark.parametrize(
-    "first", ["import align_gen.comparison", "from align_gen.comparison import compare", "pass"]
+    "first",
+    [
+        "import align_gen.galleries.comparison",
+        "from align_gen.galleries.comparison import compare",
+        "pass",
+    ],
 )
 def test_compare_is_the_function_whatever_is_imported_first(first: str) -> None:
     code = f"{first}\nimport align_gen\nfor _ in range(2): assert align_gen.compare.__class__.__name__ == 'function'"

@@ -9,10 +9,10 @@ from .. import bundled, methods
 from ..methods.state import TrainState
 from ..pipelines import Model
 from ..pipelines.attention import use_attention
+from ..precision import dtype_of
 from ..reward_heads import RewardSet, reward_set
 from ..training.data import Data
 from ..training.engine import (
-    DTYPES,
     draw_batch,
     load_data,
     load_model,
@@ -38,7 +38,9 @@ class Setting:
         """Made ready as in ``finetune``; rewards are summed and stay on the device."""
         data = load_data(recipe)
         model = load_model(recipe, model)
-        use_attention(model, recipe.model.attention, DTYPES[recipe.model.dtype], accelerator.device)
+        use_attention(
+            model, recipe.model.attention, dtype_of(recipe.model.dtype), accelerator.device
+        )
         prepare_model(recipe, model)
         state = prepare_state(recipe, model, accelerator)
         if recipe.memory.free_text_encoders:

@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 
 from .. import pipelines
+from ..errors import one_line
 from ..pipelines.skeleton import describe_source, skeleton
 from ..training.dry_run import estimate, outline
 from ..training.recipe import Recipe
@@ -83,7 +84,7 @@ def bench_sizes(
         try:
             seconds = _second_step(recipe, accelerator)
         except torch.OutOfMemoryError as error:
-            reason = " ".join(str(error).split())[:120]
+            reason = one_line(error, 120)
             yield SizeRow(name, parameters, images, None, None, expected, reason)
         else:
             peak = torch.cuda.max_memory_allocated(device)

@@ -17,6 +17,7 @@ from torch import Generator, Tensor
 from torch.nn.functional import interpolate
 
 from .. import bundled
+from ..errors import one_line
 from ..galleries.gallery import Gallery
 from ..peak_memory import PeakMemory, size_of
 from ..pipelines import Condition, LoraOptions, Model, Rollout, gaussian_log_prob, rollout, sample
@@ -556,7 +557,7 @@ def check(subject: Subject, *, untrained: bool = False) -> list[Finding]:
                 Finding(
                     name,
                     False,
-                    f"{type(error).__name__}: {' '.join(str(error).split())}",
+                    f"{type(error).__name__}: {one_line(error)}",
                     "no error",
                 )
             )

@@ -67,7 +67,7 @@ def score(
     from ..errors import user_mistakes
     from ..galleries.scoring import score_file
     from ..galleries.table import SCORES
-    from ..progress import Progress
+    from ..progress import ProgressBar
     from ..reward_heads import reward_set
     from ..training.calibration import Combine, combination
     from ..training.recipe import checked
@@ -87,13 +87,9 @@ def score(
             checked(Combine, {"rule": combine, "calibrate": calibrate}, "--combine"), judges
         )
     crew = Accelerator()
-    with Progress() as progress:
-        told = (
-            (lambda done, total: progress("score", done, total, {}))
-            if crew.is_main_process
-            else None
-        )
-        found = score_file(source, judges, target, batch_size=batch_size, progress=told, crew=crew)
+    with ProgressBar() as progress:
+        shown = progress if crew.is_main_process else None
+        found = score_file(source, judges, target, batch_size=batch_size, progress=shown, crew=crew)
     if found is None:
         return
     if as_json:
@@ -138,16 +134,15 @@ def _suite(
     from .. import bundled
     from ..errors import user_mistakes
     from ..galleries.hpdv2 import run_hpdv2
-    from ..progress import Progress
+    from ..progress import ProgressBar
     from ..reward_heads import reward_set
 
     if name != "hpdv2":
         raise UserError(f"--suite {name!r}: have ['hpdv2']")
     with user_mistakes():
         judges = reward_set(bundled.reward_spec(dict(specs))).to(device())
-    with Progress() as progress:
-        told = lambda done, total: progress("score", done, total, {})  # noqa: E731
-        table = run_hpdv2(root, prompts, judges, batch_size=batch_size, progress=told)
+    with ProgressBar() as progress:
+        table = run_hpdv2(root, prompts, judges, batch_size=batch_size, progress=progress)
     print(json.dumps(table.to_json()) if as_json else "\n".join(table.to_text()))
 
 
@@ -242,7 +237,7 @@ def train_reward(
     as_json: Json = False,
 ) -> None:
     """Train a reward on preference pairs; prints how often it is right on prompts it never saw."""
-    from ..progress import Progress
+    from ..progress import ProgressBar
     from ..reward_training.train import train_reward as train
 
     smoothing: Any = label_smoothing
@@ -253,7 +248,7 @@ def train_reward(
             raise UserError(
                 f"--label-smoothing {label_smoothing!r}: want a share from 0 to 0.5, or votes"
             ) from None
-    with Progress() as progress:
+    with ProgressBar() as progress:
         measured = train(
             source,
             base,

@@ -9,16 +9,17 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from align_gen.distributed import rank_slice
-from align_gen.errors import UserError, writing
+from align_gen.errors import UserError, one_line, writing, writing_to
+from align_gen.files import aside, lines_of, partial, publish, surviving, whole_file
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -63,7 +64,7 @@ class Gallery:
         object, lacks "file_name", names a file outside the folder or has a "prompt" that is not
         text.
         """
-        folder = _surviving(Path(folder))
+        folder = surviving(Path(folder))
         return cls(folder, list(read_rows(folder)))
 
     def __len__(self) -> int:
@@ -87,7 +88,7 @@ class Gallery:
 
 def read_rows(folder: Path) -> Iterator[dict[str, Any]]:
     """The rows of a gallery, one by one, each checked; UserError as ``Gallery.load`` has it."""
-    folder = _surviving(folder)
+    folder = surviving(folder)
     if not folder.is_dir():
         raise UserError(
             f"{folder}: no such folder; want a folder of pictures, with or without {METADATA}"
@@ -197,9 +198,7 @@ def _video(source: Path | bytes) -> Any:
     except UnreadablePicture:
         raise
     except Exception as error:  # whatever the decoder says of a broken file
-        raise UnreadablePicture(
-            f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        ) from error
+        raise UnreadablePicture(f"{type(error).__name__}: {one_line(error, 200)}") from error
     if not frames:
         raise UnreadablePicture("a video without frames")
     return np.stack(frames)
@@ -242,7 +241,7 @@ def write_gallery(
     """
     target = Path(folder).resolve()
     first = crew is None or crew.is_main_process
-    part = target.with_name(f".{target.name}.part")
+    part = partial(target)
     wait = (lambda: None) if crew is None else crew.wait_for_everyone
     with ExitStack() as stack:
         if first:
@@ -265,16 +264,8 @@ def write_gallery(
                 file.write(
                     "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in named).encode()
                 )
-            sync(part)
-            if target.exists():
-                os.replace(
-                    target, _aside(target)
-                )  # a kill here leaves the old one aside, where load and write find it
-            os.replace(part, target)
-            sync(target.parent)
+            publish(part, target)
         wait()
-    if first:
-        shutil.rmtree(_aside(target), ignore_errors=True)
     return Gallery.load(folder)
 
 
@@ -305,31 +296,6 @@ def _write(folder: Path, number: int, pixels: Any, fps: int) -> str:
         **options,
     )
     return name
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that appears at `path` complete or not at all: written beside it, synced to
-    disk, renamed.
-    """
-    part = path.with_name(f".{path.name}.part")
-    try:
-        with open(part, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def lines_of(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Numbered lines that are not blank, as bytes.
-
-    Split at newlines alone: a prompt may hold U+2028, where str.splitlines would cut it in two.
-    """
-    with path.open("rb") as file:
-        yield from ((n, line) for n, line in enumerate(file, start=1) if line.strip())
 
 
 def parse_row(line: bytes, where: str) -> dict[str, Any]:
@@ -411,40 +377,15 @@ def _to_bytes(media: Tensor) -> Any:
     return media.clamp(0, 1).mul(255).round().byte().movedim(-3, -1).contiguous().numpy()
 
 
-def _aside(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.old")
-
-
-def _surviving(folder: Path) -> Path:
-    """The folder, or the old gallery put aside by a write that was killed between its two
-    renames.
-    """
-    aside = _aside(folder.resolve())
-    return aside if not folder.exists() and aside.is_dir() else folder
-
-
 def _prepare(target: Path, part: Path) -> None:
     """Make `part` an empty folder beside `target`; clears what a killed write left. UserError if it
     may not be.
     """
     require_gallery(target)
-    try:
+    with writing_to(target, "a folder that can"):
         if target.exists():
-            shutil.rmtree(_aside(target), ignore_errors=True)
-        elif _aside(target).exists():
-            os.replace(_aside(target), target)
+            shutil.rmtree(aside(target), ignore_errors=True)
+        elif aside(target).exists():
+            os.replace(aside(target), target)
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(
-            f"{target}: cannot be written ({error.strerror}); want a folder that can"
-        ) from error
-
-
-def sync(path: Path) -> None:
-    """Make a file, or the renames in a folder, last through a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError, user_mistakes
+from ..progress import ProgressCallback
 from .gallery import METADATA, Gallery
 from .table import SCORES
 
@@ -109,7 +110,7 @@ def run_hpdv2(
     rewards: RewardSet | Sequence[Any] | Mapping[str, Any],
     *,
     batch_size: int = 64,
-    progress: Callable[[int, int], None] | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Table:
     """Score the 3200 pictures of `read_hpdv2`. A cosine is multiplied by 100, as tables print it.
 

@@ -11,19 +11,10 @@ from itertools import combinations, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from ..errors import UserError
+from ..errors import UserError, one_line
+from ..files import lines_of, whole_file
 from ..pipelines.seeding import generator
-from .gallery import (
-    METADATA,
-    VIDEOS,
-    UnreadablePicture,
-    as_media,
-    inside,
-    lines_of,
-    read_pixels,
-    suffix_of,
-    whole_file,
-)
+from .gallery import METADATA, VIDEOS, UnreadablePicture, as_media, inside, read_pixels, suffix_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -397,9 +388,7 @@ def _read_parquet(path: Path) -> Pairs:
         with pq.ParquetFile(path) as file:
             rows: list[Row] = file.read().to_pylist()
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise UserError(
-            f"{path}: not a Parquet file of pairs ({' '.join(str(error).split())[:120]})"
-        ) from error
+        raise UserError(f"{path}: not a Parquet file of pairs ({one_line(error, 120)})") from error
 
     def media(value: Any, where: str) -> Media:
         return _from_struct(path.parent, value, where)

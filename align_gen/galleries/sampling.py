@@ -1,6 +1,6 @@
 """Sampling into galleries."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +8,7 @@ from ..distributed import rank_slice
 from ..errors import UserError
 from ..pipelines.seeding import seed_of
 from ..precision import exact_float32
+from ..progress import ProgressCallback
 from .gallery import Gallery, require_gallery, write_gallery
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def sample(
     batch_size: int = 16,
     note: Mapping[str, Any] | None = None,
     origin: Mapping[str, Any] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: ProgressCallback | None = None,
     crew: "Accelerator | None" = None,
 ) -> Gallery:
     """One picture or video for every prompt and seed, as a gallery at ``out``, batch by batch.
@@ -107,6 +108,6 @@ def sample(
                 batch_size=batch_size,
             )
             if progress is not None:
-                progress(start - mine.start + len(part), len(mine))
+                progress("sample", start - mine.start + len(part), len(mine), {})
 
     return write_gallery(out, batches(), rows, fps=model.frame_rate, crew=crew)

@@ -23,7 +23,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align_gen.errors import UserError
+from align_gen.errors import UserError, writing_to
 from align_gen.galleries.gallery import VIDEOS, Gallery, UnreadablePicture, as_media, read_pixels
 from align_gen.galleries.sources import Item, Source, open_source
 from align_gen.galleries.table import (
@@ -36,6 +36,7 @@ from align_gen.galleries.table import (
     versions,
 )
 from align_gen.precision import exact_float32
+from align_gen.progress import ProgressCallback
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
 CHUNK = 1024  # pictures that are kept at once
 READ_AT_ONCE = 16  # by one call of a lane
 PART = "[0-9]*.parquet"
-Tell = Callable[[int, int], None]
 
 
 @dataclass
@@ -108,13 +108,13 @@ def score(
     *,
     batch_size: int = 64,
     strict: bool = False,
-    progress: Tell | None = None,
+    progress: ProgressCallback | None = None,
 ) -> ScoresTable:
     """Give every picture of a gallery, or of anything that ``open_source`` opens, to every head.
 
     Rows keep their order; one without a prompt is scored with "". An unreadable picture becomes a
     null row with the reason; with `strict` it is a UserError once all are scored, which names the
-    first. `progress(done, total)` after each batch.
+    first. `progress` after each batch.
     """
     opened, judges = _opened(source, rewards)
     make = _Tables(judges, opened.folder)
@@ -138,7 +138,7 @@ def score_file(
     out: Path,
     *,
     batch_size: int = 64,
-    progress: Tell | None = None,
+    progress: ProgressCallback | None = None,
     crew: Accelerator | None = None,
 ) -> Summary | None:
     """Score into a file, in memory that does not grow with the number of pictures; None from all
@@ -187,7 +187,7 @@ def judged(
     judges: RewardSet,
     *,
     batch_size: int = 64,
-    progress: Tell | None = None,
+    progress: ProgressCallback | None = None,
     known: Known | None = None,
     place: int = 0,
     ranks: int = 1,
@@ -365,7 +365,7 @@ def _by_shape(pictures: Iterable[Judged], batch_size: int) -> Iterator[list[Judg
 class _Told:
     """Progress by counts; a stream of unknown length is as long as what is done."""
 
-    def __init__(self, progress: Tell | None, total: int | None):
+    def __init__(self, progress: ProgressCallback | None, total: int | None):
         self.progress = progress
         self.total = total
         self.done = 0
@@ -373,12 +373,12 @@ class _Told:
     def __call__(self, count: int) -> None:
         self.done += count
         if self.progress is not None:
-            self.progress(self.done, self.done if self.total is None else self.total)
+            self.progress("score", self.done, self.done if self.total is None else self.total, {})
 
     def end(self) -> None:
         """Pictures that could not be read count too."""
         if self.progress is not None and self.total is not None and self.done < self.total:
-            self.progress(self.total, self.total)
+            self.progress("score", self.total, self.total, {})
 
 
 # --- tables ---------------------------------------------------------------------------------------
@@ -454,14 +454,10 @@ def _begin(out: Path, parts: Path) -> None:
     """Put an earlier call's parts aside, so that this one's are told from them; both are known to
     the next.
     """
-    try:
+    with writing_to(out):
         parts.mkdir(parents=True, exist_ok=True)
         for file in sorted(parts.glob(PART)):
             file.rename(parts / f"known-{sum(1 for _ in parts.iterdir())}-{file.name}")
-    except OSError as error:
-        raise UserError(
-            f"{out}: cannot be written ({error.strerror}); want a file that can"
-        ) from error
 
 
 def plain(value: Any) -> Any:

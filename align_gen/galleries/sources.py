@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from .gallery import (
     METADATA,
     PICTURES,
@@ -83,9 +83,7 @@ class Item:
         except UnreadablePicture:
             raise
         except Exception as error:  # a disk, or whatever stands behind a URL
-            raise UnreadablePicture(
-                f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-            ) from error
+            raise UnreadablePicture(f"{type(error).__name__}: {one_line(error, 160)}") from error
 
 
 @dataclass(frozen=True)
@@ -177,7 +175,7 @@ def _remote_gallery(name: str, opener: Any) -> Source:
         raise
     except Exception as error:
         raise UserError(
-            f"{name}: cannot be read ({type(error).__name__}: {' '.join(str(error).split())})"
+            f"{name}: cannot be read ({type(error).__name__}: {one_line(error)})"
         ) from error
     if not rows:
         raise UserError(
@@ -200,7 +198,7 @@ def _files(name: str) -> tuple[list[str], Opener]:
     try:
         opener, path = fsspec.core.url_to_fs(name)
     except Exception as error:  # an unknown protocol, or one whose package is missing
-        raise UserError(f"{name}: cannot be opened ({' '.join(str(error).split())})") from error
+        raise UserError(f"{name}: cannot be opened ({one_line(error)})") from error
     try:
         if "*" in path:
             files = sorted(opener.glob(path))
@@ -218,7 +216,7 @@ def _files(name: str) -> tuple[list[str], Opener]:
         missing = next((file for file in files if not opener.isfile(file)), None)
     except Exception as error:
         raise UserError(
-            f"{name}: cannot be read ({type(error).__name__}: {' '.join(str(error).split())})"
+            f"{name}: cannot be read ({type(error).__name__}: {one_line(error)})"
         ) from error
     if missing is not None or ("*" in path and not files):
         raise UserError(f"{name}: no such file; want a folder of pictures, .tar or .parquet")
@@ -296,9 +294,7 @@ def _parquet_rows(file: str, opener: Opener) -> int:
             _columns(file, table.schema_arrow.names)
             return int(table.metadata.num_rows)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(
-            f"{file}: cannot be read as Parquet ({' '.join(str(error).split())[:120]})"
-        ) from error
+        raise UserError(f"{file}: cannot be read as Parquet ({one_line(error, 120)})") from error
 
 
 def _parquet(file: str, opener: Opener) -> Iterator[Item]:
@@ -373,7 +369,7 @@ def _dataset(name: str) -> Iterator[Item]:
     except UserError:
         raise
     except Exception as error:  # no such dataset, no network, no such split
-        said = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        said = f"{type(error).__name__}: {one_line(error, 160)}"
         raise UserError(
             f"{DATASET}{name}: cannot be loaded ({said}); want a name, or a folder of Parquet"
         ) from error

@@ -11,8 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from align_gen.errors import UserError
-from align_gen.galleries.gallery import whole_file
+from align_gen.errors import UserError, writing_to
+from align_gen.files import whole_file
 
 FORMAT = 1  # of the Parquet file; raised when an older reader would misread it
 KEY = b"align_gen"  # of the schema's metadata
@@ -210,26 +210,19 @@ def save_parts(parts: Callable[[], Iterator[ScoresTable]], path: str | Path) -> 
         pa.field(ERROR, pa.string())
     ]
     schema = pa.schema(fields, metadata={KEY: json.dumps(about).encode()})
-    try:
-        with whole_file(Path(path)) as file, pq.ParquetWriter(file, schema) as writer:
-            for part in parts():
-                columns = [
-                    _plain((row.get(name, _ABSENT) for row in part.rows), kind)
-                    for name, kind in types.items()
-                ]
-                columns += [
-                    *part.heads.values(),
-                    *(part.own.get(name, [None] * len(part.rows)) for name in own),
-                ]
-                columns.append(part.errors)
-                arrays = [
-                    pa.array(each, kind.type) for each, kind in zip(columns, schema, strict=True)
-                ]
-                writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror}); want a file that can"
-        ) from error
+    with writing_to(path), whole_file(Path(path)) as file, pq.ParquetWriter(file, schema) as writer:
+        for part in parts():
+            columns = [
+                _plain((row.get(name, _ABSENT) for row in part.rows), kind)
+                for name, kind in types.items()
+            ]
+            columns += [
+                *part.heads.values(),
+                *(part.own.get(name, [None] * len(part.rows)) for name in own),
+            ]
+            columns.append(part.errors)
+            arrays = [pa.array(each, kind.type) for each, kind in zip(columns, schema, strict=True)]
+            writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
 
 
 def check_names(rows: Iterable[Mapping[str, Any]], heads: Iterable[str]) -> None:

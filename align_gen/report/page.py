@@ -20,9 +20,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align_gen.errors import UserError
+from align_gen.errors import UserError, writing_to
+from align_gen.files import whole_file
 from align_gen.galleries.comparison import Comparison
-from align_gen.galleries.gallery import Gallery, UnreadablePicture, whole_file
+from align_gen.galleries.gallery import Gallery, UnreadablePicture
 from align_gen.galleries.table import ScoresTable
 from align_gen.report.words import ROLES, digits_of, facts, summary, tiles, towards
 
@@ -116,14 +117,10 @@ def build_report(
             {"packages": after.versions, "weights": after.provenance, **(provenance or {})}
         ),
     )
-    try:
+    with writing_to(out):
         Path(out).parent.mkdir(parents=True, exist_ok=True)
         with whole_file(Path(out)) as file:
             file.write(page.encode("utf-8", "replace"))  # a title may hold half a surrogate pair
-    except OSError as error:
-        raise UserError(
-            f"{out}: cannot be written ({error.strerror}); want a file that can"
-        ) from error
     return Path(out)
 
 

@@ -10,9 +10,8 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,18 +24,19 @@ from torch.nn.utils import parametrize
 
 from .. import bundled
 from ..errors import UserError, user_mistakes, writing
-from ..galleries.gallery import VIDEOS, UnreadablePicture, sync
+from ..files import whole_folder
+from ..galleries.gallery import VIDEOS, UnreadablePicture
 from ..galleries.pairs import SIDES, Media, read_pairs
 from ..losses import bradley_terry, bradley_terry_ties, centring
 from ..losses.preference import FIRST, SECOND, TIE
 from ..pipelines.seeding import generator, seed_of
+from ..progress import ProgressCallback
 from ..reward_heads.backbones.open_clip_model import OpenClip
 from ..reward_heads.heads.clip import resize
 from ..reward_heads.heads.trained import ImageScorer, Scorer, save_head
 from ..reward_heads.heads.video_reward import VideoScorer
 
 Row = Mapping[str, Any]
-Progress = Callable[[str, int, int, Mapping[str, Any]], None]
 MEASURED = "measured.json"
 CONFIG = "open_clip_config.json"
 LEARNING_RATES = {"lora": 1e-3, "frozen": 3e-3}
@@ -67,7 +67,7 @@ def train_reward(
     dtype: Literal["float32", "float16"] = "float32",
     seed: int = 0,
     device: str = "cpu",
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> dict[str, Any]:
     """Learn to prefer what was chosen; write the head and what it measures on held-out prompts.
 
@@ -183,7 +183,7 @@ def train_reward(
         "options": options,
         "seconds": round(time.monotonic() - began, 1),
     }
-    with _whole_folder(place) as folder:
+    with writing(place), whole_folder(place) as folder:
         if isinstance(student, FrozenHead):
             about = _normalisation(after) | {
                 "base": base if source != base else _relative(base, place)
@@ -317,7 +317,7 @@ class FrozenHead:
         dimensions: Sequence[str],
         hidden: int,
         seed: int,
-        progress: Progress | None,
+        progress: ProgressCallback | None,
     ):
         self.scale = logit_scale(clip)
         features = []
@@ -370,7 +370,11 @@ def pair_losses(scores: Tensor, targets: Targets, loss: str, theta: float) -> Te
 
 
 def _fit(
-    student: Student, learn: Tensor, targets: Targets, options: Row, progress: Progress | None
+    student: Student,
+    learn: Tensor,
+    targets: Targets,
+    options: Row,
+    progress: ProgressCallback | None,
 ) -> None:
     """AdamW over the pairs of ``learn``, in another order each epoch."""
     size = options["batch_size"]
@@ -615,24 +619,6 @@ def _new_folder(out: Path) -> Path:
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise UserError(f"{out}: is there already; want a new or empty folder")
     return place
-
-
-@contextmanager
-def _whole_folder(place: Path) -> Iterator[Path]:
-    """A folder that appears at ``place`` complete or not at all."""
-    part = place.with_name(f".{place.name}.part")
-    with writing(place):
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        try:
-            yield part
-            for file in part.iterdir():
-                sync(file)
-            if place.is_dir():
-                place.rmdir()
-            os.replace(part, place)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
 
 
 def _normalisation(scores: Tensor) -> dict[str, Any]:

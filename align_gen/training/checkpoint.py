@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import load, save_file
 
 from ..distributed import shard_like, unshard
-from ..errors import RunFailure, UserError
-from ..galleries.gallery import sync, whole_file
+from ..errors import RunFailure, UserError, one_line
+from ..files import sync, whole_file
 from ..methods.state import TrainState
 from ..pipelines.base import REFRESHED
 
@@ -105,7 +105,7 @@ def _save(
     # a full disk speaks otherwise through safetensors, through torch and through Python
     except Exception as error:
         shutil.rmtree(part, ignore_errors=True)
-        raise RunFailure(f"{folder}: cannot be written ({' '.join(str(error).split())})") from error
+        raise RunFailure(f"{folder}: cannot be written ({one_line(error)})") from error
     _prune(folder.parent)
 
 
@@ -147,7 +147,7 @@ def restore(state: TrainState, run: Path) -> dict[str, Any]:
         except UserError:
             raise
         except Exception as error:  # whatever a damaged file makes its reader say
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error, 200)
             log.warning("%s: damaged (%s); going back to the checkpoint before it", folder, reason)
             continue
         _put(state, progress, weights, optimizer)

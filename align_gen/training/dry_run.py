@@ -16,7 +16,8 @@ from ..pipelines import Condition, Model, Rollout
 from ..pipelines.registry import TOYS
 from ..pipelines.sampling import step_log_prob
 from ..pipelines.skeleton import ShapesOnly, describe_source, make_fake, skeleton
-from .engine import DTYPES, load_model, prepare_model
+from ..precision import dtype_of
+from .engine import load_model, prepare_model
 from .recipe import Recipe
 
 FLOAT = 4  # bytes; trained tensors, gradients and latents are float32 in every precision
@@ -79,7 +80,7 @@ def outline(recipe: Recipe) -> Model:
     section = recipe.model
     if section.adapter is not None and not Path(section.adapter).is_dir():
         raise UserError(f"model.adapter: {section.adapter}: no such folder; want an export")
-    pipeline = skeleton(describe_source(bundled.model_path(section.path)), DTYPES[section.dtype])
+    pipeline = skeleton(describe_source(bundled.model_path(section.path)), dtype_of(section.dtype))
     model = pipelines.load(pipeline)
     model.prompt_cache = None  # type: ignore[attr-defined]  # real texts are kept there
     prepare_model(recipe, model)
@@ -109,7 +110,7 @@ def estimate(model: Model, recipe: Recipe) -> MemoryEstimate:
             max(min(micro, images), recipe.evaluate.batch_size)
         )  # galleries are drawn too
         learned = condition.repeat(min(micro, calls["images"]))
-        half = DTYPES[recipe.model.dtype]
+        half = dtype_of(recipe.model.dtype)
         with nullcontext() if half == torch.float32 else torch.autocast("cpu", half):
             sampling, final = _draw(model, drawn, recipe)
             learning = _learn(model, learned, recipe)

@@ -4,7 +4,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +17,9 @@ from torch.distributed.tensor import DTensor
 from .. import bundled, methods, pipelines
 from ..distributed import rank_slice
 from ..errors import UserError, user_mistakes, writing
+from ..files import sync, whole_file
 from ..galleries.diversity import diversity, embeddings
-from ..galleries.gallery import METADATA, Gallery, sync, whole_file
+from ..galleries.gallery import METADATA, Gallery
 from ..galleries.prompts import load_prompts, require_disjoint
 from ..galleries.sampling import sample
 from ..galleries.scoring import score
@@ -28,7 +29,8 @@ from ..methods.state import TrainState
 from ..pipelines import Flow, FlowSDE
 from ..pipelines.attention import attention_of, describe, use_attention
 from ..pipelines.seeding import generator, seed_of
-from ..precision import exact_float32
+from ..precision import dtype_of, exact_float32
+from ..progress import ProgressCallback, silent
 from ..reward_heads import RewardSet, reward_set
 from . import checkpoint
 from .calibration import combination
@@ -47,12 +49,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("align_gen")
 PICTURES_SHOWN = 16  # by trackers
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-Listener = Callable[[str, int, int, Mapping[str, Any]], None]  # phase, done, total, numbers to show
-
-
-def silent(phase: str, done: int, total: int, numbers: Mapping[str, Any]) -> None:
-    """A listener that says nothing."""
 
 
 @dataclass
@@ -72,7 +68,7 @@ def finetune(
     recipe: Recipe | str,
     out: str | Path | None = None,
     *,
-    listen: Listener = silent,
+    progress: ProgressCallback = silent,
     model: Any = None,
 ) -> Run:
     """Fine-tune a generator towards rewards, measuring before, during and after.
@@ -130,7 +126,7 @@ def finetune(
         )  # who holds the model gets it back untrained
         with user_mistakes():
             use_attention(
-                loaded, recipe.model.attention, DTYPES[recipe.model.dtype], accelerator.device
+                loaded, recipe.model.attention, dtype_of(recipe.model.dtype), accelerator.device
             )
             prepare_model(recipe, loaded)
         _claim(run, text, accelerator)
@@ -156,7 +152,7 @@ def finetune(
                 rewards.combination,
                 seed=recipe.run.seed,
             )
-        told = listen if accelerator.is_main_process else silent
+        told = progress if accelerator.is_main_process else silent
         return learn(state, recipe, run, data, held_out, rewards, judges, told)
 
 
@@ -168,17 +164,17 @@ def learn(
     held_out: list[dict[str, Any]],
     rewards: RewardSet,
     judges: RewardSet,
-    listen: Listener,
+    progress: ProgressCallback,
 ) -> Run:
     """From the last checkpoint to the end: measure, step, save, measure, export."""
-    progress = checkpoint.restore(state, run)
+    restored = checkpoint.restore(state, run)
     writes = state.accelerator.is_main_process
     journal = Journal(run / "metrics.jsonl", state.step, writes=writes)
     options = recipe.method_options()
     take_step = methods.load(recipe.method["name"]).step
     steps = recipe.run.steps
     every = recipe.evaluate.every
-    saved = state.step if progress else None
+    saved = state.step if restored else None
 
     def note(numbers: dict[str, Any]) -> None:
         journal.add(numbers)
@@ -193,7 +189,7 @@ def learn(
 
     def measure(name: str) -> ScoresTable:
         table = evaluate(
-            state, recipe, judges, held_out, run / "samples" / name, name, listen, stopping
+            state, recipe, judges, held_out, run / "samples" / name, name, progress, stopping
         )
         note_measurement(state.step, table, guard.see(state.step, table))
         if every and guard.best_step == state.step:
@@ -202,9 +198,9 @@ def learn(
 
     with StopSignals() as stopping:
         before = evaluate(
-            state, recipe, judges, held_out, run / "before", "before", listen, stopping
+            state, recipe, judges, held_out, run / "before", "before", progress, stopping
         )
-        guard = Guard.of(recipe, before, progress)
+        guard = Guard.of(recipe, before, restored)
         note_measurement(0, before, {})
         while True:
             if state.anywhere(stopping.signum is not None):
@@ -228,7 +224,7 @@ def learn(
                 "seconds": round(time.monotonic() - started, 3),
             }
             note(numbers)
-            listen("train", state.step, steps, numbers)
+            progress("train", state.step, steps, numbers)
             if state.step % recipe.run.save_every == 0 or state.step == steps:
                 checkpoint.save(state, run, guard.progress())
                 saved = state.step
@@ -255,7 +251,7 @@ def load_model(recipe: Recipe, model: Any = None) -> "pipelines.Model":
     section = recipe.model
     source = bundled.model_path(section.path) if model is None else model
     made = pipelines.load(
-        source, **({"dtype": DTYPES[section.dtype]} if section.dtype != "fp32" else {})
+        source, **({"dtype": dtype_of(section.dtype)} if section.dtype != "fp32" else {})
     )
     if section.adapter is not None:
         made.reload(Path(section.adapter))
@@ -416,7 +412,7 @@ def evaluate(
     prompts: list[dict[str, Any]],
     folder: Path,
     phase: str,
-    listen: Listener,
+    progress: ProgressCallback,
     stopping: StopSignals,
 ) -> ScoresTable:
     """Sample held-out prompts with the averaged weights and score them; what is already there is
@@ -430,12 +426,12 @@ def evaluate(
         else recipe.sampling.guidance_scale
     )
 
-    def report(done: int, total: int) -> None:
+    def report(_: str, done: int, total: int, numbers: Mapping[str, Any]) -> None:
         if stopping.signum is not None:  # before the next batch: nothing that counts is lost
             raise Stopped(
                 f"stopped while drawing {phase}; step {state.step} is saved", stopping.signum
             )
-        listen(phase, done, total, {})
+        progress(phase, done, total, numbers)
 
     if not state.anywhere((folder / METADATA).is_file()):
         with state.averaged():

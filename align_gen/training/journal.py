@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import writing
-from ..galleries.gallery import whole_file
+from ..files import whole_file
 
 Numbers = dict[str, Any]
 

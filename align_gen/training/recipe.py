@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from .. import bundled, methods
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..methods.batches import Sampling
 from ..reward_heads.base import label
 from ..strict import Strict
@@ -124,7 +124,7 @@ class Recipe(Strict):
             ValueError,
             RecursionError,
         ) as error:  # ValueError: bytes that are no text, huge integers
-            raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+            raise UserError(f"{path}: not YAML: {one_line(error)}") from error
         if not isinstance(data, dict):
             raise UserError(f"{path}: want a mapping with the sections {sorted(cls.model_fields)}")
         for override in overrides:

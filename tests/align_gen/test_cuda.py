@@ -145,7 +145,7 @@ def test_a_run_is_resumed_on_a_gpu(tmp_path: Path) -> None:
     recipe = Recipe.load("emoji-sd-prdp", [*SMALL, *small])
     whole = finetune(recipe, tmp_path / "whole")
     with pytest.raises(InterruptedError):
-        finetune(recipe, tmp_path / "cut", listen=cut)
+        finetune(recipe, tmp_path / "cut", progress=cut)
     again = finetune(recipe, tmp_path / "cut")
     assert [line["step"] for line in again.metrics] == [line["step"] for line in whole.metrics]
     for name in ("loss", "grad_norm", "reward/combined"):

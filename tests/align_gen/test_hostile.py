@@ -290,7 +290,7 @@ RECIPES: dict[str, bytes] = {
     "an alias to itself": b"model: &a [*a]\n",
     "a tag that runs a command": b"model: !!python/object/apply:os.system ['touch sprung']\n",
     "a tag that makes an object": b"model: !!python/object/new:os.system ['touch sprung']\n",
-    "a tag of our own making": b"!align_gen.recipe.Recipe {}\n",
+    "a tag of our own making": b"!align_gen.training.recipe.Recipe {}\n",
     "a key twice": (BASE + "method: {name: ddpo}\n").encode(),
     "not a number for a rate": (BASE + "optim: {lr: .nan}\n").encode(),
     "infinity for a rate": (BASE + "optim: {lr: .inf}\n").encode(),

@@ -101,4 +101,4 @@ def test_everything_that_runs_a_network_turns_it(
             "run": {"steps": 1},
         }
     )
-    expect(lambda: finetune(recipe, tmp_path / "run", listen=look))
+    expect(lambda: finetune(recipe, tmp_path / "run", progress=look))

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from align_gen.progress import Progress, duration
+from align_gen.progress import ProgressBar, duration
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def test_lines_come_at_once_then_every_half_minute_then_at_the_end(
     """A step takes 8 s: lines at step 1, at 5 (32 s later) with 6 of 10 … 5 steps, 40 s, left, at
     9, and at the end.
     """
-    with Progress() as progress:
+    with ProgressBar() as progress:
         for done in range(1, 11):
             progress("train", done, 10, {"loss": 0.5, "other": 1.0})
             clock[0] += 8
@@ -36,7 +36,7 @@ def test_lines_come_at_once_then_every_half_minute_then_at_the_end(
 def test_each_phase_begins_with_a_line_of_its_own(
     clock: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with Progress() as progress:
+    with ProgressBar() as progress:
         progress("before", 16, 64, {})
         progress("train", 7, 10, {})  # resumed
         clock[0] += 60

@@ -116,7 +116,9 @@ def test_pictures_are_scored_with_their_own_prompts_into_their_own_cells(root: P
     """
     cosine, plain, told = Level(cosine=True), Level(cosine=False), []
     rewards = {"mine": {"name": cosine}, "plain": {"name": plain}}
-    table = run_hpdv2(root, None, rewards, progress=lambda done, total: told.append((done, total)))
+    table = run_hpdv2(
+        root, None, rewards, progress=lambda phase, done, total, numbers: told.append((done, total))
+    )
     first, second = table.lines
     assert (first.reward, first.model, first.published) == ("mine", "mine", False)
     assert first.styles == pytest.approx(

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +93,11 @@ def test_progress_ends_at_the_total_also_with_broken_pictures(tmp_path: Path) ->
     gallery = levels(tmp_path / "g", 1, 2, 3, 4, 5)
     gallery.path(4).write_bytes(b"")
     seen: list[tuple[int, int]] = []
-    score(
-        gallery, [mean_level], batch_size=2, progress=lambda done, total: seen.append((done, total))
-    )
+
+    def note(phase: str, done: int, total: int, numbers: Mapping[str, Any]) -> None:
+        seen.append((done, total))
+
+    score(gallery, [mean_level], batch_size=2, progress=note)
     assert seen == [(2, 5), (4, 5), (5, 5)]
 
 
@@ -269,7 +271,7 @@ def test_a_picture_that_could_not_be_read_is_tried_again(tmp_path: Path) -> None
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-import align_gen.scoring as scoring
+import align_gen.galleries.scoring as scoring
 
 scoring.CHUNK = 4
 asked = 0

@@ -797,7 +797,7 @@ def test_a_refreshed_reference_survives_a_stop(tiny_folder: Path, tmp_path: Path
     ]
 
     with pytest.raises(InterruptedError):
-        finetune(recipe, tmp_path / "cut", listen=cut)
+        finetune(recipe, tmp_path / "cut", progress=cut)
     again = finetune(recipe, tmp_path / "cut")
     a, b = (
         (each.folder / "checkpoints/step-000004/weights.safetensors").read_bytes()

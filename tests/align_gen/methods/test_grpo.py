@@ -351,7 +351,7 @@ def require_resumable(recipe: Recipe, folder: Path) -> list[dict[str, Any]]:
     """
     whole = finetune(recipe, folder / "whole")
     with pytest.raises(Stopped):
-        finetune(recipe, folder / "run", listen=stop_at(2))
+        finetune(recipe, folder / "run", progress=stop_at(2))
     resumed = finetune(recipe, folder / "run")
     assert same(weights(resumed.folder), weights(whole.folder))
     assert lines(resumed.folder) == lines(whole.folder)

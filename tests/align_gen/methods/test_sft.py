@@ -334,7 +334,7 @@ def whole_and_resumed(
 
     finetune(recipe, folder / "whole")
     with pytest.raises(Stopped):
-        finetune(recipe, folder / "parts", listen=stop)
+        finetune(recipe, folder / "parts", progress=stop)
     finetune(recipe, folder / "parts")
     runs = [
         load_file(folder / run / "checkpoints/step-000002/weights.safetensors")

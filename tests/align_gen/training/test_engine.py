@@ -19,6 +19,7 @@ from align_gen.errors import UserError
 from align_gen.galleries.gallery import Gallery
 from align_gen.galleries.table import ScoresTable
 from align_gen.methods.state import TrainState
+from align_gen.progress import ProgressCallback
 from align_gen.reward_heads import RewardFailure, reward_set
 from align_gen.reward_heads.base import CallableHead
 from align_gen.training import engine
@@ -68,7 +69,7 @@ class Stopped(Exception):
     """What a kill looks like from inside."""
 
 
-def stop_at(step: int) -> engine.Listener:
+def stop_at(step: int) -> ProgressCallback:
     def listen(phase: str, done: int, total: int, numbers: Mapping[str, Any]) -> None:
         if phase == "train" and done == step:
             raise Stopped
@@ -223,7 +224,7 @@ def test_denoiser_calls_are_counted(finished: Run) -> None:
 
 def test_called_again_it_returns_what_is_there(finished: Run, recipe: Recipe) -> None:
     kept, heard = digests(finished.folder), []
-    again = finetune(recipe, finished.folder, listen=lambda phase, *rest: heard.append(phase))
+    again = finetune(recipe, finished.folder, progress=lambda phase, *rest: heard.append(phase))
     assert not heard  # neither a training step nor a picture
     assert again.metrics == finished.metrics and again.denoiser_calls == finished.denoiser_calls
     assert again.after.heads == finished.after.heads
@@ -264,7 +265,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
     bit.
     """
     with pytest.raises(Stopped):
-        finetune(recipe, tmp_path / "run", listen=stop_at(step))
+        finetune(recipe, tmp_path / "run", progress=stop_at(step))
     torch.rand(7)  # another process has another history
     resumed = finetune(recipe, tmp_path / "run")
     assert same(weights(resumed.folder), weights(finished.folder))
@@ -287,7 +288,7 @@ def test_resuming_with_the_same_model_object(
     whole = finetune(recipe, tmp_path / "whole", model=fresh())
     pipeline = fresh()
     with pytest.raises(Stopped):
-        finetune(recipe, tmp_path / "run", model=pipeline, listen=stop_at(2))
+        finetune(recipe, tmp_path / "run", model=pipeline, progress=stop_at(2))
     resumed = finetune(recipe, tmp_path / "run", model=pipeline)
     assert same(weights(resumed.folder), weights(whole.folder))
 
@@ -295,7 +296,7 @@ def test_resuming_with_the_same_model_object(
 def test_a_torn_line_of_metrics_is_dropped(recipe: Recipe, tmp_path: Path) -> None:
     """A kill in the middle of a write: the line is of a step that will be repeated."""
     with pytest.raises(Stopped):
-        finetune(recipe, tmp_path, listen=stop_at(2))
+        finetune(recipe, tmp_path, progress=stop_at(2))
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 3, "lo')
     finetune(recipe, tmp_path)
@@ -519,7 +520,7 @@ def test_full_fine_tuning(recipe: Recipe, tiny_folder: Path, tmp_path: Path) -> 
     )
     whole = finetune(full, tmp_path / "whole")
     with pytest.raises(Stopped):
-        finetune(full, tmp_path / "run", listen=stop_at(2))
+        finetune(full, tmp_path / "run", progress=stop_at(2))
     resumed = finetune(full, tmp_path / "run")
     assert same(weights(resumed.folder, 2), weights(whole.folder, 2))
     assert pictures(resumed.folder) == pictures(whole.folder)
