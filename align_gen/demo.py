@@ -72,7 +72,7 @@ def summarise(run: Run) -> dict[str, Any]:
     before, after = (Judged.of(table, judge) for table in (run.before, run.after))
     fractions = [line["clip_fraction"] for line in run.metrics if "clip_fraction" in line]
     return {
-        "method": run.recipe.method["name"],
+        "method": run.recipe.method.name,
         "model": run.recipe.model.path,
         "placebo": run.recipe.run.placebo,
         "seed": run.recipe.run.seed,

@@ -16,7 +16,7 @@ def parse_reward(text: str) -> tuple[str, dict[str, Any]]:
     """
     import yaml
 
-    from ..training.recipe import YamlLoader
+    from ..training.yaml_text import YamlLoader
 
     match = re.fullmatch(
         r"(?:(?P<label>[\w-]+)=)?(?P<name>[^=]+?)(?::(?P<options>\w+=.*))?", text, re.DOTALL

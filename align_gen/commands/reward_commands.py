@@ -70,7 +70,7 @@ def score(
     from ..progress import ProgressBar
     from ..reward_heads import reward_set
     from ..training.calibration import Combine, combination
-    from ..training.recipe import checked
+    from ..training.yaml_text import validate
 
     specs = [parse_reward(text) for text in reward]
     labels = [label for label, _ in specs]
@@ -84,7 +84,7 @@ def score(
     with user_mistakes():
         judges = reward_set(bundled.reward_spec(dict(specs))).to(device())
         judges.combination = combination(
-            checked(Combine, {"rule": combine, "calibrate": calibrate}, "--combine"), judges
+            validate(Combine, {"rule": combine, "calibrate": calibrate}, "--combine"), judges
         )
     crew = Accelerator()
     with ProgressBar() as progress:

@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import Field
+
 from ..errors import UserError
 from ..pipelines.attention import choose, chosen
 from ..strict import Strict
@@ -13,18 +15,22 @@ if TYPE_CHECKING:
 
 
 class Memory(Strict):
-    """Each costs time; docs/memory.md has figures."""
+    """What a run does to need less memory; each costs time, see docs/memory.md."""
 
-    checkpointing: bool = (
-        False  # compute the activations of the denoiser and the VAE again in the backward pass
+    checkpointing: bool = Field(
+        False, description="Compute the denoiser's and the VAE's activations again in backward."
     )
-    vae: Literal["whole", "slices", "tiles"] = (
-        "whole"  # decode a batch at once, one by one, or in overlapping tiles
+    vae: Literal["whole", "slices", "tiles"] = Field(
+        "whole", description="Decode a batch at once, one by one, or in overlapping tiles."
     )
-    free_text_encoders: bool = False  # drop them once all prompts of the run are encoded
-    offload_rewards: bool = False  # reward models wait on the CPU
-    offload_reference: bool = False  # the frozen copy of full training waits on the CPU
-    shard: bool = False  # several processes hold a part of each weight (FSDP2)
+    free_text_encoders: bool = Field(
+        False, description="Drop text encoders once all prompts of the run are encoded."
+    )
+    offload_rewards: bool = Field(False, description="Reward models wait on the CPU.")
+    offload_reference: bool = Field(
+        False, description="The frozen copy of full training waits on the CPU."
+    )
+    shard: bool = Field(False, description="Several processes hold a part of each weight (FSDP2).")
 
 
 def save_memory(model: "Model", options: Memory) -> None:
