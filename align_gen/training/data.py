@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import RunFailure, UserError
-from ..galleries.gallery import FORMATS, VIDEOS, UnreadablePicture, as_media, read_pixels
+from ..galleries.items import Item
+from ..galleries.media import FORMATS, VIDEOS, UnreadablePicture, as_media, read_pixels
 from ..galleries.pairs import SIDES, read_pairs
-from ..galleries.sources import Item, open_source
+from ..galleries.sources import open_source
 from ..methods.batches import Batch, Media, Pairs, Prompts, Sampling, encode
 
 if TYPE_CHECKING:
