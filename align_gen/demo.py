@@ -11,9 +11,10 @@ import torch
 
 from . import bundled
 from .files import whole_file
-from .galleries.comparison import Change, compare
+from .galleries.comparison import compare
 from .galleries.diversity import diversity, embeddings
 from .galleries.gallery import Gallery
+from .galleries.intervals import Change
 from .galleries.prompts import load_prompts
 from .galleries.table import ScoresTable
 from .progress import ProgressCallback, silent

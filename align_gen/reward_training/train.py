@@ -25,8 +25,8 @@ from torch.nn.utils import parametrize
 from .. import bundled
 from ..errors import UserError, user_mistakes, writing
 from ..files import whole_folder
-from ..galleries.gallery import VIDEOS, UnreadablePicture
-from ..galleries.pairs import SIDES, Media, read_pairs
+from ..galleries.media import VIDEOS, UnreadablePicture
+from ..galleries.pairs import SIDES, MediaFile, read_pairs
 from ..losses import bradley_terry, bradley_terry_ties, centring
 from ..losses.preference import FIRST, SECOND, TIE
 from ..pipelines.seeding import generator, seed_of
@@ -587,7 +587,7 @@ def _split(rows: Sequence[Row], held_out: float, seed: int) -> tuple[Tensor, Ten
     return torch.nonzero(~inside)[:, 0], torch.nonzero(inside)[:, 0]
 
 
-def _read(media: Media | Tensor) -> Tensor:
+def _read(media: MediaFile | Tensor) -> Tensor:
     if isinstance(media, Tensor):
         return media
     try:
@@ -598,7 +598,7 @@ def _read(media: Media | Tensor) -> Tensor:
         ) from error
 
 
-def _pictures(media: Sequence[Media | Tensor], clip: OpenClip, mode: str) -> Tensor:
+def _pictures(media: Sequence[MediaFile | Tensor], clip: OpenClip, mode: str) -> Tensor:
     """Decoded, at the model's size, (N, 3, size, size)."""
     with ThreadPoolExecutor(READERS) as pool:
         found = (

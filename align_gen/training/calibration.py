@@ -8,8 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from ..errors import UserError
-from ..galleries.scoring import plain
-from ..galleries.table import ScoresTable
+from ..galleries.table import ScoresTable, plain
 from ..reward_heads import RewardSet
 from ..reward_heads.combine import Combination, Rule, Scale
 from ..strict import Strict

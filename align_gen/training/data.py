@@ -16,10 +16,11 @@ from torch import Tensor
 
 from ..distributed import rank_slice
 from ..errors import RunFailure, UserError
-from ..galleries.gallery import FORMATS, VIDEOS, UnreadablePicture, as_media, read_pixels
+from ..galleries.items import Item
+from ..galleries.media import FORMATS, VIDEOS, UnreadablePicture, as_media, read_pixels
 from ..galleries.pairs import SIDES, read_pairs
 from ..galleries.prompts import load_prompts
-from ..galleries.sources import Item, open_source
+from ..galleries.sources import open_source
 from ..methods.batches import Batch, Media, Pairs, Prompts, Sampling, encode
 from ..methods.state import TrainState
 from ..pipelines.seeding import generator

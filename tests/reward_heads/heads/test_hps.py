@@ -28,7 +28,7 @@ from torchvision.transforms import Compose, Normalize, ToTensor
 from torchvision.transforms.functional import InterpolationMode
 from torchvision.transforms.functional import resize as torchvision_resize
 
-from align_gen.galleries.gallery import read_picture
+from align_gen.galleries.media import read_picture
 from align_gen.pipelines.skeleton import make_fake
 from align_gen.reward_heads.backbones import weights
 from align_gen.reward_heads.backbones.open_clip_model import OpenClip
