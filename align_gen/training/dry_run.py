@@ -58,7 +58,7 @@ def describe(recipe: Recipe) -> str:
         else:
             model = outline(recipe)
         calls = methods.load(options.name).calls(
-            options, recipe.sampling, model.passes(recipe.sampling.guidance_scale)
+            options, recipe.sampling, model.rows_per_sample(recipe.sampling.guidance_scale)
         )
     lines = [
         recipe.to_yaml().rstrip(),
@@ -95,7 +95,7 @@ def estimate(model: Model, recipe: Recipe) -> MemoryEstimate:
     calls = methods.load(options.name).calls(options, recipe.sampling, 1)
     modules = {
         **model.components(),
-        **{f"copy of {name}": module for name, module in model.copies.items()},
+        **{f"copy of {name}": module for name, module in model.reference_copies.items()},
     }
     weights = size_of((model.components() if recipe.memory.offload_reference else modules).values())
     encoders = {name: part for name, part in modules.items() if name.startswith("text_encoder")}

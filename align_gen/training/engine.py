@@ -122,7 +122,7 @@ def finetune(
     with ExitStack() as stack:
         stack.enter_context(as_it_was(loaded))
         stack.push(
-            lambda kind, *_: loaded.untrain() if kind else None
+            lambda kind, *_: loaded.restore_weights() if kind else None
         )  # who holds the model gets it back untrained
         with user_mistakes():
             use_attention(
@@ -268,9 +268,9 @@ def prepare_model(recipe: Recipe, made: "pipelines.Model") -> None:
         if not isinstance(made.process, Flow):
             raise UserError("sampling.flow_sde: this is no flow model; sampling.eta sets its noise")
         made.process = FlowSDE(sampling.flow_sde)
-    if made.wants:
+    if made.required_inputs:
         raise UserError(
-            f"model.path: {type(made).__name__} wants {made.wants} beside each prompt, which no recipe has"
+            f"model.path: {type(made).__name__} wants {made.required_inputs} beside each prompt, which no recipe has"
         )
     size = (sampling.height or made.default_size[0], sampling.width or made.default_size[1])
     shape = made.latent_shape(*size, sampling.num_frames or made.default_frames)
@@ -296,9 +296,9 @@ def prepare_model(recipe: Recipe, made: "pipelines.Model") -> None:
     save_memory(made, recipe.memory)
     for parameter in made.parameters():  # small updates vanish in half precision
         parameter.data = parameter.data.float()
-    for (
-        module
-    ) in made.copies.values():  # as the policy began: the same weights, run in the same precision
+    for module in (
+        made.reference_copies.values()
+    ):  # as the policy began: the same weights, run in the same precision
         for parameter in module.parameters():
             parameter.data = parameter.data.float()
 
@@ -326,9 +326,9 @@ def prepare_state(
                 each for each in module.parameters() if not isinstance(each, DTensor)
             ):
                 torch.distributed.broadcast(parameter.data, 0)
-    for name, module in model.copies.items():
-        placed = not model.offload_copies
-        model.copies[name] = accelerator.prepare_model(
+    for name, module in model.reference_copies.items():
+        placed = not model.reference_on_cpu
+        model.reference_copies[name] = accelerator.prepare_model(
             module, device_placement=placed, evaluation_mode=True
         )
     ema = None

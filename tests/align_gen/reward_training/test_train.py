@@ -553,5 +553,5 @@ def test_a_head_can_be_named_by_path(vit: Path, tmp_path: Path) -> None:
     table.
     """
     train_reward(bright_pairs(16), str(vit), tmp_path / "head", mode="frozen", epochs=1)
-    head = load("align_gen.reward_heads.trained:TrainedHead", path=str(tmp_path / "head"))
+    head = load("align_gen.reward_heads.heads.trained:TrainedHead", path=str(tmp_path / "head"))
     assert head(pictures(1, 0), ["a"]).shape == (1,)

@@ -95,11 +95,13 @@ def test_an_offloaded_reference_comes_to_run_and_goes(monkeypatch: pytest.Monkey
     model.train_full()
     save_memory(model, Memory(offload_reference=True))
     moves: list[str] = []
-    monkeypatch.setattr(model.copies["unet"], "to", lambda device: moves.append(str(device)))
+    monkeypatch.setattr(
+        model.reference_copies["unet"], "to", lambda device: moves.append(str(device))
+    )
     monkeypatch.setattr(type(model), "device", torch.device("cuda"))
     with model.as_reference():
         assert moves == ["cuda"]
-        assert model.trainable["unet"] is model.copies["unet"]
+        assert model.trainable["unet"] is model.reference_copies["unet"]
     assert moves == ["cuda", "cpu"]
 
 

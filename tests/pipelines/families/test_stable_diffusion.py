@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor
 
 from align_gen.pipelines import LoraOptions, Model, rollout, sample
+from align_gen.pipelines.exports import LORA_FILE
 from align_gen.pipelines.families.stable_diffusion import StableDiffusion
-from align_gen.pipelines.pretrained import LORA_FILE
 from tests.tiny import SCHEDULE, TOKENS, stable_diffusion
 
 Maker = Callable[..., Any]

@@ -14,7 +14,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from align_gen.reward_heads.heads.aesthetic import FILE, Aesthetic, linear_layers
+from align_gen.reward_heads.backbones.linear_layers import linear_layers
+from align_gen.reward_heads.heads.aesthetic import FILE, Aesthetic
 from tests.tiny import clip_tokenizer
 
 SIZE, WIDTH = 32, 16
