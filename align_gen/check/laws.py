@@ -21,7 +21,7 @@ from ..errors import one_line
 from ..galleries.gallery import Gallery
 from ..peak_memory import PeakMemory, size_of
 from ..pipelines import Condition, LoraOptions, Model, Rollout, gaussian_log_prob, rollout, sample
-from ..pipelines.attention import attention_of, held_to
+from ..pipelines.attention import attention_of, force_kernel
 from ..pipelines.pretrained import NEGATIVE, Pretrained
 from ..pipelines.sampling import step_log_prob
 from ..precision import exact_float32
@@ -90,7 +90,7 @@ class Subject:
         shape = (len(PROMPTS), 3, size["height"], size["width"])
         inputs = {  # as files hold them
             name: torch.randint(256, shape, generator=Generator().manual_seed(2)) / 255
-            for name in model.wants
+            for name in model.required_inputs
         }
         return cls(model, size, inputs, rewards)
 
@@ -375,7 +375,7 @@ def lora(subject: Subject) -> Iterator[Finding]:
         yield above("LoRA changes pictures", difference(ours, base), subject.tolerance)
         with tempfile.TemporaryDirectory() as folder:
             model.export(Path(folder))
-            model.untrain()
+            model.restore_weights()
             yield below(
                 "without LoRA = before", difference(subject.pictures(), base), subject.tolerance
             )
@@ -472,7 +472,7 @@ def denoises(subject: Subject) -> Iterator[Finding]:
         latents=subject.latents(),
     ).final
     yield from _denoises(subject, "own samples", own, condition)
-    if not model.wants:  # a source picture or a control map would have to fit
+    if not model.required_inputs:  # a source picture or a control map would have to fit
         real = subject.real_pictures()
         with torch.no_grad():
             latents = model.encode(real.to(model.device))
@@ -518,7 +518,7 @@ def attention(subject: Subject) -> Iterator[Finding]:
         yield Finding(f"attention, {component}", True, used, "any")
     with torch.no_grad():
         ours = model.predict(x, t, condition, subject.guidance())
-        with held_to(model, "math"):
+        with force_kernel(model, "math"):
             plain = model.predict(x, t, condition, subject.guidance())
     yield below(
         "attention = math kernel",

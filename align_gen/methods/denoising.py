@@ -145,7 +145,7 @@ def mean_square(a: Tensor, b: Tensor) -> Tensor:
 def conditional_guidance(model: Model, sampling: Sampling) -> float:
     """The scale that regression runs the network with."""
     scale = sampling.guidance_scale
-    return 1.0 if model.passes(scale) > 1 else scale
+    return 1.0 if model.rows_per_sample(scale) > 1 else scale
 
 
 def drop_captions(
@@ -163,9 +163,9 @@ def drop_captions(
     kept = [torch.rand((), generator=each).item() >= share for each in generators]
     if all(kept):
         return condition
-    if model.wants:
+    if model.required_inputs:
         raise UserError(
-            f"method.dropout: captions stand beside {model.wants} in this family; want 0"
+            f"method.dropout: captions stand beside {model.required_inputs} in this family; want 0"
         )
     texts = [text if keep else "" for text, keep in zip(condition.prompts, kept, strict=True)]
     return encode(model, texts, sampling)

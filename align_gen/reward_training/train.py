@@ -31,9 +31,11 @@ from ..losses import bradley_terry, bradley_terry_ties, centring
 from ..losses.preference import FIRST, SECOND, TIE
 from ..pipelines.seeding import generator, seed_of
 from ..progress import ProgressCallback
+from ..reward_heads.backbones.head_folder import save_head
 from ..reward_heads.backbones.open_clip_model import OpenClip
-from ..reward_heads.heads.clip import resize
-from ..reward_heads.heads.trained import ImageScorer, Scorer, save_head
+from ..reward_heads.backbones.preprocess import fit_square
+from ..reward_heads.backbones.scorer import Scorer
+from ..reward_heads.heads.trained import ImageScorer
 from ..reward_heads.heads.video_reward import VideoScorer
 
 Row = Mapping[str, Any]
@@ -607,7 +609,7 @@ def _pictures(media: Sequence[MediaFile | Tensor], clip: OpenClip, mode: str) ->
             else list(map(_read, media))
         )
     return torch.cat(
-        [resize(one[None].to(clip.device, torch.float32), clip.size, mode) for one in found]
+        [fit_square(one[None].to(clip.device, torch.float32), clip.size, mode) for one in found]
     )
 
 

@@ -148,7 +148,7 @@ def describe(recipe: Recipe) -> Plan:
             prepare_model(recipe, model)
         else:
             model = outline(recipe)
-        cost = recipe.method.cost(sampling, model.passes(sampling.guidance_scale))
+        cost = recipe.method.cost(sampling, model.rows_per_sample(sampling.guidance_scale))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if recipe.model.path in TOYS:
         return Plan(recipe, parameters, cost)
@@ -197,7 +197,7 @@ def measure(model: Model, recipe: Recipe) -> tuple[MemoryEstimate, Work]:
     method = recipe.method
     micro = recipe.optim.micro_batch
     cost = method.cost(recipe.sampling, 1)
-    copies = {f"copy of {name}": module for name, module in model.copies.items()}
+    copies = {f"copy of {name}": module for name, module in model.reference_copies.items()}
     modules = {**model.components(), **copies}
     on_device = model.components() if recipe.memory.offload_reference else modules
     weights = size_of(on_device.values())
@@ -243,7 +243,7 @@ def _draw(model: Model, rows: Condition, recipe: Recipe) -> tuple[int, float, Te
     """Peak bytes, operations of one row of the denoiser forward, and the finished latents."""
     with PeakMemory() as memory, FlopCounterMode(display=False) as flops:
         final = _rollout(model, rows, recipe).final
-    calls = STEPS * len(rows) * model.passes(recipe.sampling.guidance_scale)
+    calls = STEPS * len(rows) * model.rows_per_sample(recipe.sampling.guidance_scale)
     return memory.peak, flops.get_total_flops() / calls, final
 
 
@@ -254,7 +254,7 @@ def _learn(model: Model, rows: Condition, recipe: Recipe) -> tuple[int, float]:
     options: dict[str, Any] = {"eta": sampling.eta, "guidance_scale": sampling.guidance_scale}
     with PeakMemory() as memory, FlopCounterMode(display=False) as flops:
         if len(drawn.stochastic):
-            passes = model.passes(sampling.guidance_scale)
+            passes = model.rows_per_sample(sampling.guidance_scale)
             step = int(drawn.stochastic[0])
             step_log_prob(model, drawn, step, rows, **options).sum().backward()
         else:

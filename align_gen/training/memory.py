@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from ..errors import UserError
-from ..pipelines.attention import choose, chosen
+from ..pipelines.attention import kernels_of, set_kernels
 from ..strict import Strict
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def save_memory(model: "Model", options: Memory) -> None:
     Raises:
         UserError: the model's VAE, or its network, has no such mode.
     """
-    model.offload_copies = options.offload_reference
+    model.reference_on_cpu = options.offload_reference
     components = model.components()
     if options.checkpointing:
         for name in model.trainable:
@@ -60,8 +60,8 @@ def save_memory(model: "Model", options: Memory) -> None:
 def as_it_was(model: "Model") -> Iterator[None]:
     """Afterwards, how the model samples, attends and saves memory is what it was before."""
     process = model.process
-    kernels = chosen(model)
-    offloaded = model.offload_copies
+    kernels = kernels_of(model)
+    offloaded = model.reference_on_cpu
     flags = ("gradient_checkpointing", "use_slicing", "use_tiling")
     parts = [part for root in model.components().values() for part in root.modules()]
     modes = [
@@ -71,10 +71,10 @@ def as_it_was(model: "Model") -> Iterator[None]:
         yield
     finally:
         model.process = process
-        model.offload_copies = offloaded
+        model.reference_on_cpu = offloaded
         for part, flag, value in modes:
             setattr(part, flag, value)
-        choose(kernels)
+        set_kernels(kernels)
 
 
 def encode_and_free(model: "Model", prompts: Sequence[str]) -> None:

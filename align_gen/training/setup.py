@@ -130,7 +130,7 @@ def open_session(
         loaded = open_model(model)
     with ExitStack() as stack:
         stack.enter_context(as_it_was(loaded))
-        stack.push(lambda kind, *_: loaded.untrain() if kind else None)
+        stack.push(lambda kind, *_: loaded.restore_weights() if kind else None)
         yield Session.of(recipe, accelerator, loaded)
 
 
@@ -199,7 +199,7 @@ def prepare_model(recipe: Recipe, model: Model) -> None:
 
     # Small updates vanish in half precision. The frozen copies are float32 too, so that they are
     # what the policy was when it began.
-    copies = [each for module in model.copies.values() for each in module.parameters()]
+    copies = [each for module in model.reference_copies.values() for each in module.parameters()]
     for parameter in (*model.parameters(), *copies):
         parameter.data = parameter.data.float()
 
@@ -215,9 +215,9 @@ def require_fit(recipe: Recipe, model: Model) -> None:
         if not isinstance(model.process, Flow):
             raise UserError("sampling.flow_sde: this is no flow model; sampling.eta sets its noise")
         model.process = FlowSDE(sampling.flow_sde)
-    if model.wants:
+    if model.required_inputs:
         raise UserError(
-            f"model.path: {type(model).__name__} wants {model.wants} beside each prompt, "
+            f"model.path: {type(model).__name__} wants {model.required_inputs} beside each prompt, "
             "which no recipe has"
         )
     height = sampling.height or model.default_size[0]
@@ -251,9 +251,9 @@ def prepare_state(recipe: Recipe, model: Model, accelerator: "Accelerator") -> T
             whole = (each for each in module.parameters() if not isinstance(each, DTensor))
             for parameter in whole:
                 torch.distributed.broadcast(parameter.data, 0)
-    for name, module in model.copies.items():
-        model.copies[name] = accelerator.prepare_model(
-            module, device_placement=not model.offload_copies, evaluation_mode=True
+    for name, module in model.reference_copies.items():
+        model.reference_copies[name] = accelerator.prepare_model(
+            module, device_placement=not model.reference_on_cpu, evaluation_mode=True
         )
 
     ema = None

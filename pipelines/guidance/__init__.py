@@ -4,9 +4,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .best_of import BestOf, Guide
+    from .base import Guide
+    from .best_of import BestOf
 
-_NAMES = {"BestOf": "best_of", "Guide": "best_of"}
+_NAMES = {"BestOf": "best_of", "Guide": "base"}
 
 __all__ = ["BestOf", "Guide"]
 

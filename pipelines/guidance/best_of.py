@@ -4,21 +4,13 @@ reward set.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
 from ..base import Condition, Model
 from ..sampling import sample as plain_sample
-
-
-class Guide(Protocol):
-    """Draws media in place of ``pipelines.sample``."""
-
-    def sample(
-        self, model: Model, condition: Condition, *, generator: Sequence[Generator], **options: Any
-    ) -> Tensor: ...
 
 
 @dataclass(frozen=True)

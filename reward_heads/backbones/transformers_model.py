@@ -13,11 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import weights
+from .preprocess import at_least_float32
 from .text_cache import TextCache
 
-# CLIP's own
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -69,50 +67,6 @@ def _unit(features: Any) -> Tensor:
     """Of norm 1, whatever the version of transformers wraps them in."""
     vectors = getattr(features, "pooler_output", features)
     return F.normalize(at_least_float32(vectors), dim=-1)
-
-
-# --- pictures -------------------------------------------------------------------------------------
-
-
-def shortest_side(
-    images: Tensor, size: int, offset: Callable[[float], int] = int, mode: str = "bicubic"
-) -> Tensor:
-    """Shorter side resized to ``size`` with antialias, then the centre: (B, 3, size, size) in [0,
-    1].
-
-    A longer side of fractional length is cut, not rounded. Where an odd number of rows or columns
-    goes, libraries disagree by one: ``offset`` makes the first that stays of (side - size) / 2,
-    ``int`` for transformers and ``round`` for torchvision and CLIP. A picture of the right size is
-    returned as it is.
-    """
-    short = min(images.shape[-2:])
-    height, width = (size * side // short for side in images.shape[-2:])
-    if short != size:
-        images = resize(images, height, width, mode)
-    top = offset((height - size) / 2)
-    left = offset((width - size) / 2)
-    return images[..., top : top + size, left : left + size]
-
-
-def resize(images: Tensor, height: int, width: int, mode: str = "bicubic") -> Tensor:
-    """To (B, 3, height, width) in [0, 1], with antialias; a picture of that size is returned as it
-    is.
-    """
-    if images.shape[-2:] == (height, width):
-        return images
-    return F.interpolate(
-        at_least_float32(images), (height, width), mode=mode, antialias=True
-    ).clamp(0, 1)
-
-
-def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """(x - mean) / std, a channel each."""
-    return (images - images.new_tensor(mean).view(3, 1, 1)) / images.new_tensor(std).view(3, 1, 1)
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """Half precision to single; double stays."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 # --- files of transformers ------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..backbones.open_clip_model import OpenClip
+from ..backbones.preprocess import fit_square
 from ..base import RewardHead, check_images
 
 PREPROCESSING = "clip-1"  # raise when scores of the same picture change
@@ -91,7 +92,7 @@ class ClipHead(RewardHead):
     def embed_images(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> unit embeddings (B, D) float32; differentiable."""
         return self.clip.embed_images(
-            resize(images.to(self.clip.device, torch.float32), self.clip.size, self.resize)
+            fit_square(images.to(self.clip.device, torch.float32), self.clip.size, self.resize)
         )
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
@@ -122,27 +123,6 @@ class ClipHead(RewardHead):
     def to(self, device: torch.device | str) -> "ClipHead":
         self.clip.to(device)
         return self
-
-
-def resize(images: Tensor, size: int, mode: str) -> Tensor:
-    """To (B, 3, size, size), bicubic with antialias; a picture of the right size is returned as it
-    is.
-    """
-    height, width = images.shape[-2:]
-    if (height, width) == (size, size):
-        return images
-    if mode == "shortest":
-        scale = size / min(height, width)
-        height = max(size, round(height * scale))
-        width = max(size, round(width * scale))
-    else:
-        height = width = size
-    resized = F.interpolate(
-        images, (height, width), mode="bicubic", antialias=True, align_corners=False
-    ).clamp(0, 1)
-    top = (height - size) // 2
-    left = (width - size) // 2
-    return resized[..., top : top + size, left : left + size]
 
 
 def _sentences(value: Sequence[str] | str | None, key: str) -> list[str] | None:

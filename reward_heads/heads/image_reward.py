@@ -15,16 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from ..backbones import weights
-from ..backbones.transformers_model import (
-    DTYPES,
-    MEAN,
-    STD,
-    at_least_float32,
-    normalise,
-    shortest_side,
-)
+from ..backbones.linear_layers import linear_layers
+from ..backbones.preprocess import at_least_float32, normalise_as_clip, shortest_side
+from ..backbones.transformers_model import DTYPES
 from ..base import RewardHead, check_images
-from .aesthetic import linear_layers
 
 PREPROCESSING = "image_reward-1"  # raise when scores of the same picture change
 FILE = "ImageReward.pt"
@@ -81,9 +75,7 @@ class ImageReward(RewardHead):
     def __call__(self, media: Tensor, prompts: Sequence[str], **context: Any) -> Tensor:
         check_images(media)
         pixels = shortest_side(media.to(self.model.device), self.model.size, round)
-        return (
-            (self.model(normalise(pixels, MEAN, STD), prompts) - REWARD_MEAN) / REWARD_STD
-        ).float()
+        return ((self.model(normalise_as_clip(pixels), prompts) - REWARD_MEAN) / REWARD_STD).float()
 
     def provenance(self) -> dict[str, Any]:
         return {

@@ -10,15 +10,8 @@ import torch
 from torch import Tensor
 
 from ..backbones import weights
-from ..backbones.transformers_model import (
-    MEAN,
-    STD,
-    DualEncoder,
-    normalise,
-    read_model,
-    read_tokenizer,
-    shortest_side,
-)
+from ..backbones.preprocess import normalise_as_clip, shortest_side
+from ..backbones.transformers_model import DualEncoder, read_model, read_tokenizer
 from ..base import RewardHead, check_images
 
 PREPROCESSING = "pick_score-1"  # raise when scores of the same picture change
@@ -62,7 +55,7 @@ class PickScore(RewardHead):
     def __call__(self, media: Tensor, prompts: Sequence[str], **context: Any) -> Tensor:
         check_images(media)
         size = self.encoder.model.config.vision_config.image_size
-        pixels = normalise(shortest_side(media.to(self.encoder.device), size), MEAN, STD)
+        pixels = normalise_as_clip(shortest_side(media.to(self.encoder.device), size))
         cosine = (self.encoder.embed_images(pixels) * self.encoder.embed_texts(prompts)).sum(-1)
         return (self.encoder.model.logit_scale.exp() * cosine).float()
 

@@ -10,14 +10,8 @@ import torch
 from torch import Tensor
 
 from ..backbones import weights
-from ..backbones.transformers_model import (
-    DualEncoder,
-    normalise,
-    pretrained,
-    read_model,
-    read_tokenizer,
-    resize,
-)
+from ..backbones.preprocess import normalise, resize
+from ..backbones.transformers_model import DualEncoder, pretrained, read_model, read_tokenizer
 from ..base import RewardHead, check_images
 
 PREPROCESSING = "siglip-1"  # raise when scores of the same picture change

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from tests.tiny.stable_diffusion import stable_diffusion
 
 from align_gen import pipelines
 from align_gen.pipelines import Model, registry
 from align_gen.pipelines.families.stable_diffusion import StableDiffusion
 from align_gen.pipelines.families.toy import Toy
 from align_gen.pipelines.registry import FAMILIES, TOYS
-from tests.tiny import stable_diffusion
 
 
 def copy_of(folder: Path, to: Path, **index: Any) -> Path:

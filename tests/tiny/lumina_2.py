@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, Lumina2Pipeline, Lumina2Transformer2DModel
+from tests.tiny.parts import autoencoder
 
-from tests.tiny import autoencoder
 from tests.tiny.gemma import gemma_model, gemma_tokenizer
 
 

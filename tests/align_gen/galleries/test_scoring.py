@@ -137,7 +137,7 @@ def test_wrong_rewards_are_the_users_mistake(tmp_path: Path) -> None:
     gallery = levels(tmp_path / "g", 1)
 
     class Needy:
-        needs = ("source",)
+        required_context = ("source",)
 
         def __call__(self, media: Tensor, prompts: Sequence[str], source: Any) -> Tensor:
             return torch.zeros(len(media))

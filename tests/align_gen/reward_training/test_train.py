@@ -13,6 +13,7 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.tiny.parts import clip_tokenizer
 from torch import Tensor
 
 from align_gen.errors import UserError
@@ -31,7 +32,6 @@ from align_gen.reward_training.train import (
     train_reward,
     warm_cosine,
 )
-from tests.tiny import clip_tokenizer
 
 SIZE = 32
 NAN = math.nan
@@ -553,5 +553,5 @@ def test_a_head_can_be_named_by_path(vit: Path, tmp_path: Path) -> None:
     table.
     """
     train_reward(bright_pairs(16), str(vit), tmp_path / "head", mode="frozen", epochs=1)
-    head = load("align_gen.reward_heads.trained:TrainedHead", path=str(tmp_path / "head"))
+    head = load("align_gen.reward_heads.heads.trained:TrainedHead", path=str(tmp_path / "head"))
     assert head(pictures(1, 0), ["a"]).shape == (1,)

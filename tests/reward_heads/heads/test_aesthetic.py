@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import save_file
+from tests.tiny.parts import clip_tokenizer
 from torch import Tensor
 
-from align_gen.reward_heads.heads.aesthetic import FILE, Aesthetic, linear_layers
-from tests.tiny import clip_tokenizer
+from align_gen.reward_heads.backbones.linear_layers import linear_layers
+from align_gen.reward_heads.heads.aesthetic import FILE, Aesthetic
 
 SIZE, WIDTH = 32, 16
 NUMBERS = (

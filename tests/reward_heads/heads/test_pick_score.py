@@ -13,18 +13,14 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tests.tiny.parts import clip_tokenizer
 from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, SiglipConfig
 
+from align_gen.reward_heads.backbones.preprocess import normalise, resize, shortest_side
 from align_gen.reward_heads.backbones.text_cache import TextCache
-from align_gen.reward_heads.backbones.transformers_model import (
-    DualEncoder,
-    normalise,
-    resize,
-    shortest_side,
-)
+from align_gen.reward_heads.backbones.transformers_model import DualEncoder
 from align_gen.reward_heads.heads.pick_score import PickScore
-from tests.tiny import clip_tokenizer
 
 SIZE = 32
 PROMPTS = ["a dog", "a cat on a mat, in a long sentence that is cut", "a thing", "a dog"]
