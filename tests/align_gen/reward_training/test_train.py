@@ -31,7 +31,7 @@ from align_gen.reward_training.train import (
     train_reward,
     warm_cosine,
 )
-from tests.tiny import clip_tokenizer
+from tests.tiny.parts import clip_tokenizer
 
 SIZE = 32
 NAN = math.nan

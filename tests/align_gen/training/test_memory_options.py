@@ -14,7 +14,8 @@ from align_gen.pipelines import Flow, LoraOptions
 from align_gen.pipelines.attention import attention_of, use_attention
 from align_gen.reward_heads import RewardHead, RewardSet
 from align_gen.training.memory import Memory, encode_and_free, save_memory
-from tests.tiny import PIPELINES, stable_diffusion
+from tests.tiny import PIPELINES
+from tests.tiny.stable_diffusion import stable_diffusion
 
 
 def gradient(options: Memory, family: str = "sd") -> list[Tensor]:
