@@ -1,11 +1,13 @@
 """Model families by pipeline class name, resolved lazily; ``load`` picks one."""
 
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from . import hub
 from .base import Model
-from .loading import import_xformers, read_model_index, silenced
+from .loading import import_xformers, is_hub_name, read_model_index, silenced
 
 FAMILIES = {  # _class_name in model_index.json -> adapter
     "StableDiffusionPipeline": "families.stable_diffusion:StableDiffusion",
@@ -32,9 +34,31 @@ FAMILIES = {  # _class_name in model_index.json -> adapter
 TOYS = {"toy-diffusion": "families.toy:toy_diffusion", "toy-flow": "families.toy:toy_flow"}
 
 
-def _resolve(target: str) -> Any:
-    module, name = target.split(":")
-    return getattr(import_module(f".{module}", __package__), name)
+def load(source: Any, *, dtype: Any = None, **options: Any) -> Model:
+    """Load a Model: a pipeline folder, a hub repository, a diffusers pipeline object, or a toy.
+
+    The family is read from ``_class_name`` in model_index.json. Weights come from safetensors; no
+    remote code runs.
+
+    Args:
+        source: path, "owner/name", pipeline object, or one of ``TOYS``.
+        dtype: torch dtype of the weights; None keeps float32.
+        options: passed to ``from_pretrained`` (``variant``, ``revision`` …).
+
+    Raises:
+        ValueError: no such pipeline, its class has no adapter, or the hub does not give it; the
+            message says what is wanted.
+    """
+    if isinstance(source, Model):
+        return source
+    model: Model
+    if isinstance(source, str) and source in TOYS:
+        model = _resolve(TOYS[source])(**options)
+    elif isinstance(source, (str, Path)):
+        model = _load_pretrained(source, dtype, options)
+    else:
+        model = family_of(type(source).__name__)(source)
+    return model
 
 
 def family_of(class_name: str) -> Any:
@@ -44,45 +68,29 @@ def family_of(class_name: str) -> Any:
     return _resolve(FAMILIES[class_name])
 
 
-def load(source: Any, *, dtype: Any = None, **options: Any) -> Model:
-    """A Model from a pipeline folder, a hub repository, a diffusers pipeline object, or a toy's
-    name.
-
-    The family is read from ``_class_name`` in model_index.json. Components that are null there are
-    passed as explicit None, without which some pipelines (SD3 without T5) do not load. Weights come
-    from safetensors; no remote code runs.
-
-    Args:
-        source: path, "owner/name", pipeline object, or one of ``TOYS``.
-        dtype: torch dtype of the weights; None keeps float32.
-        options: passed to ``from_pretrained`` (``variant``, ``revision`` …).
-
-    Raises:
-        ValueError: the folder is no pipeline, or its class has no adapter; the message lists what
-            exists.
-    """
-    if isinstance(source, Model):
-        return source
-    if isinstance(source, str) and source in TOYS:
-        model: Model = _resolve(TOYS[source])(**options)
-        return model
-    if not isinstance(source, (str, Path)):
-        model = family_of(type(source).__name__)(source)
-        return model
-
+def _load_pretrained(source: str | Path, dtype: Any, options: Mapping[str, Any]) -> Model:
     import_xformers()
     import diffusers
     import torch
 
     index = read_model_index(source, options.get("revision"), list(TOYS))
     family = family_of(index.get("_class_name", ""))
-    missing = {
-        name: None for name, row in index.items() if isinstance(row, list) and row[0] is None
-    }
+    # Without an explicit None for each null component, some pipelines (SD3 without T5) do not load.
+    rows = {name: row for name, row in index.items() if isinstance(row, list)}
+    missing = {name: None for name, row in rows.items() if row[0] is None}
+    arguments = {"torch_dtype": dtype or torch.float32, **missing, **options}
     pipeline_class = getattr(diffusers, index["_class_name"])
-    with silenced():
-        pipeline = pipeline_class.from_pretrained(
-            source, torch_dtype=dtype or torch.float32, **{**missing, **options}
-        )
-    model = family(pipeline)
+    try:
+        with silenced():
+            pipeline = pipeline_class.from_pretrained(source, **arguments)
+    except OSError as error:
+        if not is_hub_name(source):
+            raise
+        raise ValueError(hub.why_not(str(source), "weights", error)) from error
+    model: Model = family(pipeline)
     return model
+
+
+def _resolve(target: str) -> Any:
+    module, name = target.split(":")
+    return getattr(import_module(f".{module}", __package__), name)

@@ -54,6 +54,12 @@ def label(reward: Any) -> str:
     return name if isinstance(name, str) else getattr(reward, "__qualname__", type(reward).__name__)
 
 
+def require_new_names(reward: Any, name: str) -> None:
+    """Refuse a reward that declares its context by the former name: it would be called without."""
+    if hasattr(reward, "needs"):
+        raise ValueError(f"reward {name!r}: needs is now called required_context; rename it")
+
+
 class CallableHead(RewardHead):
     """Any ``f(media, prompts) -> (B,)`` as a head. Not assumed differentiable unless it says so."""
 
@@ -63,6 +69,7 @@ class CallableHead(RewardHead):
         self.differentiable = bool(getattr(function, "differentiable", False))
         self.media = getattr(function, "media", "image")
         self.required_context = tuple(getattr(function, "required_context", ()))
+        require_new_names(function, self.name)
 
     def __call__(self, media: Tensor, prompts: Sequence[str], **context: Any) -> Tensor:
         return torch.as_tensor(self.function(media, prompts, **context), dtype=torch.float32)

@@ -29,9 +29,8 @@ def tiny_model() -> Callable[..., Any]:
     """Makes an adapter of a fresh tiny pipeline: ``tiny_model(scheduler=…, seed=…, **unet
     options)``.
     """
-    from tests.tiny.stable_diffusion import stable_diffusion
-
     from align_gen.pipelines.families.stable_diffusion import StableDiffusion
+    from tests.tiny.stable_diffusion import stable_diffusion
 
     return lambda **options: StableDiffusion(stable_diffusion(**options))
 

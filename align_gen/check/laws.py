@@ -22,8 +22,9 @@ from ..galleries.gallery import Gallery
 from ..peak_memory import PeakMemory, size_of
 from ..pipelines import Condition, LoraOptions, Model, Rollout, gaussian_log_prob, rollout, sample
 from ..pipelines.attention import attention_of, force_kernel
-from ..pipelines.pretrained import NEGATIVE, Pretrained
+from ..pipelines.pretrained import Pretrained
 from ..pipelines.sampling import step_log_prob
+from ..pipelines.texts import NEGATIVE
 from ..precision import exact_float32
 from ..reward_heads import RewardSet
 

@@ -36,6 +36,11 @@ def save_head(folder: Path, scorer: Scorer, about: Mapping[str, Any]) -> None:
 def read_about(folder: Path) -> dict[str, Any]:
     """head.json, checked; ValueError names the folder and the key."""
     file = folder / ABOUT
+    if (folder / "open_clip_config.json").is_file() and not file.is_file():
+        raise ValueError(
+            f"path {folder}: an open_clip model, as train-reward's LoRA mode writes it; "
+            f"want clip:path={folder}"
+        )
     if not file.is_file():
         raise ValueError(
             f"path {folder}: no {ABOUT} in it; want a folder as `align-gen train-reward` writes it"

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..base import RewardHead
 from . import weights as weight_files
+from .dtypes import DtypeName, dtype_name
 from .head_folder import WEIGHTS, find_base, read_about
 from .open_clip_model import OpenClip
 from .scorer import Scorer
@@ -24,12 +25,11 @@ class PreferenceHead(RewardHead):
     score is their weighted sum, or one of them.
 
     Args:
-        path: the folder.
-        dimension: the one to score by; None: all.
-        weights: of the dimensions, by name; 1 each without. A dimension that is not named counts
-            for nothing.
-        base: another place of the same base model.
-        dtype: of the base model, "float32", "bfloat16" or "float16".
+        path: the folder that train-reward wrote.
+        dimension: name of the one dimension to score by; None: all.
+        weights: how much each named dimension counts, others not at all; None: 1 each.
+        base: the base model, where it is not beside the head: a folder or a hub name.
+        dtype: precision of the base model: float32 (fp32), bfloat16 (bf16) or float16 (fp16).
     """
 
     differentiable = True
@@ -41,7 +41,7 @@ class PreferenceHead(RewardHead):
         dimension: str | None = None,
         weights: Mapping[str, float] | None = None,
         base: str | None = None,
-        dtype: str = "float32",
+        dtype: DtypeName = "float32",
     ):
         folder = Path(path).expanduser()
         about = read_about(folder)
@@ -62,7 +62,7 @@ class PreferenceHead(RewardHead):
         self.clip = OpenClip.load(
             base or find_base(folder, about["base"]), about["pretrained"], dtype
         )
-        if dtype == "float32" and self.clip.sha256 != about["base_sha256"]:
+        if dtype_name(dtype) == "float32" and self.clip.sha256 != about["base_sha256"]:
             raise ValueError(
                 f"path {path}: was trained on another {about['base']} than the one found; want its own base"
             )

@@ -12,11 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import weights
+from . import hub, weights
+from .dtypes import dtype_of
 from .preprocess import at_least_float32
 from .text_cache import TextCache
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class DualEncoder:
@@ -81,8 +80,7 @@ def read_model(path: str, kind: Any, dtype: str) -> Any:
     """
     import transformers
 
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype: want one of {sorted(DTYPES)}, got {dtype!r}")
+    torch_dtype = dtype_of(dtype)
     config = pretrained(transformers.AutoConfig, path, "config.json")
     if config.model_type != kind.config_class.model_type:
         raise ValueError(
@@ -96,7 +94,7 @@ def read_model(path: str, kind: Any, dtype: str) -> Any:
         {name: v for name, v in state.items() if not name.endswith("position_ids")},
         f"path {path}",
     )
-    return model.to(DTYPES[dtype]).requires_grad_(False).eval()
+    return model.to(torch_dtype).requires_grad_(False).eval()
 
 
 def read_tokenizer(path: str, vocabulary: int) -> Any:
@@ -118,6 +116,8 @@ def pretrained(kind: Any, path: str, what: str) -> Any:
     local = weights.is_path(path)
     if local and not Path(path).expanduser().is_dir():  # transformers would ask the hub
         raise ValueError(f"path {path}: no such folder; want one of transformers, or a hub name")
+    if not local:
+        hub.reach(path)
     try:
         return kind.from_pretrained(str(Path(path).expanduser()) if local else path)
     except Exception as error:  # each kind of file fails in ways of its own
@@ -126,7 +126,7 @@ def pretrained(kind: Any, path: str, what: str) -> Any:
             raise ValueError(
                 f"path {path}: want a folder of transformers with its {what} ({said})"
             ) from error
-        raise ValueError(weights.unreachable(path, what, error)) from error
+        raise ValueError(hub.why_not(path, what, error)) from error
 
 
 def _weights_of(path: str) -> Path:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backbones import weights
+from ..backbones.dtypes import DtypeName
 from ..backbones.linear_layers import linear_layers
 from ..backbones.open_clip_model import OpenClip
 from ..backbones.preprocess import shortest_side
@@ -30,10 +31,12 @@ class Aesthetic(RewardHead):
     model's size, bicubic with antialias, the centre is cropped, then the model's mean and std.
 
     Args:
-        head: weights of the layers: a file, a folder with "aesthetic-model.pth", or a hub name.
+        head: weights of the five layers: a file, a folder with "aesthetic-model.pth", or a hub
+            name.
         path: the CLIP model, as the clip head takes it.
         pretrained: for an architecture: a tag of open_clip or a checkpoint file.
-        dtype: of CLIP's weights, "float32", "bfloat16" or "float16"; the layers are always float32.
+        dtype: precision of CLIP's weights: float32 (fp32), bfloat16 (bf16) or float16 (fp16); the
+            layers are always float32.
     """
 
     differentiable = True
@@ -44,7 +47,7 @@ class Aesthetic(RewardHead):
         head: str = "trl-lib/ddpo-aesthetic-predictor",
         path: str = "ViT-L-14-quickgelu",
         pretrained: str | None = None,
-        dtype: str = "float32",
+        dtype: DtypeName = "float32",
     ):
         if path == "ViT-L-14-quickgelu" and pretrained is None:
             pretrained = "openai"

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from ..backbones import weights
+from ..backbones.dtypes import DtypeName, dtype_name, dtype_of
 from ..backbones.linear_layers import linear_layers
 from ..backbones.preprocess import at_least_float32, normalise_as_clip, shortest_side
-from ..backbones.transformers_model import DTYPES
 from ..base import RewardHead, check_images
 
 PREPROCESSING = "image_reward-1"  # raise when scores of the same picture change
@@ -56,8 +56,8 @@ class ImageReward(RewardHead):
     Args:
         path: the published "ImageReward.pt", a folder with it, or a hub name.
         tokenizer: BERT's uncased tokenizer: a folder with vocab.txt, or a hub name.
-        dtype: of BLIP's weights, "float32", "bfloat16" or "float16"; the last layers are always
-            float32.
+        dtype: precision of BLIP's weights: float32 (fp32), bfloat16 (bf16) or float16 (fp16); the
+            last layers are always float32.
     """
 
     differentiable = True
@@ -66,11 +66,10 @@ class ImageReward(RewardHead):
         self,
         path: str = "zai-org/ImageReward",
         tokenizer: str = "google-bert/bert-base-uncased",
-        dtype: str = "float32",
+        dtype: DtypeName = "float32",
     ):
-        self.model: Reader = weights.shared(
-            ("image_reward", tokenizer, dtype), path, lambda: _load(path, tokenizer, dtype)
-        )
+        key = ("image_reward", tokenizer, dtype_name(dtype))
+        self.model: Reader = weights.shared(key, path, lambda: _load(path, tokenizer, dtype))
 
     def __call__(self, media: Tensor, prompts: Sequence[str], **context: Any) -> Tensor:
         check_images(media)
@@ -130,8 +129,7 @@ class Reader(nn.Module):
 def _load(path: str, tokenizer_path: str, dtype: str) -> Reader:
     import transformers
 
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype: want one of {sorted(DTYPES)}, got {dtype!r}")
+    torch_dtype = dtype_of(dtype)
     tokenizer = transformers.BertTokenizer(str(weights.find(tokenizer_path, "vocab.txt")))
     tokenizer.add_tokens(
         ["[DEC]", "[ENC]"], special_tokens=True
@@ -139,7 +137,7 @@ def _load(path: str, tokenizer_path: str, dtype: str) -> Reader:
     file = weights.find(path, FILE)
     model = build(weights.read(file), file, tokenizer)
     for part in (model.vision, model.text):
-        part.to(DTYPES[dtype])
+        part.to(torch_dtype)
     return model.requires_grad_(False).eval()
 
 

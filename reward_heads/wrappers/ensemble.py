@@ -14,8 +14,10 @@ class Ensemble(UncertainHead):
     """Several heads as one, whose disagreement is its uncertainty.
 
     Args:
-        members: each a head's name or a mapping with its ``name`` and options.
-        scale: divides a member's scores, one number each, so that all count alike; None: 1.
+        members: two or more heads, each a name, a head, or a mapping with a ``name`` and options.
+        scale: divisors of the members' scores, one a member, above 0, so that all count alike; None:
+            1.
+        penalty: standard deviations of the members' scores that are taken off their mean.
     """
 
     def __init__(
@@ -24,7 +26,7 @@ class Ensemble(UncertainHead):
         scale: Sequence[float] | None = None,
         penalty: float = 0.0,
     ):
-        from ..registry import load
+        from ..loading import load
 
         if isinstance(members, str) or len(members) < 2:
             raise ValueError(f"ensemble members: want two or more heads, got {members!r}")

@@ -20,10 +20,10 @@ class Segments(RewardHead):
 
     Args:
         head: a name of the table, or a head; of pictures.
-        segments: S, how many frames are judged.
-        decay: lambda, how fast a frame counts less away from the middle.
-        seed: draw the frames at random, other ones at each call, as in training; None: the first of
-            each segment.
+        segments: S, how many frames are scored, from 1.
+        decay: lambda, from 0: a frame n frames from the middle counts exp(-decay n).
+        seed: of the random frames, other ones at each call, as in training; None: the first frame
+            of each segment.
         options: of the head, where it is a name.
     """
 
@@ -37,7 +37,7 @@ class Segments(RewardHead):
         seed: int | None = None,
         **options: Any,
     ):
-        from ..registry import load
+        from ..loading import load
 
         if segments < 1:
             raise ValueError(f"segments: want 1 or more, got {segments}")

@@ -20,7 +20,12 @@ class Views(UncertainHead):
     al. 2025, arXiv 2410.11236), asked of a clean picture.
 
     Args:
-        head: another head's name, or the head; ``options`` are its own.
+        head: a name of the table, or a head; of pictures.
+        kind: which views, crops or noise.
+        count: how many views: 2 to 6 crops, 2 to 64 levels of noise; None: 6 crops, 2 levels.
+        strength: share of a side that a crop leaves out, or the highest noise; between 0 and 1.
+        penalty: standard deviations of the views' scores that are taken off their mean.
+        options: of the head, where it is a name.
     """
 
     def __init__(
@@ -32,7 +37,7 @@ class Views(UncertainHead):
         penalty: float = 0.0,
         **options: Any,
     ):
-        from ..registry import load
+        from ..loading import load
 
         if kind not in ("crops", "noise"):
             raise ValueError(f"views kind: want crops or noise, got {kind!r}")

@@ -191,6 +191,8 @@ def test_what_stands_in_trainable_is_what_runs(tiny_model: Maker) -> None:
     assert calls == [1]
     assert unwrap(wrapped) is model.pipeline.unet
     assert unwrap(cast(nn.Module, torch.compile(nn.DataParallel(wrapped)))) is model.pipeline.unet
+    compiled = cast(nn.Module, torch.compile(model.pipeline.unet))
+    assert unwrap(nn.DataParallel(compiled)) is model.pipeline.unet
     assert unwrap(model.pipeline.unet) is model.pipeline.unet
 
 

@@ -9,10 +9,10 @@ from itertools import pairwise
 import pytest
 import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
-from tests.tiny.parts import SCHEDULE, ddim
 from torch import Tensor
 
 from align_gen.pipelines import Diffusion, Flow, FlowSDE, Process, gaussian_log_prob
+from tests.tiny.parts import SCHEDULE, ddim
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 

@@ -2,6 +2,7 @@
 
 import torch
 from diffusers import DPMSolverMultistepScheduler, PixArtSigmaPipeline, PixArtTransformer2DModel
+
 from tests.tiny.parts import autoencoder, t5_encoder, t5_tokenizer
 
 

@@ -13,7 +13,6 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.tiny.parts import clip_tokenizer
 from torch import Tensor
 
 from align_gen.errors import UserError
@@ -32,6 +31,7 @@ from align_gen.reward_training.train import (
     train_reward,
     warm_cosine,
 )
+from tests.tiny.parts import clip_tokenizer
 
 SIZE = 32
 NAN = math.nan

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.tiny.stable_diffusion import stable_diffusion
 from torch import Tensor
 
 from align_gen import Recipe, finetune, pipelines
@@ -16,6 +15,7 @@ from align_gen.pipelines.attention import attention_of, use_attention
 from align_gen.reward_heads import RewardHead, RewardSet
 from align_gen.training.memory import Memory, encode_and_free, save_memory
 from tests.tiny import PIPELINES
+from tests.tiny.stable_diffusion import stable_diffusion
 
 
 def gradient(options: Memory, family: str = "sd") -> list[Tensor]:

@@ -14,13 +14,13 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tests.tiny.parts import SCHEDULE, TOKENS
-from tests.tiny.stable_diffusion import stable_diffusion
 from torch import Generator, Tensor
 
 from align_gen.pipelines import LoraOptions, Model, rollout, sample
 from align_gen.pipelines.exports import LORA_FILE
 from align_gen.pipelines.families.stable_diffusion import StableDiffusion
+from tests.tiny.parts import SCHEDULE, TOKENS
+from tests.tiny.stable_diffusion import stable_diffusion
 
 Maker = Callable[..., Any]
 SAYING_IT = (
