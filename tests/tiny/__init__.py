@@ -48,7 +48,8 @@ from transformers import (
 )
 
 from align_gen import pipelines
-from align_gen.check.laws import Finding, Subject
+from align_gen.check.findings import Finding
+from align_gen.check.subject import Subject
 
 TOKENS = 24  # that a prompt may have, with its two ends
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
