@@ -369,8 +369,8 @@ def check(
     from dataclasses import asdict
 
     from . import bundled, pipelines
-    from .check.laws import Subject
     from .check.laws import check as run_check
+    from .check.subject import Subject
     from .errors import user_mistakes
     from .pipelines.attention import use_attention
     from .precision import dtype_of

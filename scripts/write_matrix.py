@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the tiny pipelines are the tests'
 
 from align_gen import methods  # noqa: E402
-from align_gen.check.laws import PROMPTS, Subject  # noqa: E402
+from align_gen.check.subject import PROMPTS, Subject  # noqa: E402
 from align_gen.methods.batches import Batch, Media, Prompts, Sampling  # noqa: E402
 from align_gen.methods.state import TrainState  # noqa: E402
 from align_gen.pipelines import LoraOptions  # noqa: E402

@@ -180,7 +180,7 @@ def pairs(
         "per_prompt": per_prompt,
         "temperature": temperature,
     }
-    found = mine(table, by=by, seed=seed, **options)  # type: ignore[arg-type]
+    found = mine(table, by=by, seed=seed, **options)
     folder = source if source.is_dir() else table.folder
     if folder is None:
         raise UserError(f"{source}: its pictures are in no folder; want the scores of a gallery")
@@ -253,9 +253,9 @@ def train_reward(
             source,
             base,
             out,
-            mode=mode,  # type: ignore[arg-type]
+            mode=mode,
             dimensions=tuple(dimension or ("overall",)),
-            loss=loss,  # type: ignore[arg-type]
+            loss=loss,
             label_smoothing=smoothing,
             margin=margin,
             rank=rank,

@@ -13,7 +13,8 @@ from accelerate.state import AcceleratorState
 from align_gen import bundled, pipelines, sample, score
 from align_gen.bench.setting import Setting
 from align_gen.bench.sizes import bench_sizes
-from align_gen.check.laws import Subject, check
+from align_gen.check.laws import check
+from align_gen.check.subject import Subject
 from align_gen.galleries.gallery import Gallery
 from align_gen.pipelines.attention import attention_of, kernel_error, use_attention
 from align_gen.precision import exact_float32

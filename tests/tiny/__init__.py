@@ -8,7 +8,8 @@ from importlib import import_module
 from typing import Any
 
 from align_gen import pipelines
-from align_gen.check.laws import Finding, Subject
+from align_gen.check.findings import Finding
+from align_gen.check.subject import Subject
 
 
 def of(file: str, name: str | None = None, **options: Any) -> Callable[[], Any]:
