@@ -36,7 +36,7 @@ from . import checkpoint
 from .calibration import combination
 from .card import card
 from .data import Data, MediaData, PairData, PromptData
-from .early_stopping import Guard, mean, surprises
+from .early_stopping import Guard, surprises
 from .journal import Journal
 from .memory import as_it_was, encode_and_free, save_memory
 from .placebo import Shuffled
@@ -450,7 +450,7 @@ def evaluate(
                 note={"weights": "average" if state.ema is not None else "raw"},
                 origin=_origin(recipe),
                 progress=report,
-                crew=crew,
+                accelerator=crew,
             )
     if not state.anywhere((folder / SCORES).is_file()):
         gallery = Gallery.load(folder)
@@ -462,16 +462,14 @@ def evaluate(
         if crew.is_main_process:
             table.save(folder / SCORES)
         crew.wait_for_everyone()
-    table = ScoresTable.load(folder / SCORES)
-    table.folder = str(folder)
-    return table
+    return ScoresTable.load(folder / SCORES).at(folder)
 
 
 def measurement(table: ScoresTable, judges: RewardSet) -> dict[str, float]:
     """What the journal says of a gallery: every head's mean, and how different the pictures of a
     prompt are.
     """
-    numbers = {f"eval/{head}/mean": mean(table, head) for head in table.heads}
+    numbers = {f"eval/{head}/mean": table.mean(head) for head in table.heads}
     eye = next(
         (head for head in reversed(judges.heads.values()) if hasattr(head, "embed_images")), None
     )
