@@ -25,6 +25,7 @@ def type_of(values: Iterable[object]) -> str:
 
     "json" for mixed, nested or null values, and for integers beyond 64 bits.
     """
+    # bool is an int in Python, and must not become one in the file: types are compared exactly.
     present = [value for value in values if value is not ABSENT]
     kinds = {type(value) for value in present}
     if len(kinds) != 1 or not kinds <= NATURAL.keys():

@@ -50,6 +50,7 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """Plain dicts and lists, without ``pairs``; NaN becomes null, as JSON has no NaN."""
+        # They are row numbers, of use only beside the two tables.
         values = asdict(self)
         del values["pairs"]
         result: dict[str, Any] = _without_nan(values)
@@ -99,16 +100,20 @@ def compare(
         UserError: nothing pairs, a key occurs twice on one side, or the sides of a column differ in
             provenance: weights, preprocessing, dtype or options.
     """
+    # One run named twice is its start against its end; two runs are compared at their ends.
     paths = [Path(source).resolve() for source in (a, b) if not isinstance(source, ScoresTable)]
     same_run = len(paths) == 2 and paths[0] == paths[1]
     left = _table(a, rewards, start=same_run)
     right = _table(b, rewards)
+
+    # All columns are measured over the same pairs, so that their changes can be set side by side.
     names = _columns(left, right, columns)
     matched = _matched(left, right, on)
     pairs = _pairs(left, right, names, matched, on)
     groups = {} if by is None else _slices(pairs, by)
 
     def changes(chosen: Sequence[Pair]) -> dict[str, Change]:
+        # Without a prompt a pair is its own cluster.
         prompts = [pair.a.get("prompt", pair.key) for pair in chosen]
         return {
             name: paired_change(
@@ -160,6 +165,7 @@ def parse_condition(text: str) -> Callable[[Comparison], bool]:
             compared or the field is not a number (an interval of one prompt): a gate that cannot
             measure must not pass.
     """
+    # The column comes first and may hold dots itself: its name ends at the last one.
     names = [field.name for field in fields(Change)]
     number = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
     match = re.fullmatch(rf"\s*(.+)\.(\w+)\s*(<=|>=|<|>)\s*({number})\s*", text)

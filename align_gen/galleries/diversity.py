@@ -24,6 +24,7 @@ def embeddings(gallery: Gallery, head: Any, batch_size: int = 64) -> dict[int, T
             media = gallery.media(index)
         except UnreadablePicture:
             continue
+        # A batch has one shape; rows stay in order.
         if waiting and (len(waiting) == batch_size or media.shape != waiting[0][1].shape):
             vectors |= _embed(waiting, head)
             waiting = []
@@ -41,6 +42,7 @@ def diversity(rows: Sequence[Mapping[str, Any]], vectors: Mapping[int, Tensor]) 
         groups.setdefault(rows[index].get("prompt", ""), []).append(vector)
     distances = []
     for group in (torch.stack(each) for each in groups.values() if len(each) > 1):
+        # Each pair once: the triangle above the diagonal.
         pairs = torch.triu_indices(len(group), len(group), 1).unbind()
         distances.append((1 - group @ group.T)[pairs].mean())
     return torch.stack(distances).mean().item() if distances else None
@@ -51,6 +53,7 @@ def _embed(waiting: list[tuple[int, Tensor]], head: Any) -> dict[int, Tensor]:
     if not waiting:
         return {}
     media = torch.stack([media for _, media in waiting])
+    # The head sees pictures alone.
     frames = media.flatten(0, 1) if media.ndim == 5 else media
     vectors = head.embed_images(frames).float()
     if media.ndim == 5:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 METADATA = "metadata.jsonl"
 
 # The files that write_gallery may replace.
-OWN_FILES = re.compile(r"\.?(\d{5,}\.(png|mp4)|metadata\.jsonl|scores\.parquet)(\.part)?")
+GALLERY_FILES = re.compile(r"\.?(\d{5,}\.(png|mp4)|metadata\.jsonl|scores\.parquet)(\.part)?")
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def skipped_files(folder: Path) -> dict[str, int]:
         return {}
     counts: Counter[str] = Counter()
     for path in sorted(folder.iterdir()):
-        ours = path.suffix.lower() in MEDIA or OWN_FILES.fullmatch(path.name)
+        ours = path.suffix.lower() in MEDIA or GALLERY_FILES.fullmatch(path.name)
         if not ours and not path.name.startswith("."):
             counts["folder" if path.is_dir() else path.suffix.lower() or "file"] += 1
     return dict(counts)
@@ -205,7 +205,7 @@ def require_gallery(folder: str | Path) -> None:
     if not target.is_dir():
         raise UserError(f"{target}: is a file; want a folder for the gallery")
     names = sorted(path.name for path in target.iterdir())
-    foreign = [name for name in names if not OWN_FILES.fullmatch(name)]
+    foreign = [name for name in names if not GALLERY_FILES.fullmatch(name)]
     if foreign:
         raise UserError(
             f"{target}: holds {foreign[0]!r}, which no gallery of ours does; want a new folder"

@@ -130,6 +130,7 @@ def run_hpdv2(
     model = Path(root).resolve().name
     lines = []
     for name, head in reward_set.heads.items():
+        # The table of the paper is in hundredths of a cosine.
         points = _points(table.heads[name], cosine=head.range == (-1.0, 1.0))
         by_style = {
             style: points[n * PROMPTS : (n + 1) * PROMPTS] for n, style in enumerate(STYLES)

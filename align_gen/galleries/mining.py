@@ -73,10 +73,15 @@ def pairs(
         result.ties += ties
         result += [_row(scores, heads, prompt, levels, pair) for pair in chosen]
     if not result:
-        counts = f"{len(prompts)} prompts, {result.unreadable} pictures without a score"
+        unreadable = f"{_count(result.unreadable, 'picture')} without a score"
+        counts = f"{_count(len(prompts), 'prompt')}, {unreadable}, {_count(result.ties, 'tie')}"
         wanted = f"two pictures of one prompt that differ by more than {min_margin}"
-        raise UserError(f"no pairs: {counts}, {result.ties} ties; want {wanted}")
+        raise UserError(f"no pairs: {counts}; want {wanted}")
     return result
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _check(
@@ -174,6 +179,7 @@ def _drawn(
 
     The chosen is drawn first, then one that lies far enough below it.
     """
+    # Seeded by the prompt, so that pairs of one prompt do not depend on the others.
     rng = generator(seed, "pairs", 0, prompt)
     possible = [pair for pair in _all_pairs(level) if level[pair[0]] - level[pair[1]] > min_margin]
     ties = len(level) * (len(level) - 1) // 2 - len(possible)

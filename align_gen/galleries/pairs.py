@@ -81,9 +81,12 @@ def write_pairs(path: str | Path, pairs: Sequence[Mapping[str, Any]], folder: st
     kinds = {Path(str(row[side])).suffix.lower() in VIDEOS for row in rows for side in SIDES}
     if len(kinds) > 1:
         raise UserError(f"{folder}: pictures and videos in one file of pairs; want one kind")
+
+    # The columns and their types are those of all rows.
     types = _types(rows)
     schema = _schema(types, "Video" if kinds.pop() else "Image")
 
+    # A picture is in several pairs of its prompt: it is decoded and read once a batch.
     checked: dict[str, bytes] = {}
     try:
         with (
@@ -153,6 +156,7 @@ def _embedded(folder: Path, name: object, checked: dict[str, bytes]) -> dict[str
     """The struct of one media file, once the file is known to be readable."""
     file = _media_name(folder, name, str(folder))
     if file not in checked:
+        # A pair that cannot be decoded would stop a training run much later.
         try:
             MediaFile(file, path=folder / file).read()
         except UnreadablePicture as error:
@@ -223,6 +227,7 @@ def _read_folder(folder: Path) -> Pairs:
         if not isinstance(row, dict):
             example = '{"prompt": "…", "chosen": "0.png", "rejected": "1.png"}'
             raise UserError(f"{where}: want an object like {example}")
+        # The datasets library's spelling of a media file in metadata.jsonl.
         for side in SIDES:
             if f"{side}_file_name" in row:
                 row.setdefault(side, row.pop(f"{side}_file_name"))
@@ -246,6 +251,7 @@ def _from_struct(folder: Path, value: Any, where: str) -> MediaFile:
         return _from_name(folder, name, where)
     if not isinstance(data, bytes):
         raise UserError(f"{where}: bytes are {type(data).__name__}, want bytes")
+    # The suffix says how to decode; bytes without a name say it by their first bytes.
     named = isinstance(name, str) and Path(name).suffix
     return MediaFile(name if named else f"unnamed{suffix_of(data)}", data)
 

@@ -23,11 +23,13 @@ def load_prompts(source: str | Path) -> list[dict[str, Any]]:
             f"prompts {str(source)!r}: no such file; "
             f"want a .txt or .jsonl file, or one of {bundled.prompts()}"
         )
+    # By prompt and seed: the first of two equal rows stays.
     rows: dict[tuple[Any, Any], dict[str, Any]] = {}
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+    # Not splitlines, which would cut a prompt in two at U+2028.
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             row = _row(line, path, number) if path.suffix == ".jsonl" else {"prompt": line.strip()}

@@ -90,6 +90,8 @@ def sample(
         raise UserError(
             f"{type(model).__name__} wants {model.wants} beside each prompt, which no gallery has"
         )
+
+    # What every row says of its making.
     recorder = _Recorder.of(guide)
     made = {
         **(origin or {}),
@@ -197,6 +199,7 @@ class _Recorder:
 
         def reward(media: "Tensor", prompts: Sequence[str]) -> Any:
             scores = self.guide.reward(media, prompts)
+            # By the guide's own rule, so that the noted score is that of the chosen candidate.
             values = torch.as_tensor(getattr(scores, "combined", scores)).float().cpu()
             if values.shape != (len(media),):
                 want = f"want a score for each of {len(media)} samples"

@@ -72,6 +72,7 @@ class Summary:
                     failed.append((str(row["file_name"]), reason))
             for name in table.heads:
                 sums[name] = sums.get(name, 0.0) + math.fsum(table.known(name))
+        # NaN, and not 0, where nothing could be read.
         read = pictures - len(failed)
         means = {name: total / read if read else math.nan for name, total in sums.items()}
         return cls(means, pictures, failed, dict(skipped or {}))
@@ -199,6 +200,7 @@ def scores_path(source: str | Path, out: Path | None = None) -> Path:
     path = Path(source)
     if path.is_dir():
         return path / SCORES
+    # Only a plain path can be missing: URLs, patterns and datasets are opened later.
     local = "://" not in name and "*" not in name and not name.startswith(DATASET)
     if local and not path.exists():
         raise UserError(
@@ -214,6 +216,7 @@ def _open(
     source: str | Path | Gallery, rewards: RewardSet | Sequence[Any] | Mapping[str, Any]
 ) -> tuple[Source, RewardSet]:
     """The source, and a reward set that needs no more than pictures and prompts; or UserError."""
+    # Heads whose names clash with a column are refused before anything is scored.
     opened = open_source(source)
     try:
         all_rewards = open_rewards(rewards)
@@ -249,11 +252,12 @@ class _Tables:
 
     def of(self, chunk: Sequence[ScoredPicture]) -> ScoresTable:
         """The table of a chunk, a row per picture."""
+        # A picture that could not be read has no values: nulls in every column.
         values = [each.values or {} for each in chunk]
-        own: dict[str, list[Any]] = {COMBINED: [each.get(COMBINED) for each in values]}
+        extra: dict[str, list[Any]] = {COMBINED: [each.get(COMBINED) for each in values]}
         if any(UNCERTAINTY in each for each in values):
-            own[UNCERTAINTY] = [each.get(UNCERTAINTY) for each in values]
-        own[CONTENT] = [each.content for each in chunk]
+            extra[UNCERTAINTY] = [each.get(UNCERTAINTY) for each in values]
+        extra[CONTENT] = [each.content for each in chunk]
         return ScoresTable(
             [dict(each.row) for each in chunk],
             {name: [each.get(name) for each in values] for name in self.heads},
@@ -261,7 +265,7 @@ class _Tables:
             self.provenance,
             self.versions,
             self.folder,
-            own,
+            extra,
             self.combination,
         )
 
@@ -274,7 +278,7 @@ class _Tables:
         """Whether the scores of ``table`` would come out the same today."""
         saved = (table.provenance, table.combination, table.versions)
         today = (self.provenance, self.combination, self.versions)
-        return saved == today and CONTENT in table.own
+        return saved == today and CONTENT in table.extra
 
 
 def _known_scores(
@@ -297,12 +301,12 @@ def _known_scores(
 
 def _scores_in(table: ScoresTable) -> dict[tuple[str | None, str], dict[str, float]]:
     """The scores of a table by ``ScoredPicture.key``."""
-    own = {name: table.own[name] for name in (COMBINED, UNCERTAINTY) if name in table.own}
-    columns = {**table.heads, **own}
+    extra = {name: table.extra[name] for name in (COMBINED, UNCERTAINTY) if name in table.extra}
+    columns = {**table.heads, **extra}
     known = {}
     for index, row in enumerate(table.rows):
         if table.errors[index] is None:
-            picture = ScoredPicture(row, table.own[CONTENT][index])
+            picture = ScoredPicture(row, table.extra[CONTENT][index])
             values = {name: column[index] for name, column in columns.items()}
             known[picture.key] = {
                 name: value for name, value in values.items() if value is not None

@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import UserError, one_line
 from .items import MAX_BYTES, Item, Opener
 from .media import MEDIA, UnreadablePicture, suffix_of
-from .table import ERROR, OWN
+from .table import ERROR, EXTRA
 
 PICTURE_COLUMNS = ("image", "picture", "jpg", "png", "webp", "video", "mp4")
 PROMPT_COLUMNS = ("prompt", "caption", "text")
@@ -168,7 +168,7 @@ def _with_prompt(row: Mapping[str, Any]) -> dict[str, Any]:
     A column that is named as one of the scores' gets a dash after its name.
     """
     prompt = next((row[name] for name in PROMPT_COLUMNS if isinstance(row.get(name), str)), None)
-    taken = (ERROR, *OWN)
+    taken = (ERROR, *EXTRA)
     others = {
         f"{key}_" if key in taken else key: value
         for key, value in row.items()

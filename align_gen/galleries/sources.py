@@ -84,6 +84,7 @@ def open_source(source: str | Path | Gallery) -> Source:
 
 def _of_folder(folder: Path) -> Source:
     """A local folder, all rows checked before anything is scored; never all of them in memory."""
+    # One pass finds mistakes in any row, the total and the columns.
     total = 0
     columns = set[str]()
     for row in read_rows(folder):
@@ -108,6 +109,7 @@ def _remote_gallery(name: str, opener: Opener) -> Source:
     """A folder of pictures at a URL, with or without metadata.jsonl."""
     root = str(opener._strip_protocol(name)).rstrip("/")
     skipped: Counter[str] = Counter()
+    # Whatever stands behind a URL may raise anything.
     try:
         if opener.isfile(f"{root}/{METADATA}"):
             rows = _remote_rows(opener.cat_file(f"{root}/{METADATA}"), f"{name}/{METADATA}")

@@ -29,20 +29,15 @@ UNCERTAINTY = "uncertainty"
 CONTENT = "sha256"
 
 # Columns besides the heads', and their types.
-OWN = {
+EXTRA = {
     COMBINED: "float64",
     UNCERTAINTY: "float64",
     CONTENT: "string",
 }
+# Packages that take part in a score: another version may give another number.
 PACKAGES = (
-    "align-gen",
-    "torch",
-    "torchvision",
-    "open_clip_torch",
-    "transformers",
-    "numpy",
-    "pillow",
-)
+    "align-gen", "torch", "torchvision", "open_clip_torch", "transformers", "numpy", "pillow",
+)  # fmt: skip
 
 
 @dataclass
@@ -57,7 +52,7 @@ class ScoresTable:
         versions: of the packages that took part.
         folder: the gallery. A file keeps the path relative where the gallery lies beside or below
             the file.
-        own: the columns of OWN that are known.
+        extra: the columns of EXTRA that are known.
         combination: the rule that made COMBINED of the heads.
     """
 
@@ -67,11 +62,11 @@ class ScoresTable:
     provenance: dict[str, dict[str, Any]]
     versions: dict[str, str]
     folder: str | None = None
-    own: dict[str, list[Any]] = field(default_factory=dict)
+    extra: dict[str, list[Any]] = field(default_factory=dict)
     combination: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        columns = self.heads | self.own | {ERROR: self.errors}
+        columns = self.heads | self.extra | {ERROR: self.errors}
         for name, column in columns.items():
             if len(column) != len(self.rows):
                 raise ValueError(
@@ -82,12 +77,12 @@ class ScoresTable:
     @property
     def combined(self) -> list[float | None] | None:
         """The combined reward of each picture; None where the table does not have it."""
-        return self.own.get(COMBINED)
+        return self.extra.get(COMBINED)
 
     @property
     def uncertainty(self) -> list[float | None] | None:
         """The standard deviation of the combined reward, where a head or the rule gave one."""
-        return self.own.get(UNCERTAINTY)
+        return self.extra.get(UNCERTAINTY)
 
     def known(self, head: str) -> list[float]:
         """The scores of a head, without those of pictures that could not be read."""
@@ -102,6 +97,7 @@ class ScoresTable:
         """Standard deviation over the pictures that could be read (n - 1); 0 for fewer than two."""
         import torch
 
+        # In float64: runs are stopped by this number.
         values = torch.tensor(self.known(head), dtype=torch.float64)
         return values.std().item() if len(values) > 1 else 0.0
 
@@ -136,14 +132,16 @@ class ScoresTable:
     @classmethod
     def join(cls, parts: Sequence[ScoresTable]) -> ScoresTable:
         """Join the parts of one gallery, scored by the same heads, in order."""
+        # Heads, provenance and folder are the same in all parts of one scoring.
         first = parts[0]
         heads = {
             name: [value for part in parts for value in part.heads[name]] for name in first.heads
         }
-        own: dict[str, list[Any]] = {}
-        for name in dict.fromkeys(name for part in parts for name in part.own):
-            columns = [part.own.get(name, [None] * len(part.rows)) for part in parts]
-            own[name] = [value for column in columns for value in column]
+        # A part in which no picture could be read may lack a column of EXTRA.
+        extra: dict[str, list[Any]] = {}
+        for name in dict.fromkeys(name for part in parts for name in part.extra):
+            columns = [part.extra.get(name, [None] * len(part.rows)) for part in parts]
+            extra[name] = [value for column in columns for value in column]
         return cls(
             [row for part in parts for row in part.rows],
             heads,
@@ -151,7 +149,7 @@ class ScoresTable:
             first.provenance,
             first.versions,
             first.folder,
-            own,
+            extra,
             first.combination,
         )
 
@@ -225,7 +223,7 @@ def save_parts(parts: Callable[[], Iterator[ScoresTable]], path: str | Path) -> 
     import pyarrow.parquet as pq
 
     require_parquet(path)
-    first, types, own = _survey(parts())
+    first, types, extra = _survey(parts())
     about = {
         "format": FORMAT,
         "types": types,
@@ -233,12 +231,14 @@ def save_parts(parts: Callable[[], Iterator[ScoresTable]], path: str | Path) -> 
         "provenance": first.provenance,
         "versions": first.versions,
         "folder": _saved_folder(first.folder, Path(path)),
-        "own": own,
+        "own": extra,
         "combination": first.combination,
     }
+
+    # The order of columns in the file: the gallery's, the heads', EXTRA, and the reasons.
     fields = [pa.field(name, arrow_type(kind)) for name, kind in types.items()]
     fields += [pa.field(name, pa.float64()) for name in first.heads]
-    fields += [pa.field(name, getattr(pa, OWN[name])()) for name in own]
+    fields += [pa.field(name, getattr(pa, EXTRA[name])()) for name in extra]
     fields += [pa.field(ERROR, pa.string())]
     schema = pa.schema(fields, metadata={KEY: json.dumps(about).encode()})
 
@@ -249,7 +249,7 @@ def save_parts(parts: Callable[[], Iterator[ScoresTable]], path: str | Path) -> 
                 for name, kind in types.items()
             ]
             columns += part.heads.values()
-            columns += [part.own.get(name, [None] * len(part.rows)) for name in own]
+            columns += [part.extra.get(name, [None] * len(part.rows)) for name in extra]
             columns += [part.errors]
             arrays = [pa.array(each, kind.type) for each, kind in zip(columns, schema, strict=True)]
             writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
@@ -258,13 +258,13 @@ def save_parts(parts: Callable[[], Iterator[ScoresTable]], path: str | Path) -> 
 def check_names(rows: Iterable[Mapping[str, Any]], heads: Iterable[str]) -> None:
     """UserError where a column of the scores would have the name of one of the gallery's."""
     taken = {key for row in rows for key in row}
-    for name in (ERROR, *OWN):
+    for name in (ERROR, *EXTRA):
         if name in taken:
             raise UserError(
                 f"column {name!r} of the gallery: the name is kept for a column of the scores"
             )
     for name in heads:
-        if name in taken or name in (ERROR, *OWN):
+        if name in taken or name in (ERROR, *EXTRA):
             raise UserError(
                 f"reward {name!r}: there is a column of that name; want another name for the reward"
             )
@@ -299,20 +299,20 @@ def versions() -> dict[str, str]:
 
 
 def _survey(parts: Iterable[ScoresTable]) -> tuple[ScoresTable, dict[str, str], list[str]]:
-    """The first part; the type of every metadata column over all parts; the names of OWN in use."""
+    """The first part; the type of every metadata column over all parts; the names of EXTRA in use."""
     first = None
     kinds: dict[str, set[str]] = {}
-    own: dict[str, None] = {}
+    extra: dict[str, None] = {}
     for part in parts:
         first = first or part
-        own |= dict.fromkeys(part.own)
+        extra |= dict.fromkeys(part.extra)
         for name in dict.fromkeys(key for row in part.rows for key in row):
             values = (row.get(name, ABSENT) for row in part.rows)
             kinds.setdefault(name, set()).add(type_of(values))
     if first is None:
         raise ValueError("no part to save")
     types = {name: each.pop() if len(each) == 1 else "json" for name, each in kinds.items()}
-    return first, types, list(own)
+    return first, types, list(extra)
 
 
 def _saved_folder(folder: str | None, file: Path) -> str | None:

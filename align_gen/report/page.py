@@ -37,7 +37,7 @@ from align_gen.report.words import (
 ORDER_SEED = 0
 
 # Keys of a gallery's row that the page shows in places of their own.
-OWN_KEYS = ("prompt", "seed", "file_name", "made")
+SHOWN_KEYS = ("prompt", "seed", "file_name", "made")
 
 Command = Callable[[Mapping[str, Any]], str | None]
 Indices = Sequence[tuple[int, int]]  # rows of before and after
@@ -234,7 +234,7 @@ def _item(number: int, row: Mapping[str, Any], command: Command | None) -> Json:
         "id": number,  # names the card in the URL
         "prompt": str(row.get("prompt", "")),
         "seed": row.get("seed"),
-        "more": {str(key): _text(value) for key, value in row.items() if key not in OWN_KEYS},
+        "more": {str(key): _text(value) for key, value in row.items() if key not in SHOWN_KEYS},
         "command": command(row) if command else None,
     }
 

@@ -28,6 +28,7 @@ def pictures_of(
     Each has "file", "picture" (a data URL, or None), "reason" (why there is no picture or score)
     and "scores", one per column. A picture is at most ``thumbnail`` pixels a side.
     """
+    # Decoding is most of the time, and releases the interpreter's lock.
     names = [str(table.rows[row].get("file_name", "")) for row in rows]
     picture = _reader(table.folder, thumbnail)
     with ThreadPoolExecutor(4) as pool:
@@ -43,6 +44,7 @@ def pictures_of(
 
 def _reader(folder: str | None, thumbnail: int) -> Callable[[str], Json]:
     """A function from a file's name to its "picture" and "reason"."""
+    # A page without pictures still shows the scores.
     gallery = None
     reason = "the scores do not say where the gallery is"
     if folder is not None:
@@ -74,6 +76,7 @@ def _thumbnail(media: Tensor, side: int) -> str:
 
     frames = []
     for picture in media if media.ndim == 4 else media[None]:
+        # As write_media rounds, so that a small picture is shown to the pixel.
         pixels = picture.mul(255).round().byte().permute(1, 2, 0).contiguous().numpy()
         image = Image.fromarray(pixels)
         image.thumbnail((side, side), Image.Resampling.LANCZOS)

@@ -110,6 +110,7 @@ def command_for(row: Mapping[str, Any], **other: str) -> str | None:
         return None
     settings = {key: value for key, value in {**made, **other}.items() if key != "model"}
     words = ["align-gen", "sample", made["model"], "--prompt", row["prompt"], "--seed", row["seed"]]
+    # The keys of "made" are the command line's own options.
     for key, value in sorted(settings.items()):
         words += [f"--{key}", value]
     return shlex.join(map(str, [*words, "--out", "again"]))

@@ -37,7 +37,7 @@ class Tile:
 
     Attributes:
         direction: "rose", "fell" or "no clear change", by the interval.
-        places: low end, change and high end of the interval, in per cent of its drawing; None
+        drawing: low end, change and high end of the interval, in per cent of the tile's width; None
             without an interval.
     """
 
@@ -51,7 +51,7 @@ class Tile:
     counts: str
     p: str
     effect: str
-    places: list[float] | None
+    drawing: list[float] | None
 
 
 @dataclass(frozen=True)
@@ -156,6 +156,7 @@ def tiles(comparison: Comparison, optimised: Sequence[str], held_out: Sequence[s
 
     Their intervals are drawn on one scale, in standard deviations before.
     """
+    # A role is said once; what was optimised counts as that, also if it is held out too.
     columns = comparison.columns
     roles = dict.fromkeys(columns, "")
     roles |= dict.fromkeys(held_out, "held out") | dict.fromkeys(optimised, "optimised")
@@ -167,8 +168,9 @@ def tiles(comparison: Comparison, optimised: Sequence[str], held_out: Sequence[s
 
 def mean_tiles(table: ScoresTable) -> list[MeanTile]:
     """The mean of every column of a single gallery, over the pictures that could be read."""
-    found = []
+    means = []
     for name in table.heads:
+        # Pictures without a score are left out, and counted.
         values = table.known(name)
         digits = digits_of(values)
         counts = counted(len(values), "picture")
@@ -176,8 +178,8 @@ def mean_tiles(table: ScoresTable) -> list[MeanTile]:
             counts = f"{len(values)} of {counted(len(table.rows), 'picture')}"
         mean = number(statistics.fmean(values), digits) if values else "–"
         std = number(statistics.stdev(values), digits) if len(values) > 1 else "–"
-        found.append(MeanTile(name, mean, std, counts))
-    return found
+        means.append(MeanTile(name, mean, std, counts))
+    return means
 
 
 def counted(count: int, noun: str) -> str:
@@ -266,7 +268,7 @@ def _tile(name: str, role: str, change: Change, limit: float) -> Tile:
         counts=f"{counted(change.n, 'pair')}, {counted(change.prompts, 'prompt')}",
         p="< 0.001" if change.p < 0.001 else f"{change.p:.3f}",
         effect=f"{number(in_std[1], 2, signed=True)} std" if math.isfinite(in_std[1]) else "–",
-        places=[50 + 46 * value / limit for value in in_std] if drawn else None,
+        drawing=[50 + 46 * value / limit for value in in_std] if drawn else None,
     )
 
 

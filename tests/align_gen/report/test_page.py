@@ -757,7 +757,7 @@ def test_the_least_sure_pictures_come_first_where_that_is_known(
     """
     unsure: list[float | None] = [abs(30.5 - row) for row in range(60)]
     unsure[0] = None
-    table = replace(good.after, own={"uncertainty": unsure})
+    table = replace(good.after, extra={"uncertainty": unsure})
     options: dict[str, Any] = {
         "before": None,
         "title": "t",
