@@ -1,5 +1,8 @@
 """Galleries drawn by a model, made again by diffusers alone."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -96,13 +99,13 @@ def test_what_the_caller_says_of_a_guide_stands(tiny_folder: Path, tmp_path: Pat
     A row of a guided gallery that is made again without the guide loses the guide's score.
     """
     origin = {"reward": "mean_hue:hue=120", "best-of": "2"}
-    told = sample(
+    guided = sample(
         str(tiny_folder), "a cat", out=tmp_path / "a", guide=BestOf(brightness, 2), origin=origin,
         **SETTINGS,
     )  # fmt: skip
-    assert {key: told.rows[0]["made"][key] for key in origin} == origin
-    assert "rewards" not in told.rows[0]["made"] and "guide_score" in told.rows[0]
-    again = sample(str(tiny_folder), told.rows, out=tmp_path / "b", **SETTINGS)
+    assert {key: guided.rows[0]["made"][key] for key in origin} == origin
+    assert "rewards" not in guided.rows[0]["made"] and "guide_score" in guided.rows[0]
+    again = sample(str(tiny_folder), guided.rows, out=tmp_path / "b", **SETTINGS)
     assert "guide_score" not in again.rows[0]
 
 
@@ -120,3 +123,38 @@ def test_one_text_is_one_prompt_and_names_and_folder_have_defaults(
     gallery = sample("emoji-sd", "a cat", num_inference_steps=1)
     assert [row["prompt"] for row in gallery] == ["a cat"]
     assert Gallery.load(tmp_path / "gallery").rows == gallery.rows
+
+
+SHARED = """
+import sys
+from accelerate import Accelerator
+from align_gen import sample
+from align_gen.pipelines.guidance.best_of import BestOf
+
+guide = BestOf(lambda media, prompts: media.mean((1, 2, 3)), 2)
+prompts = ["a cat", "a dog", "a bird"]
+options = {"num_inference_steps": 2, "guidance_scale": 2.0, "batch_size": 1, "guide": guide}
+sample(sys.argv[1], prompts, out=sys.argv[2], accelerator=Accelerator(), **options)
+"""
+
+
+def test_two_processes_write_the_rows_of_one(tiny_folder: Path, tmp_path: Path) -> None:
+    """One draws a cat, the other a dog and a bird; the scores stand in the rows of their pictures.
+
+    Two processes may round a sum otherwise than one does.
+    """
+    (tmp_path / "shared.py").write_text(SHARED)
+    arguments = [str(tmp_path / "shared.py"), str(tiny_folder)]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    root = str(Path(__file__).parents[3])
+    environment = {
+        **os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": root,
+    }  # fmt: skip
+    for name, words in (("one", []), ("two", launch)):
+        command = [sys.executable, *words, *arguments, str(tmp_path / name)]
+        subprocess.run(command, env=environment, check=True)
+    one, two = (Gallery.load(tmp_path / name) for name in ("one", "two"))
+    for a, b in zip(one, two, strict=True):
+        assert a["guide_score"] == pytest.approx(b["guide_score"], abs=1e-5)
+        assert {**a, "guide_score": 0} == {**b, "guide_score": 0}
+    assert len({row["guide_score"] for row in two}) == 3
