@@ -89,7 +89,9 @@ def score(
     crew = Accelerator()
     with ProgressBar() as progress:
         shown = progress if crew.is_main_process else None
-        found = score_file(source, judges, target, batch_size=batch_size, progress=shown, crew=crew)
+        found = score_file(
+            source, judges, target, batch_size=batch_size, progress=shown, accelerator=crew
+        )
     if found is None:
         return
     if as_json:
