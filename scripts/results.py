@@ -19,7 +19,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from align_gen import bundled, compare, methods, pipelines, sample, score
-from align_gen.demo import Judged
+from align_gen.demo import HeldOutFigures
 from align_gen.galleries.gallery import Gallery
 from align_gen.galleries.prompts import load_prompts
 from align_gen.galleries.table import ScoresTable
@@ -105,7 +105,7 @@ def rivals(recipe: Recipe, run: Path, summary: Mapping[str, Any], passes: int) -
         recipe.method["name"].upper(): (summary["denoiser_calls"] + gallery, after),
     }
     judge = bundled.model_path(recipe.eval_rewards["heldout"]["path"])
-    spread = {name: Judged.of(table, judge).diversity for name, (_, table) in found.items()}
+    spread = {name: HeldOutFigures.of(table, judge).diversity for name, (_, table) in found.items()}
     ratio = {name: value / spread["untouched"] for name, value in spread.items()}
     rows = "\n".join(
         line(name, calls, before, table, ratio[name]) for name, (calls, table) in found.items()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from align_gen.demo import COLUMNS, Judged, demo
+from align_gen.demo import COLUMNS, HeldOutFigures, demo
 from align_gen.errors import UserError
 from align_gen.training.recipe import Recipe
 
@@ -97,7 +97,7 @@ def test_judged_knows_a_perfect_gallery(short: Path) -> None:
     """Recall is a share and diversity a mean of 1 - cosine: in [0, 1] and [0, 2]."""
     from align_gen.galleries.table import ScoresTable
 
-    judged = Judged.of(
+    judged = HeldOutFigures.of(
         ScoresTable.load(short / "before" / "scores.parquet"),
         str(ROOT / "assets/models/emoji-heldout-clip"),
     )
