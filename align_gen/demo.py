@@ -10,9 +10,10 @@ import torch
 
 from . import bundled
 from .files import whole_file
-from .galleries.comparison import Change, compare
+from .galleries.comparison import compare
 from .galleries.diversity import diversity, embeddings
 from .galleries.gallery import Gallery
+from .galleries.intervals import Change
 from .galleries.prompts import load_prompts
 from .galleries.table import ScoresTable
 from .progress import ProgressCallback, silent
@@ -81,7 +82,7 @@ def summarise(run: Run) -> dict[str, Any]:
     fractions = [line["clip_fraction"] for line in run.metrics if "clip_fraction" in line]
     ratio = after.diversity / before.diversity if before.diversity else float("nan")
     return {
-        "method": run.recipe.method["name"],
+        "method": run.recipe.method.name,
         "model": run.recipe.model.path,
         "placebo": run.recipe.run.placebo,
         "seed": run.recipe.run.seed,

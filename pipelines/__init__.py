@@ -7,10 +7,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .base import Condition, LoraOptions, Model
+    from .base import Condition, Model
     from .process import Diffusion, Flow, FlowSDE, Process, gaussian_log_prob
     from .registry import load
     from .sampling import Rollout, rollout, sample
+    from .trainable import LoraOptions
 
 # xformers has no kernels for a CPU, and says so as soon as diffusers finds it: whoever asks for
 # them is told then.
@@ -20,7 +21,7 @@ logging.getLogger("xformers").addFilter(
 
 _NAMES = {
     "Condition": "base",
-    "LoraOptions": "base",
+    "LoraOptions": "trainable",
     "Model": "base",
     "Diffusion": "process",
     "Flow": "process",

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .base import Model, unwrap
+from .base import Model
+from .trainable import unwrap
 
 KERNELS = {
     "math": SDPBackend.MATH,
@@ -49,7 +50,9 @@ def attend(kernel: str, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 @cache
-def why_not(kernel: str, head_size: int, dtype: torch.dtype, device: torch.device) -> str | None:
+def kernel_error(
+    kernel: str, head_size: int, dtype: torch.dtype, device: torch.device
+) -> str | None:
     """Why a kernel does not run here, forward and backward; None where it does."""
     query, key, value = (
         torch.ones(1, 2, 32, head_size, dtype=dtype, device=device, requires_grad=True)
@@ -93,40 +96,40 @@ def use_attention(
             fast = (
                 where[2].type != "cpu"
                 and _takes_xformers(module)
-                and why_not("xformers", *where) is None
+                and kernel_error("xformers", *where) is None
             )
             kernel = "xformers" if fast else "sdpa"
         elif name == "xformers" and not _takes_xformers(module):
             raise ValueError(
                 f"attention xformers: {type(_plain(module)).__name__} has no version over xformers"
             )
-        elif (reason := why_not(name, *where)) is not None:
+        elif (reason := kernel_error(name, *where)) is not None:
             size, precision, device = where
             raise ValueError(
                 f"attention {name}: not here, with heads of {size} in {precision} on {device}: {reason}"
             )
         plan.append((module, kernel))
-    choose(plan)
+    set_kernels(plan)
     return attention_of(model)
 
 
 @contextmanager
-def held_to(model: Model, kernel: str) -> Iterator[None]:
+def force_kernel(model: Model, kernel: str) -> Iterator[None]:
     """Inside, every module uses one kernel; whether it runs here is not tried."""
-    before = chosen(model)
+    before = kernels_of(model)
     try:
-        choose([(module, kernel) for module, _ in before])
+        set_kernels([(module, kernel) for module, _ in before])
         yield
     finally:
-        choose(before)
+        set_kernels(before)
 
 
-def chosen(model: Model) -> list[tuple[Any, str]]:
+def kernels_of(model: Model) -> list[tuple[Any, str]]:
     """Every attention module of the denoisers with its kernel."""
     return [(module, kernel_of(module)) for _, module in _modules(model)]
 
 
-def choose(kernels: Sequence[tuple[Any, str]]) -> None:
+def set_kernels(kernels: Sequence[tuple[Any, str]]) -> None:
     """Have modules use kernels, untried."""
     for module, kernel in kernels:
         _set(module, kernel)

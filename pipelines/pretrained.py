@@ -1,15 +1,11 @@
-"""What the adapters of diffusers pipelines share: texts encoded once, guidance in one batch,
-exports both ways.
+"""What the adapters of diffusers pipelines share: guidance in one batch, and the VAE.
 
 A family says how texts become tensors, how its network is called, and what its pipeline does to
-latents; see ``stable_diffusion.py`` for the shortest whole one.
+latents; see ``families/stable_diffusion.py`` for the shortest whole one.
 """
 
-import logging
-import warnings
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -17,70 +13,43 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import POLICY, Condition, Guidance, Model, unwrap
+from .base import Condition, Guidance, Model
+from .exports import LORA_FILE, LORA_SAFE, Exports, ordered
 from .process import Flow
-from .prompt_cache import PromptCache, fingerprint
 from .schedules import ddim, euler
-
-TOKENIZER_LOG = "transformers.tokenization_utils_base"
-LORA_FILE = "pytorch_lora_weights.safetensors"
-LORA_LOGS = (
-    "diffusers.loaders.peft",
-    "diffusers.loaders.lora_pipeline",
-    "diffusers.loaders.lora_base",
-)
-LORA_SAFE: dict[str, Any] = {
-    "weight_name": LORA_FILE,
-    "use_safetensors": True,
-}  # never a pickle in its place
-WORTH_CACHING = 50_000_000  # parameters of text encoders; smaller ones are faster than a disk
-TRIAL = "trial"  # what a LoRA is called until it is known to fit
-NEGATIVE = "negative_"
+from .texts import NEGATIVE, Texts
+from .trainable import POLICY, unwrap
 
 
-class Pretrained(Model):
+class Pretrained(Texts, Exports, Model):
     """A diffusers pipeline behind the Model contract.
 
-    In a condition, ``negative_NAME`` is what classifier-free guidance puts in the place of NAME; a
-    tensor without one is the same on both sides. ``guidances`` are the scales a family knows, with
-    their defaults: a bare number is the first. "text" is classifier-free; what is "embedded" is an
-    input of the network, the tensor ``guidance``.
+    In a condition, classifier-free guidance puts ``negative_NAME`` in the place of NAME; a tensor
+    without a negative is equal on both sides.
+
+    Attributes:
+        guidances: the scales that a family knows, with their defaults; a bare number is the first.
+            "text" is classifier-free; "embedded" is an input of the network, the tensor
+            ``guidance``.
+        patch_size: latents of a side that are one token of the network.
+        one_by_one: the pipeline's own call takes one prompt at a time.
     """
 
     guidances: Mapping[str, float] = MappingProxyType({"text": 1.0})
     default_lora_targets: str | tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
-    default_negative: str | None = ""  # None: zeros in the place of an encoded text
     patch_size = 1
-    template = ""  # what a family puts before a prompt, and not before a negative text
-    one_by_one = False  # the pipeline's own call takes one prompt at a time
-
-    def __init__(self, pipeline: Any):
-        super().__init__(pipeline)
-        self._texts: dict[str, dict[str, Tensor]] = {}
-        self._negatives: dict[str, dict[str, Tensor]] = {}
-        self._fingerprint: str | None = None
-        weights = sum(
-            p.numel() for encoder in self.text_encoders().values() for p in encoder.parameters()
-        )
-        self.prompt_cache = PromptCache() if weights >= WORTH_CACHING else None
-        self._warned = self._freed = False
+    one_by_one = False
 
     # -- what a family says
 
     @abstractmethod
-    def encode_texts(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """Tensors of one row a text, of the same width whatever the text."""
-
-    def encode_negatives(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """The same of negative texts, for a family that encodes those in another way; of the same
-        widths too.
-        """
-        return self.encode_texts(texts)
-
-    @abstractmethod
     def denoise(self, x: Tensor, t: Tensor, tensors: dict[str, Tensor]) -> Tensor:
-        """One call of the network. x (B, *latent) in its dtype, t (B,) process time, tensors of B
-        rows.
+        """One call of the network.
+
+        Args:
+            x: (B, *latent), in the network's dtype.
+            t: (B,), process time.
+            tensors: of the condition, B rows each.
         """
 
     def inputs(
@@ -92,24 +61,20 @@ class Pretrained(Model):
         return {}
 
     def exact_scheduler(self) -> Any:
-        """A scheduler for the pipeline whose steps are those of eta = 0, on the grid of its own."""
-        return (euler if isinstance(self.process, Flow) else ddim)(self.pipeline.scheduler)
+        """A scheduler for the pipeline whose steps are those of eta = 0, on the pipeline's grid."""
+        exact = euler if isinstance(self.process, Flow) else ddim
+        return exact(self.pipeline.scheduler)
 
     def call(self, latents: Tensor, guidance: Guidance, **inputs: Any) -> dict[str, Any]:
-        """Keywords with which the pipeline's own call, from these latents, draws what eta = 0 draws
-        here.
+        """Keyword arguments with which ``pipeline(...)`` reproduces our eta = 0 sample from the
+        same latents.
         """
         options = {"latents": latents, "guidance_scale": self.scales(guidance)["text"], **inputs}
         if hasattr(self, "max_sequence_length"):
             options["max_sequence_length"] = self.max_sequence_length
         return options
 
-    @property
-    def text_limit(self) -> tuple[Any, int]:
-        """(tokenizer, tokens) beyond which a prompt is cut by every encoder."""
-        return self.pipeline.tokenizer, self.pipeline.tokenizer.model_max_length
-
-    # -- the contract
+    # -- conditioning
 
     def encode_prompts(
         self,
@@ -125,48 +90,41 @@ class Pretrained(Model):
         width = width or self.default_size[1]
         num_frames = num_frames or self.default_frames
         shape = self.latent_shape(height, width, num_frames)
+
         against: list[str | None]
         against = [negative] * len(prompts) if isinstance(negative, str | None) else list(negative)
-        against = [self.default_negative if text is None else text for text in against]
-        texts = self._encode(prompts)
-        negatives = self._encode([text for text in against if text is not None], negative=True)
-        names = next(iter(texts.values()), {})
-        tensors = {name: torch.stack([texts[text][name] for text in prompts]) for name in names}
-        for name in names:
-            zeros = torch.zeros_like(tensors[name][0])
-            rows = [zeros if text is None else negatives[text][name] for text in against]
-            tensors[NEGATIVE + name] = torch.stack(rows)
+        negatives = [self.default_negative if text is None else text for text in against]
+        tensors = self.text_tensors(prompts, negatives)
         tensors |= self.inputs(len(prompts), height, width, num_frames, **inputs)
         return Condition(tuple(prompts), tensors, shape)
+
+    # -- the network
 
     def predict(self, x_t: Tensor, t: Tensor, condition: Condition, guidance: Guidance) -> Tensor:
         scales = self.scales(guidance)
         scale = scales.get("text", 1.0)
         x = x_t.to(self.dtype)
         t = t.to(x_t.device).expand(len(x_t))
-        with_text = {
-            name: value
-            for name, value in condition.tensors.items()
-            if not name.startswith(NEGATIVE)
-        }
+
+        given = condition.tensors
+        with_text = {name: v for name, v in given.items() if not name.startswith(NEGATIVE)}
         if "embedded" in scales:
             with_text["guidance"] = torch.full((len(x),), scales["embedded"], device=x.device)
         if scale <= 1:
             return self.denoise(x, t, self._ready(with_text))
-        without_text = {
-            name: condition.tensors.get(NEGATIVE + name, value) for name, value in with_text.items()
-        }
-        both = {name: torch.cat([without_text[name], value]) for name, value in with_text.items()}
-        without, with_ = self.denoise(
-            torch.cat([x, x]), torch.cat([t, t]), self._ready(both)
-        ).chunk(2)
+
+        # Classifier-free guidance: both sides in one call, the negative one first.
+        without_text = {name: given.get(NEGATIVE + name, v) for name, v in with_text.items()}
+        both = {name: torch.cat([without_text[name], v]) for name, v in with_text.items()}
+        output = self.denoise(torch.cat([x, x]), torch.cat([t, t]), self._ready(both))
+        without, with_ = output.chunk(2)
         return self.guided(without, with_, scale)
 
     def guided(self, without: Tensor, with_text: Tensor, scale: float) -> Tensor:
         """Classifier-free guidance of two outputs (Ho & Salimans 2022)."""
         return without + scale * (with_text - without)
 
-    def passes(self, guidance: Guidance) -> int:
+    def rows_per_sample(self, guidance: Guidance) -> int:
         return 2 if self.scales(guidance).get("text", 1.0) > 1 else 1
 
     def scales(self, guidance: Guidance) -> dict[str, float]:
@@ -174,10 +132,16 @@ class Pretrained(Model):
         if isinstance(guidance, float | int):
             guidance = {next(iter(self.guidances)): guidance}
         if not guidance or guidance.keys() - self.guidances.keys():
-            raise ValueError(
-                f"guidance: want a number, or some of {sorted(self.guidances)}, got {dict(guidance)}"
-            )
+            names = sorted(self.guidances)
+            raise ValueError(f"guidance: want a number, or some of {names}, got {dict(guidance)}")
         return {**self.guidances, **guidance}
+
+    def _ready(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors in the network's dtype; integers and masks stay what they are."""
+        dtype = self.dtype
+        return {name: v.to(dtype) if v.is_floating_point() else v for name, v in tensors.items()}
+
+    # -- the VAE
 
     def latent_statistics(self) -> tuple[Any, Any]:
         """(mean, std) of the VAE's raw latents, which the network sees standardised."""
@@ -193,7 +157,7 @@ class Pretrained(Model):
         return (self.decode_raw(raw) / 2 + 0.5).clamp(0, 1)
 
     def decode_raw(self, raw: Tensor) -> Tensor:
-        """The VAE's raw latents as media in [-1, 1], as the VAE shapes them."""
+        """The VAE's raw latents as media in [-1, 1], in the VAE's own layout."""
         media: Tensor = self.pipeline.vae.decode(raw, return_dict=False)[0]
         return media
 
@@ -204,262 +168,26 @@ class Pretrained(Model):
         return (raw - mean) / std
 
     def latent_shape(self, height: int, width: int, num_frames: int = 1) -> tuple[int, ...]:
-        factor = self.pipeline.vae_scale_factor * self.patch_size
+        side = self.pipeline.vae_scale_factor
+        factor = side * self.patch_size
         if height % factor or width % factor or num_frames != 1:
             raise ValueError(
-                f"size: want height and width in multiples of {factor} and one frame, got {height}x{width}"
+                f"size: want height and width in multiples of {factor} and one frame, "
+                f"got {height}x{width}"
             )
-        side = self.pipeline.vae_scale_factor
+        return (self._channels(), height // side, width // side)
+
+    def _channels(self) -> int:
+        """Channels of the latents, which VAEs of videos call z."""
         config = self.pipeline.vae.config
-        channels = (
-            config.z_dim if "z_dim" in config else config.latent_channels
-        )  # video VAEs call them z
-        return (channels, height // side, width // side)
-
-    def forget(self) -> None:
-        """Encoded texts; the next ones are encoded anew."""
-        self._texts.clear()
-        self._negatives.clear()
-
-    def to(self, device: torch.device | str) -> Model:
-        for known in (self._texts, self._negatives):
-            known.update({text: _moved(rows, device) for text, rows in known.items()})
-        return super().to(device)
-
-    def free_text_encoders(self, prompts: Sequence[str] = ()) -> None:
-        """Encode prompts, and drop the text encoders: only what was encoded so far can be drawn
-        from then on.
-        """
-        self._encode(prompts)
-        if self.default_negative is not None:
-            self._encode([self.default_negative], negative=True)
-        if self.prompt_cache is not None:
-            self._key()  # for which they are needed
-        self.pipeline.register_modules(**dict.fromkeys(self.text_encoders()))
-        self._freed = True
-
-    def _ready(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """In the network's dtype; integers and masks stay what they are."""
-        return {
-            name: value.to(self.dtype) if value.is_floating_point() else value
-            for name, value in tensors.items()
-        }
-
-    # -- texts
-
-    def text_encoders(self) -> dict[str, Any]:
-        """The pipeline's text encoders, by component name."""
-        return {
-            name: part
-            for name, part in self.components().items()
-            if name.startswith("text_encoder")
-        }
-
-    @torch.no_grad()
-    def _encode(
-        self, texts: Sequence[str], negative: bool = False, batch_size: int = 32
-    ) -> dict[str, dict[str, Tensor]]:
-        """The tensors of texts. Each is encoded once in the model's life; by large encoders, once
-        on this machine.
-        """
-        known = self._texts
-        encode = self.encode_texts
-        role = ""
-        if negative and type(self).encode_negatives is not Pretrained.encode_negatives:
-            known = self._negatives
-            encode = self.encode_negatives
-            role = NEGATIVE
-        new = sorted(set(texts) - known.keys())
-        if self.prompt_cache is not None:
-            for text, found in (
-                (text, self.prompt_cache.get(role + self._key(), text)) for text in new
-            ):
-                if found is not None:
-                    known[text] = _moved(found, self.device)
-            new = [text for text in new if text not in known]
-        if new and self._freed:
-            raise ValueError(
-                f"prompt {new[0]!r}: the text encoders were freed before it was encoded"
-            )
-        tokenizer, limit = self.text_limit
-        long = [text for text in new if len(tokenizer.tokenize(text)) + 2 > limit]
-        if long and not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"prompts beyond {limit} tokens are cut, the first: {long[0]!r}", stacklevel=3
-            )
-        with quiet(type(self.pipeline).__module__, TOKENIZER_LOG):
-            for start in range(0, len(new), batch_size):
-                part = new[start : start + batch_size]
-                encoded = encode(part)
-                rows = {
-                    text: {name: value[i] for name, value in encoded.items()}
-                    for i, text in enumerate(part)
-                }
-                known |= rows
-                if self.prompt_cache is not None:
-                    self.prompt_cache.put(role + self._key(), rows)
-        return known
-
-    def _key(self) -> str:
-        if self._fingerprint is None:
-            tokenizers = [
-                part
-                for name, part in self.pipeline.components.items()
-                if name.startswith("tokenizer") and part
-            ]
-            words = [
-                (sorted(part.get_vocab().items()), part.model_max_length) for part in tokenizers
-            ]
-            self._fingerprint = fingerprint(
-                self.text_encoders(), type(self).__name__, self.text_limit[1], words, self.template
-            )
-        return self._fingerprint
-
-    # -- exports
-
-    def lora_folder(self, component: str) -> str:
-        """Where in an export a component's LoRA goes."""
-        return "."
-
-    def lora_name(self, component: str) -> str:
-        """What the pipeline's ``save_lora_weights`` calls a component."""
-        return component
-
-    def save_lora(self, component: str, folder: Path) -> None:
-        """Write a component's policy so that the pipeline's ``load_lora_weights`` finds it."""
-        from peft import get_peft_model_state_dict
-
-        network = unwrap(self.trainable[component])
-        # peft's own names throughout: diffusers' older ones cover attention alone, and it loads no
-        # mixture of both.
-        layers = get_peft_model_state_dict(network, adapter_name=POLICY)
-        name = self.lora_name(component)
-        options = {f"{name}_lora_layers": layers}
-        options[f"{name}_lora_adapter_metadata"] = ordered(network.peft_config[POLICY]).to_dict()
-        self.pipeline.save_lora_weights(folder, **options)
-
-    def load_lora(self, component: str, folder: Path, adapter: str) -> None:
-        """Load such a file into the component under a name."""
-        self.pipeline.load_lora_weights(folder, adapter_name=adapter, **LORA_SAFE)
-
-    def export(self, folder: Path) -> None:
-        for component, module in self.trainable.items():
-            if POLICY in getattr(unwrap(module), "peft_config", {}):
-                self.save_lora(component, folder / self.lora_folder(component))
-            else:
-                unwrap(module).save_pretrained(folder / component)
-
-    def reload(self, folder: Path) -> None:
-        if all(
-            (folder / self.lora_folder(component) / LORA_FILE).is_file()
-            for component in self.trainable
-        ):
-            changed = self._reload_lora(folder)
-        elif all((folder / name).is_dir() for name in self.trainable):
-            changed = sum(self._reload_full(folder, name) for name in self.trainable) > 0
-        else:
-            raise ValueError(
-                f"{folder}: no export (want {LORA_FILE} or a folder {', '.join(self.trainable)})"
-            )
-        if not changed:
-            raise ValueError(
-                f"{folder}: loading it changes nothing (every update is zero, or no name matches)"
-            )
-
-    def _reload_full(self, folder: Path, name: str) -> bool:
-        component = getattr(self.pipeline, name)
-        weights = type(component).from_pretrained(folder / name).state_dict()
-        own = component.state_dict()
-        if {key: value.shape for key, value in weights.items()} != {
-            key: value.shape for key, value in own.items()
-        }:
-            raise ValueError(f"{folder}: its {name} is of another shape than this model's")
-        changed = any(
-            not torch.equal(own[key], value.to(own[key])) for key, value in weights.items()
-        )
-        component.load_state_dict(weights)
-        return changed
-
-    def _reload_lora(self, folder: Path) -> bool:
-        """Load a LoRA whole or not at all; whether it changes anything. diffusers would load what
-        fits and only log.
-
-        It is tried under another name first, so that a file that does not fit leaves the one in use
-        alone.
-        """
-        from peft import get_peft_model_state_dict
-        from safetensors import safe_open
-
-        parts: dict[str, Any] = {name: getattr(self.pipeline, name) for name in self.trainable}
-        training = [part for part in parts.values() if POLICY in getattr(part, "peft_config", {})]
-        wanted: list[str] = []
-        loaded: dict[str, Tensor] = {}
-        try:
-            for component, part in parts.items():
-                place = folder / self.lora_folder(component)
-                with safe_open(place / LORA_FILE, "pt") as file:
-                    wanted += [
-                        key
-                        for key in file.keys()  # noqa: SIM118
-                        if not key.startswith(("text_encoder", "lora_te"))
-                    ]
-                with quiet(*LORA_LOGS):
-                    self.load_lora(component, place, TRIAL)
-                if TRIAL in getattr(part, "peft_config", {}):
-                    state = get_peft_model_state_dict(part, adapter_name=TRIAL)
-                    loaded |= {f"{component}.{key}": value.clone() for key, value in state.items()}
-        # an untrusted file: torch, safetensors and diffusers each have errors of their own
-        except Exception as error:
-            raise ValueError(
-                f"{folder}: its LoRA does not fit this model: {' '.join(str(error).split())}"
-            ) from error
-        finally:
-            for part in parts.values():
-                if part in training:  # first: deleting the active one warns
-                    self._activate(part, POLICY)
-                if TRIAL in getattr(part, "peft_config", {}):
-                    part.delete_adapters([TRIAL])
-        if len(loaded) != sum(not name.endswith(".alpha") for name in wanted):
-            raise ValueError(
-                f"{folder}: only {len(loaded)} of its {len(wanted)} LoRA tensors fit this model"
-            )
-        for part in training:
-            part.delete_adapters([POLICY])
-        for component in parts:
-            with quiet(*LORA_LOGS):
-                self.load_lora(component, folder / self.lora_folder(component), POLICY)
-        for part in training:
-            self._activate(part, POLICY)
-        return any(bool(value.any()) for name, value in loaded.items() if "lora_B" in name)
-
-
-def pictures(
-    name: str, what: str, value: Tensor | None, count: int, height: int, width: int
-) -> Tensor:
-    """An input of ``encode_prompts``, once it is ``count`` pictures of the size to be made."""
-    if value is None or value.shape != (count, 3, height, width):
-        got = None if value is None else tuple(value.shape)
-        raise ValueError(f"{name}: want {what}, {(count, 3, height, width)}, got {got}")
-    return value
-
-
-def ordered(config: Any) -> Any:
-    """A LoRA's configuration whose names stand in one order, so that the same LoRA makes the same
-    file.
-    """
-    if isinstance(config.target_modules, set):
-        config.target_modules = sorted(config.target_modules)
-    return config
-
-
-def _moved(tensors: Mapping[str, Tensor], device: torch.device | str) -> dict[str, Tensor]:
-    return {name: value.to(device) for name, value in tensors.items()}
+        channels: int = config.z_dim if "z_dim" in config else config.latent_channels
+        return channels
 
 
 class OwnLora(Pretrained):
-    """LoRA files are the component's own: ``component.load_lora_adapter(folder, prefix=None)``
-    reads them.
+    """A family whose LoRA files are the component's own.
+
+    ``component.load_lora_adapter(folder, prefix=None)`` reads them.
     """
 
     def lora_folder(self, component: str) -> str:
@@ -471,14 +199,17 @@ class OwnLora(Pretrained):
         network.save_lora_adapter(folder, POLICY, weight_name=LORA_FILE)
 
     def load_lora(self, component: str, folder: Path, adapter: str) -> None:
-        getattr(self.pipeline, component).load_lora_adapter(
-            folder, prefix=None, adapter_name=adapter, **LORA_SAFE
-        )
+        network = getattr(self.pipeline, component)
+        network.load_lora_adapter(folder, prefix=None, adapter_name=adapter, **LORA_SAFE)
 
 
 class Video(Pretrained):
-    """Media are videos whose VAE has ``stride``, frames and pixels, to one latent, and the first
-    frame alone.
+    """A family of videos.
+
+    Attributes:
+        stride: (frames, pixels of a side) that the VAE makes one latent; the first frame is a
+            latent alone.
+        max_sequence_length: tokens of a text.
     """
 
     stride: tuple[int, int]
@@ -493,12 +224,10 @@ class Video(Pretrained):
         patch = side * self.patch_size
         if height % patch or width % patch or num_frames % frames != 1 % frames:
             raise ValueError(
-                f"size: want height and width in multiples of {patch} and a multiple of {frames} frames plus one, "
-                f"got {height}x{width}, {num_frames} frames"
+                f"size: want height and width in multiples of {patch} and a multiple of {frames} "
+                f"frames plus one, got {height}x{width}, {num_frames} frames"
             )
-        config = self.pipeline.vae.config
-        channels = config.z_dim if "z_dim" in config else config.latent_channels
-        return (channels, (num_frames - 1) // frames + 1, height // side, width // side)
+        return (self._channels(), (num_frames - 1) // frames + 1, height // side, width // side)
 
     def decode(self, latents: Tensor, frames: Sequence[int] | None = None) -> Tensor:
         if frames is not None:
@@ -511,15 +240,16 @@ class Video(Pretrained):
         return super().encode(media.transpose(1, 2))
 
 
-@contextmanager
-def quiet(*names: str) -> Iterator[None]:
-    """Without the libraries' own warning for every prompt: ours says it once."""
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+def pictures(
+    name: str, what: str, value: Tensor | None, count: int, height: int, width: int
+) -> Tensor:
+    """An input of ``encode_prompts``, once it is ``count`` pictures of the size to be made.
+
+    Raises:
+        ValueError: it is missing, or of another shape than (count, 3, height, width).
+    """
+    wanted = (count, 3, height, width)
+    if value is None or value.shape != wanted:
+        got = None if value is None else tuple(value.shape)
+        raise ValueError(f"{name}: want {what}, {wanted}, got {got}")
+    return value

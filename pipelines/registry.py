@@ -1,18 +1,13 @@
 """Model families by pipeline class name, resolved lazily; ``load`` picks one."""
 
-import json
-import logging
-import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
+from . import hub
 from .base import Model
+from .loading import import_xformers, is_hub_name, read_model_index, silenced
 
 FAMILIES = {  # _class_name in model_index.json -> adapter
     "StableDiffusionPipeline": "families.stable_diffusion:StableDiffusion",
@@ -39,24 +34,11 @@ FAMILIES = {  # _class_name in model_index.json -> adapter
 TOYS = {"toy-diffusion": "families.toy:toy_diffusion", "toy-flow": "families.toy:toy_flow"}
 
 
-def _resolve(target: str) -> Any:
-    module, name = target.split(":")
-    return getattr(import_module(f".{module}", __package__), name)
-
-
-def _family(class_name: str) -> Any:
-    if class_name not in FAMILIES:
-        raise ValueError(f"no adapter for pipeline class {class_name!r}; have {sorted(FAMILIES)}")
-    return _resolve(FAMILIES[class_name])
-
-
 def load(source: Any, *, dtype: Any = None, **options: Any) -> Model:
-    """A Model from a pipeline folder, a hub repository, a diffusers pipeline object, or a toy's
-    name.
+    """Load a Model: a pipeline folder, a hub repository, a diffusers pipeline object, or a toy.
 
-    The family is read from ``_class_name`` in model_index.json. Components that are null there are
-    passed as explicit None, without which some pipelines (SD3 without T5) do not load. Weights come
-    from safetensors; no remote code runs.
+    The family is read from ``_class_name`` in model_index.json. Weights come from safetensors; no
+    remote code runs.
 
     Args:
         source: path, "owner/name", pipeline object, or one of ``TOYS``.
@@ -64,109 +46,51 @@ def load(source: Any, *, dtype: Any = None, **options: Any) -> Model:
         options: passed to ``from_pretrained`` (``variant``, ``revision`` …).
 
     Raises:
-        ValueError: the folder is no pipeline, or its class has no adapter; the message lists what
-            exists.
+        ValueError: no such pipeline, its class has no adapter, or the hub does not give it; the
+            message says what is wanted.
     """
     if isinstance(source, Model):
         return source
+    model: Model
     if isinstance(source, str) and source in TOYS:
-        model: Model = _resolve(TOYS[source])(**options)
-        return model
-    if not isinstance(source, (str, Path)):
-        model = _family(type(source).__name__)(source)
-        return model
+        model = _resolve(TOYS[source])(**options)
+    elif isinstance(source, (str, Path)):
+        model = _load_pretrained(source, dtype, options)
+    else:
+        model = family_of(type(source).__name__)(source)
+    return model
 
+
+def family_of(class_name: str) -> Any:
+    """The adapter of a pipeline class; ValueError lists those that have one."""
+    if class_name not in FAMILIES:
+        raise ValueError(f"no adapter for pipeline class {class_name!r}; have {sorted(FAMILIES)}")
+    return _resolve(FAMILIES[class_name])
+
+
+def _load_pretrained(source: str | Path, dtype: Any, options: Mapping[str, Any]) -> Model:
     import_xformers()
     import diffusers
     import torch
 
-    index = _model_index(source, options.get("revision"))
-    family = _family(index.get("_class_name", ""))
-    missing = {
-        name: None for name, row in index.items() if isinstance(row, list) and row[0] is None
-    }
+    index = read_model_index(source, options.get("revision"), list(TOYS))
+    family = family_of(index.get("_class_name", ""))
+    # Without an explicit None for each null component, some pipelines (SD3 without T5) do not load.
+    rows = {name: row for name, row in index.items() if isinstance(row, list)}
+    missing = {name: None for name, row in rows.items() if row[0] is None}
+    arguments = {"torch_dtype": dtype or torch.float32, **missing, **options}
     pipeline_class = getattr(diffusers, index["_class_name"])
-    with _quiet():
-        pipeline = pipeline_class.from_pretrained(
-            source, torch_dtype=dtype or torch.float32, **{**missing, **options}
-        )
-    model = family(pipeline)
+    try:
+        with silenced():
+            pipeline = pipeline_class.from_pretrained(source, **arguments)
+    except OSError as error:
+        if not is_hub_name(source):
+            raise
+        raise ValueError(hub.why_not(str(source), "weights", error)) from error
+    model: Model = family(pipeline)
     return model
 
 
-def import_xformers() -> None:
-    """Import it, where it is installed, before diffusers does.
-
-    A build for another torch keeps the error of its import, the error its frame, and a frame its
-    callers' with all that they hold: the weights of a model that is being loaded would never be
-    freed. In a thread of its own nobody called.
-    """
-    if "xformers.ops" not in sys.modules and find_spec("xformers") is not None:
-        thread = Thread(target=_try_import, args=("xformers.ops",))
-        thread.start()
-        thread.join()
-
-
-def _try_import(module: str) -> None:
-    with suppress(Exception):
-        import_module(module)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the libraries' own progress bars, which have no switch a call; left as they were."""
-    import diffusers.utils.logging
-    import transformers.utils.logging
-
-    silenced = [
-        log
-        for log in (diffusers.utils.logging, transformers.utils.logging)
-        if log.is_progress_bar_enabled()
-    ]
-    advice = logging.getLogger("diffusers.models.modeling_utils")
-    for log in silenced:
-        log.disable_progress_bar()
-    advice.addFilter(_says_something)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)
-            yield
-    finally:
-        advice.removeFilter(_says_something)
-        for log in silenced:
-            log.enable_progress_bar()
-
-
-def _says_something(record: logging.LogRecord) -> bool:
-    """AnimateDiff's network warns of an empty list of modules each time it is built."""
-    return "should be kept in float32: []" not in record.getMessage()
-
-
-def _model_index(source: str | Path, revision: str | None) -> dict[str, Any]:
-    folder = Path(source)
-    if str(source) and folder.is_dir():
-        file = folder / "model_index.json"
-        if not file.is_file():
-            raise ValueError(f"{folder}: no diffusers pipeline (model_index.json is missing)")
-    elif folder.exists() or str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
-        raise ValueError(
-            f"{source}: no such pipeline; want a folder with model_index.json, a hub name owner/model, "
-            f"or one of {sorted(TOYS)}"
-        )
-    else:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-        try:
-            file = Path(hf_hub_download(str(source), "model_index.json", revision=revision))
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-            raise ValueError(
-                f"{source}: no such folder, and the hub did not give it: {error.__class__.__name__}"
-            ) from error
-    try:
-        index = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file}: not JSON ({error})") from error
-    if not isinstance(index, dict):
-        raise ValueError(f"{file}: want a JSON object")
-    return index
+def _resolve(target: str) -> Any:
+    module, name = target.split(":")
+    return getattr(import_module(f".{module}", __package__), name)

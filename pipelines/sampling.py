@@ -133,6 +133,39 @@ def rollout(
     return Rollout(torch.stack(kept, 1), times, torch.tensor(stochastic, dtype=torch.long), stacked)
 
 
+def step_transition(
+    model: Model,
+    trajectories: Rollout,
+    step: int | Tensor,
+    condition: Condition,
+    *,
+    eta: float,
+    guidance_scale: Guidance,
+    rows: slice | Tensor = slice(None),
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One stored step under the model as it is now; differentiable, one call of the denoiser.
+
+    ``condition`` holds the chosen ``rows`` only. A ``step`` for each of them, (b,), goes with
+    ``rows`` of that shape.
+
+    Returns:
+        The stored x_s, and mean and std of p(x_s | x_t).
+
+    Raises:
+        ValueError: a step has std 0, so that there is no density.
+    """
+    t, s = trajectories.times[step].unbind(-1)
+    x_t = trajectories.latents[rows, step]
+    x_s = trajectories.latents[rows, step + 1]
+    output = model.predict(x_t, t, condition, guidance_scale)
+    mean, std = model.process.transition(x_t, output, t, s, eta)
+    if not (std > 0).all():
+        raise ValueError(
+            f"step {step}: std is 0, so it has no density; use the rollout's stochastic steps"
+        )
+    return x_s, mean, std
+
+
 def step_log_prob(
     model: Model,
     trajectories: Rollout,
@@ -146,18 +179,17 @@ def step_log_prob(
 ) -> Tensor:
     """log p(x_s | x_t) of one stored step under the model as it is now, (b,); differentiable.
 
-    ``condition`` holds the chosen ``rows`` only. A ``step`` for each of them, (b,), goes with
-    ``rows`` of that shape.
+    Arguments and errors are those of ``step_transition``.
     """
-    t, s = trajectories.times[step].unbind(-1)
-    x_t = trajectories.latents[rows, step]
-    x_s = trajectories.latents[rows, step + 1]
-    output = model.predict(x_t, t, condition, guidance_scale)
-    mean, std = model.process.transition(x_t, output, t, s, eta)
-    if not (std > 0).all():
-        raise ValueError(
-            f"step {step}: std is 0, so it has no density; use the rollout's stochastic steps"
-        )
+    x_s, mean, std = step_transition(
+        model,
+        trajectories,
+        step,
+        condition,
+        eta=eta,
+        guidance_scale=guidance_scale,
+        rows=rows,
+    )
     return gaussian_log_prob(x_s, mean, std, reduction)
 
 

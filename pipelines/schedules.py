@@ -39,9 +39,12 @@ def ddim_process(scheduler: Any) -> Diffusion:
 def ddim_times(scheduler: Any, num_inference_steps: int) -> Tensor:
     """(t, s) of every step, (n, 2). DDIM goes by a constant stride, not to the next grid point."""
     own = ddim(scheduler)
+    trained = own.config.num_train_timesteps
+    if not 1 <= num_inference_steps <= trained:
+        raise ValueError(f"num_inference_steps: want 1 to {trained}, got {num_inference_steps}")
     own.set_timesteps(num_inference_steps)
     t = own.timesteps.double()
-    return torch.stack([t, t - own.config.num_train_timesteps // num_inference_steps], 1)
+    return torch.stack([t, t - trained // num_inference_steps], 1)
 
 
 def resolution_shift(config: Any, tokens: int) -> float:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
-from .registry import _family, _model_index, import_xformers
+from .loading import import_xformers, read_model_index
+from .registry import family_of
 
 PUBLISHED = Path(__file__).resolve().parent.parent / "assets" / "published"
 CONFIGS = (
@@ -54,7 +55,7 @@ def skeleton(
     """
     import_xformers()
     index = dict(description["model_index"])
-    _family(index["_class_name"])  # of no other class is anything built
+    family_of(index["_class_name"])  # of no other class is anything built
     parts = {name: _build(part, dtype, device) for name, part in description["components"].items()}
     with torch.device(device):  # some pipelines put a network together from two
         return _class("diffusers", index.pop("_class_name"))(**parts, **index)
@@ -135,7 +136,7 @@ def describe_source(source: str) -> Description:
         description: dict[str, Any] = json.loads(file.read_text())
         if source == description["repo"]:
             return description
-    _model_index(source, None)  # whose errors say what is wanted
+    read_model_index(source)  # whose errors say what is wanted
     from huggingface_hub import snapshot_download
 
     return read_description(Path(snapshot_download(source, allow_patterns="*.json")))

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .base import RewardHead
-    from .registry import load, reward_set
+    from .loading import load, reward_set
     from .sets import MissingContext, RewardFailure, RewardSet, Scores
 
 _NAMES = {
@@ -14,8 +14,8 @@ _NAMES = {
     "RewardFailure": "sets",
     "RewardSet": "sets",
     "Scores": "sets",
-    "load": "registry",
-    "reward_set": "registry",
+    "load": "loading",
+    "reward_set": "loading",
 }
 
 __all__ = [

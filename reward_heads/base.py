@@ -14,14 +14,14 @@ class RewardHead(ABC):
     Attributes:
         differentiable: gradients flow from the score to the media.
         media: "image" takes (B, 3, H, W); "video" takes (B, F, 3, H, W). RGB, [0, 1].
-        needs: keys of the context that must be given ("t", "control", "source", "reference" …).
+        required_context: keys of the context that must be given ("t", "control", "source", "reference" …).
         range: the scores' bounds, where known.
         parallel: several threads may call it at once.
     """
 
     differentiable: bool = False
     media: Literal["image", "video"] = "image"
-    needs: tuple[str, ...] = ()
+    required_context: tuple[str, ...] = ()
     range: tuple[float, float] = (float("-inf"), float("inf"))
     parallel: bool = False
 
@@ -54,6 +54,12 @@ def label(reward: Any) -> str:
     return name if isinstance(name, str) else getattr(reward, "__qualname__", type(reward).__name__)
 
 
+def require_new_names(reward: Any, name: str) -> None:
+    """Refuse a reward that declares its context by the former name: it would be called without."""
+    if hasattr(reward, "needs"):
+        raise ValueError(f"reward {name!r}: needs is now called required_context; rename it")
+
+
 class CallableHead(RewardHead):
     """Any ``f(media, prompts) -> (B,)`` as a head. Not assumed differentiable unless it says so."""
 
@@ -62,7 +68,8 @@ class CallableHead(RewardHead):
         self.name = name or label(function)
         self.differentiable = bool(getattr(function, "differentiable", False))
         self.media = getattr(function, "media", "image")
-        self.needs = tuple(getattr(function, "needs", ()))
+        self.required_context = tuple(getattr(function, "required_context", ()))
+        require_new_names(function, self.name)
 
     def __call__(self, media: Tensor, prompts: Sequence[str], **context: Any) -> Tensor:
         return torch.as_tensor(self.function(media, prompts, **context), dtype=torch.float32)
@@ -76,4 +83,12 @@ def check_images(images: Tensor) -> None:
     if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
         raise ValueError(
             f"images: want float (B, 3, H, W), got {images.dtype} {tuple(images.shape)}"
+        )
+
+
+def check_videos(videos: Tensor) -> None:
+    """Reward input: float (B, F, 3, H, W), RGB, [0, 1]."""
+    if videos.ndim != 5 or videos.shape[2] != 3 or not videos.is_floating_point():
+        raise ValueError(
+            f"videos: want float (B, F, 3, H, W), got {videos.dtype} {tuple(videos.shape)}"
         )

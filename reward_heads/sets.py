@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -68,6 +68,10 @@ class RewardSet:
         heads = {name: self._score(name, media, prompts, context, spreads) for name in self.heads}
         return Scores(self.rule(heads, prompts), heads, self.rule.spread(heads, spreads, prompts))
 
+    def with_combination(self, combination: Combination | None) -> "RewardSet":
+        """Return the same heads under another rule; this set stays as it is."""
+        return replace(self, combination=combination)
+
     @property
     def rule(self) -> Combination:
         """How the heads combine."""
@@ -93,7 +97,7 @@ class RewardSet:
     def require(self, context: Mapping[str, Any] | Sequence[str]) -> None:
         """Fail early when a head needs more than ``context`` offers."""
         for name, head in self.heads.items():
-            for key in head.needs:
+            for key in head.required_context:
                 if key not in context:
                     offered = sorted(context) or "nothing"
                     raise MissingContext(
@@ -123,7 +127,7 @@ class RewardSet:
             if name in self.offload:
                 head.to(self.device)
             # Some heads answer from the CPU whatever they are given; scores of one set must add up.
-            told = {key: context[key] for key in head.needs}
+            told = {key: context[key] for key in head.required_context}
             found = [
                 each.to(media.device, torch.float32) for each in _judge(head, media, prompts, told)
             ]

@@ -194,7 +194,7 @@ def main() -> None:
     summary = summaries[0]
     recipe = Recipe.load(first / "recipe.yaml")
     picture(first).save(args.out.parent / "demo.png", optimize=True)
-    passes = pipelines.load(bundled.model_path(recipe.model.path)).passes(
+    passes = pipelines.load(bundled.model_path(recipe.model.path)).rows_per_sample(
         recipe.sampling.guidance_scale
     )
     calls = methods.load(recipe.method["name"]).calls(

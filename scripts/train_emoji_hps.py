@@ -26,7 +26,9 @@ from align_gen import bundled
 from align_gen.galleries.prompts import load_prompts
 from align_gen.progress import ProgressBar
 from align_gen.reward_heads.heads.clip import ClipHead
-from align_gen.reward_training.train import MEASURED, measure, train_reward
+from align_gen.reward_training import train_reward
+from align_gen.reward_training.agreement import measure
+from align_gen.reward_training.export import MEASURED
 
 Row = dict[str, Any]
 STYLES = ("3d", "flat", "noto")

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the tiny pipelines are the tests'
 
 from align_gen import methods  # noqa: E402
-from align_gen.check.laws import PROMPTS, Subject  # noqa: E402
+from align_gen.check.subject import PROMPTS, Subject  # noqa: E402
 from align_gen.methods.batches import Batch, Media, Prompts, Sampling  # noqa: E402
 from align_gen.methods.state import TrainState  # noqa: E402
 from align_gen.pipelines import LoraOptions  # noqa: E402
@@ -80,7 +80,11 @@ def two_steps(one: Subject, method: str) -> list[float]:
     model = one.model
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     state = TrainState(model, optimizer, Accelerator(cpu=True), max_grad_norm=1.0, micro_batch=4)
-    dropout = {"dropout": 0.0} if model.wants and "dropout" in module.Options.model_fields else {}
+    dropout = (
+        {"dropout": 0.0}
+        if model.required_inputs and "dropout" in module.Options.model_fields
+        else {}
+    )
     options = module.Options(prompts_per_step=len(PROMPTS), **OPTIONS[method], **dropout)
     sampling = Sampling(num_inference_steps=STEPS, guidance_scale=SCALE)
     losses = []

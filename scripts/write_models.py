@@ -30,7 +30,7 @@ def row(file: Path) -> str:
     trained = f"{', '.join(f'`{name}`' for name in model.trainable)} ({count / 1e9:.2f} B)"
     cells = (
         f"`{description['repo']}`", f"`{description['model_index']['_class_name']}`", trained, size, scales,
-        ", ".join(f"`{name}`" for name in model.wants) or "–",
+        ", ".join(f"`{name}`" for name in model.required_inputs) or "–",
     )  # fmt: skip
     return f"| {' | '.join(cells)} |"
 

@@ -14,8 +14,9 @@ from pydantic import BaseModel
 
 from align_gen import methods
 from align_gen.commands.listing import headline
-from align_gen.commands.options import Option, model_in, options_of_model
-from align_gen.training.recipe import Recipe, YamlLoader
+from align_gen.commands.options import Option, description_of, model_in, options_of_model
+from align_gen.training.recipe import Recipe
+from align_gen.training.yaml_text import YamlLoader
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "recipe.md"
 COLUMNS = ("key", "type", "default", "bounds", "unit", "description")
@@ -54,8 +55,8 @@ INTRODUCTION = """\
 Written by `python scripts/write_recipe.py` from the models that check a recipe.
 
 A recipe is one YAML file. `align-gen recipe new NAME` writes one to start from,
-`align-gen finetune RECIPE --set section.key=value` overrides single keys, and `--dry-run` prints the
-recipe as it will run. Paths count from the folder in which the command runs. Unknown keys are
+`align-gen finetune RECIPE --set section.key=value` overrides single keys, and `--dry-run` prints
+the recipe as it will run. Paths count from the folder in which the command runs. Unknown keys are
 refused. In the tables, *required* means that there is no default.
 """
 
@@ -93,12 +94,12 @@ def section_of(name: str) -> Iterator[str]:
     field = Recipe.model_fields[name]
     model = model_in(field.annotation)
     yield f"## {name}"
-    if field.description:
-        yield " ".join(field.description.split())
+    yield description_of(Recipe, name)
     if name == "method":
         yield METHOD
     elif name in ("rewards", "eval_rewards"):
-        yield REWARDS if name == "rewards" else "As `rewards`; measured, never optimised."
+        if name == "rewards":
+            yield REWARDS
     else:
         assert model is not None, name
         yield from keys_of(model)
@@ -107,10 +108,9 @@ def section_of(name: str) -> Iterator[str]:
 
 def method_of(name: str) -> Iterator[str]:
     """The paragraphs about one method."""
-    module = methods.METHODS[name]
     yield f"### {name}"
-    yield f"{headline(f'align_gen.methods.{module}')}."
-    yield table(options_of_model(methods.load(name).Options))
+    yield f"{headline(f'align_gen.methods.{name}')}."
+    yield table(options_of_model(methods.options_of(name)))
 
 
 def require_examples() -> None:

@@ -17,7 +17,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Stable Diffusion as ``from_pretrained`` reads it. Only to be read: every test shares
     it.
     """
-    from tests.tiny import stable_diffusion
+    from tests.tiny.stable_diffusion import stable_diffusion
 
     folder = tmp_path_factory.mktemp("models") / "tiny-sd"
     stable_diffusion().save_pretrained(folder)
@@ -30,7 +30,7 @@ def tiny_model() -> Callable[..., Any]:
     options)``.
     """
     from align_gen.pipelines.families.stable_diffusion import StableDiffusion
-    from tests.tiny import stable_diffusion
+    from tests.tiny.stable_diffusion import stable_diffusion
 
     return lambda **options: StableDiffusion(stable_diffusion(**options))
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..pipelines.attention import KERNELS, attend, why_not
+from ..pipelines.attention import KERNELS, attend, kernel_error
 from .timing import seconds_of, spread
 
 KERNEL_NAMES = ("sdpa", *KERNELS, "xformers")
@@ -87,7 +87,7 @@ def _why_not(
 ) -> str | None:
     if name == "math" and heads * shape.queries * shape.keys * dtype.itemsize > SCORES_LIMIT:
         return "its matrix of scores is too large"
-    return why_not(name, shape.head_size, dtype, device)
+    return kernel_error(name, shape.head_size, dtype, device)
 
 
 class _Timed:

@@ -11,25 +11,25 @@ from ..losses import advantages, clipped_policy_gradient, rdp_coefficients
 from ..pipelines import gaussian_log_prob
 
 if TYPE_CHECKING:
-    from .setting import Setting
+    from ..training.setup import Session
 
 
-def plain_step(setting: "Setting") -> None:
+def plain_step(session: "Session") -> None:
     """Draw, score, compare, learn."""
-    options = setting.recipe.method_options()
-    sampling = setting.recipe.sampling
+    options: Any = session.recipe.method
+    sampling = session.recipe.sampling
     group = options.images_per_prompt
-    batch = setting.state.micro_batch
+    batch = session.state.micro_batch
     lines = [
-        setting.data.prompts[i % len(setting.data.prompts)] for i in range(options.prompts_per_step)
+        session.data.prompts[i % len(session.data.prompts)] for i in range(options.prompts_per_step)
     ]
     texts = [text for text in lines for _ in range(group)]
-    network = _Network(setting, texts)
-    times = setting.model.times(sampling.num_inference_steps, network.latent_shape)
+    network = _Network(session, texts)
+    times = session.model.times(sampling.num_inference_steps, network.latent_shape)
     chunks = [slice(i, i + batch) for i in range(0, len(texts), batch)]
 
     with torch.no_grad():
-        x = torch.randn(len(texts), *network.latent_shape).to(setting.model.device)
+        x = torch.randn(len(texts), *network.latent_shape).to(session.model.device)
         latents = [x]
         old = []
         for t, s in times:
@@ -37,8 +37,8 @@ def plain_step(setting: "Setting") -> None:
             x = mean + std * torch.randn_like(x)
             latents.append(x)
             old.append(gaussian_log_prob(x, mean, std) if std > 0 else None)
-        media = torch.cat([setting.model.decode(x[rows]).float() for rows in chunks])
-        reward = setting.rewards(media, texts).combined
+        media = torch.cat([session.model.decode(x[rows]).float() for rows in chunks])
+        reward = session.rewards(media, texts).combined
     steps = [i for i, value in enumerate(old) if value is not None]
     log_probs_old = torch.stack([value for value in old if value is not None], 1)
 
@@ -53,11 +53,11 @@ def plain_step(setting: "Setting") -> None:
                 [torch.cat([log_prob(i, rows) for rows in chunks]) for i in steps], 1
             )
 
-    parameters = setting.model.parameters()
+    parameters = session.model.parameters()
     if options.name == "ddpo":
         advantage = advantages(reward, group, options.advantage_limit)
     else:
-        with setting.model.as_reference():
+        with session.model.as_reference():
             log_probs_ref = replay()
     for _ in range(options.gradient_steps):
         if options.name == "prdp":
@@ -77,8 +77,8 @@ def plain_step(setting: "Setting") -> None:
                     loss = clipped_policy_gradient(new, kept, advantage[rows], options.clip).mean()
                 loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        setting.state.optimizer.step()
-        setting.state.optimizer.zero_grad()
+        session.state.optimizer.step()
+        session.state.optimizer.zero_grad()
 
 
 class _Network:
@@ -86,9 +86,9 @@ class _Network:
     pipeline's call does.
     """
 
-    def __init__(self, setting: "Setting", texts: list[str]):
-        self.model = setting.model
-        self.scale = setting.recipe.sampling.guidance_scale
+    def __init__(self, session: "Session", texts: list[str]):
+        self.model = session.model
+        self.scale = session.recipe.sampling.guidance_scale
         pipeline = self.model.pipeline
         self.flow = hasattr(pipeline, "transformer")
         with torch.no_grad():
@@ -100,7 +100,7 @@ class _Network:
                 )
             else:
                 self.text, self.nothing = pipeline.encode_prompt(texts, self.model.device, 1, True)
-        sampling = setting.recipe.sampling
+        sampling = session.recipe.sampling
         self.latent_shape = self.model.latent_shape(sampling.height or 64, sampling.width or 64)
 
     def transition(self, x: Tensor, t: Tensor, s: Tensor, chunks: list[slice]) -> Any:

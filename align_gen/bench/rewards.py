@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 
 from ..errors import UserError
-from ..galleries.gallery import Gallery, read_picture
+from ..galleries.gallery import Gallery
+from ..galleries.media import read_picture
 from ..galleries.scoring import score
 from ..reward_heads import RewardSet
 from ..reward_heads.heads.hps import HpsHead

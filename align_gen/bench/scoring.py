@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from .. import bundled
-from ..galleries.gallery import Gallery, read_picture, write_gallery
+from ..galleries.gallery import Gallery, write_gallery
+from ..galleries.media import read_picture
 from ..galleries.scoring import score
 from ..reward_heads import reward_set
 from .timing import Row, in_turns, row

@@ -17,7 +17,7 @@ from ..errors import one_line
 from ..pipelines.skeleton import describe_source, skeleton
 from ..training.dry_run import estimate, outline
 from ..training.recipe import Recipe
-from .setting import Setting
+from ..training.setup import Session
 from .timing import seconds_of
 
 SIZES: dict[str, tuple[str, ...]] = {  # hub name -> what differs from its defaults
@@ -78,7 +78,7 @@ def bench_sizes(
         parameters = sum(
             part.numel() for module in shapes.trainable.values() for part in module.parameters()
         )
-        images = recipe.method["images_per_prompt"] * recipe.method["prompts_per_step"]
+        images = recipe.method.images
         del shapes
         torch.cuda.reset_peak_memory_stats(device)
         try:
@@ -100,6 +100,6 @@ def _second_step(recipe: Recipe, accelerator: Accelerator) -> float:
         skeleton(describe_source(recipe.model.path), torch.bfloat16, accelerator.device)
     )
     model.prompt_cache = None  # real texts are kept there
-    setting = Setting.of(recipe, accelerator, model)
-    setting.step()
-    return seconds_of(setting.step, accelerator.device)
+    session = Session.of(recipe, accelerator, model)
+    session.step()
+    return seconds_of(session.step, accelerator.device)

@@ -22,7 +22,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ..training.recipe import Recipe
-from .setting import Setting
+from ..training.setup import Session
 from .timing import Row, in_turns, row
 
 RECIPES = {"emoji-sd": "emoji-sd-prdp", "emoji-flow": "emoji-flow-prdp"}
@@ -58,28 +58,29 @@ def bench_steps(
     emoji-sd.
 
     Args:
-        against: a factory of rivals, from a Setting to ``(name, images, work)``.
+        against: a factory of rivals, from a Session to ``(name, images, work)``.
     """
     from .plain import plain_step
 
     for name, bundle in ((model, RECIPES[model]) for model in models):
         for method, options in METHODS.items():
-            setting = Setting.of(Recipe.load(bundle, options), accelerator)
-            setting.step()  # encodes texts, fills caches
-            bare = Bare.of(setting)
-            works: dict[str, Callable[[], Any]] = {"step": setting.step, **bare.works}
+            recipe = Recipe.load(bundle, options).replace(eval_rewards={})
+            session = Session.of(recipe, accelerator)
+            session.step()  # encodes texts, fills caches
+            bare = Bare.of(session)
+            works: dict[str, Callable[[], Any]] = {"step": session.step, **bare.works}
             rival = (
-                against(setting)
+                against(session)
                 if against is not None and (name, method) == ("emoji-sd", "ddpo")
                 else None
             )
             if rival is not None:
                 works["rival"] = rival[2]
-            if setting.recipe.method["name"] in PLAIN:
-                works["plain"] = lambda setting=setting: plain_step(setting)  # type: ignore[misc]
+            if session.recipe.method.name in PLAIN:
+                works["plain"] = lambda session=session: plain_step(session)  # type: ignore[misc]
             counted: list[dict[str, int]] = []
-            works["step"] = lambda setting=setting, counted=counted: counted.append(
-                count_calls(setting)
+            works["step"] = lambda session=session, counted=counted: counted.append(
+                count_calls(session)
             )  # type: ignore[misc]
             seconds = in_turns(works, rounds, accelerator.device)
             floors = [
@@ -87,34 +88,45 @@ def bench_steps(
                 for i, calls in enumerate(counted)
             ]
             calls = {key: statistics.median(each[key] for each in counted) for key in counted[0]}
-            yield row(method, name, setting.images, seconds["step"], floors, calls)
+            yield row(method, name, session.recipe.method.images, seconds["step"], floors, calls)
             if "plain" in seconds:
-                yield row(f"{method}, plain loop", name, setting.images, seconds["plain"], floors)
+                yield row(
+                    f"{method}, plain loop",
+                    name,
+                    session.recipe.method.images,
+                    seconds["plain"],
+                    floors,
+                )
             if rival is not None:
                 yield row(rival[0], name, rival[1], seconds["rival"])
 
 
-def count_calls(setting: Setting) -> dict[str, int]:
+def count_calls(session: Session) -> dict[str, int]:
     """Take a step; rows that passed the network without and with a graph, images decoded and
     scored.
     """
-    counts = {"forwards": 0, "backwards": 0, "decoded": setting.images, "scored": setting.images}
+    counts = {
+        "forwards": 0,
+        "backwards": 0,
+        "decoded": session.recipe.method.images,
+        "scored": session.recipe.method.images,
+    }
 
     def count(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
         rows = len(inputs[0] if inputs else named["hidden_states"])
         counts["backwards" if torch.is_grad_enabled() else "forwards"] += rows
 
-    modules = setting.model.trainable.values()
+    modules = session.model.trainable.values()
     with contextlib.ExitStack() as stack:
         for module in modules:
             stack.callback(module.register_forward_pre_hook(count, with_kwargs=True).remove)
-        setting.step()
+        session.step()
     return counts
 
 
 @dataclass
 class Bare:
-    """The bare calls of a setting, each at its best batch size: ``works[kind]`` does
+    """The bare calls of a session, each at its best batch size: ``works[kind]`` does
     ``sizes[kind]`` of them.
     """
 
@@ -122,7 +134,7 @@ class Bare:
     sizes: dict[str, int]
 
     @classmethod
-    def of(cls, setting: Setting) -> "Bare":
+    def of(cls, session: Session) -> "Bare":
         works, sizes = {}, {}
         for kind, make in (
             ("forwards", _forward),
@@ -130,9 +142,9 @@ class Bare:
             ("decoded", _decode),
             ("scored", _score),
         ):
-            tried = {size: make(setting, size) for size in BATCHES}
+            tried = {size: make(session, size) for size in BATCHES}
             seconds = in_turns(
-                {str(size): work for size, work in tried.items()}, 3, setting.model.device
+                {str(size): work for size, work in tried.items()}, 3, session.model.device
             )
             best = min(BATCHES, key=lambda size: min(seconds[str(size)]) / size)
             works[kind], sizes[kind] = tried[best], best
@@ -143,14 +155,14 @@ class Bare:
         return sum(calls[kind] * seconds[kind] / size for kind, size in self.sizes.items())
 
 
-def _network_call(setting: Setting, rows: int) -> Callable[[], Tensor]:
+def _network_call(session: Session, rows: int) -> Callable[[], Tensor]:
     """The trained network on real inputs of so many rows, as ``predict`` would call it with
     guidance.
     """
-    model = setting.model
-    sampling = setting.recipe.sampling
+    model = session.model
+    sampling = session.recipe.sampling
     (network,) = model.trainable.values()
-    texts = setting.data.prompts[: rows // 2]
+    texts = session.data.prompts[: rows // 2]
     condition = model.encode_prompts(texts, height=sampling.height, width=sampling.width)
     x = torch.randn(len(condition), *condition.latent_shape).to(model.device)
     t = model.times(sampling.num_inference_steps, condition.latent_shape)[0, 0]
@@ -163,14 +175,14 @@ def _network_call(setting: Setting, rows: int) -> Callable[[], Tensor]:
     return lambda: network(*inputs, **named)[0]
 
 
-def _forward(setting: Setting, rows: int) -> Callable[[], Any]:
-    call = _network_call(setting, rows)
+def _forward(session: Session, rows: int) -> Callable[[], Any]:
+    call = _network_call(session, rows)
     return lambda: torch.no_grad()(call)()
 
 
-def _backward(setting: Setting, rows: int) -> Callable[[], Any]:
-    call = _network_call(setting, rows)
-    parameters = setting.model.parameters()
+def _backward(session: Session, rows: int) -> Callable[[], Any]:
+    call = _network_call(session, rows)
+    parameters = session.model.parameters()
 
     def work() -> None:
         call().sum().backward()
@@ -180,22 +192,22 @@ def _backward(setting: Setting, rows: int) -> Callable[[], Any]:
     return work
 
 
-def _latents(setting: Setting, images: int) -> Tensor:
-    model = setting.model
-    sampling = setting.recipe.sampling
+def _latents(session: Session, images: int) -> Tensor:
+    model = session.model
+    sampling = session.recipe.sampling
     shape = model.latent_shape(
         sampling.height or model.default_size[0], sampling.width or model.default_size[1]
     )
     return torch.randn(images, *shape).to(model.device)
 
 
-def _decode(setting: Setting, images: int) -> Callable[[], Any]:
-    latents = _latents(setting, images)
-    return lambda: torch.no_grad()(setting.model.decode)(latents)
+def _decode(session: Session, images: int) -> Callable[[], Any]:
+    latents = _latents(session, images)
+    return lambda: torch.no_grad()(session.model.decode)(latents)
 
 
-def _score(setting: Setting, images: int) -> Callable[[], Any]:
+def _score(session: Session, images: int) -> Callable[[], Any]:
     with torch.no_grad():
-        media = setting.model.decode(_latents(setting, images)).float()
-    prompts = setting.data.prompts[:images]
-    return lambda: torch.no_grad()(setting.rewards)(media, prompts)
+        media = session.model.decode(_latents(session, images)).float()
+    prompts = session.data.prompts[:images]
+    return lambda: torch.no_grad()(session.rewards)(media, prompts)

@@ -14,16 +14,16 @@ import torch
 from .. import bundled
 from ..errors import UserError
 from ..training.recipe import Lora
-from .setting import Setting
+from ..training.setup import Session
 
 
-def trl_ddpo(setting: Setting) -> tuple[str, int, Callable[[], Any]]:
+def trl_ddpo(session: Session) -> tuple[str, int, Callable[[], Any]]:
     """(its name, images of a step, a step), warmed up.
 
     Raises:
         UserError: TRL is not there.
     """
-    trainer = trl_trainer(setting)
+    trainer = trl_trainer(session)
     counter = itertools.count()
 
     def step() -> None:
@@ -31,10 +31,10 @@ def trl_ddpo(setting: Setting) -> tuple[str, int, Callable[[], Any]]:
         trainer.step(number, number)
 
     step()
-    return "trl-ddpo", setting.images, step
+    return "trl-ddpo", session.recipe.method.images, step
 
 
-def trl_trainer(setting: Setting, **options: Any) -> Any:
+def trl_trainer(session: Session, **options: Any) -> Any:
     """A DDPOTrainer. The batch sizes are ours: all images of a step at once.
 
     Args:
@@ -55,8 +55,8 @@ def trl_trainer(setting: Setting, **options: Any) -> Any:
         ) from error
     from peft import LoraConfig
 
-    recipe = setting.recipe
-    rewards = setting.rewards
+    recipe = session.recipe
+    rewards = session.rewards
     lora = recipe.model.lora or Lora()
 
     class SameLora(DefaultDDPOStableDiffusionPipeline):  # type: ignore[misc]
@@ -75,8 +75,8 @@ def trl_trainer(setting: Setting, **options: Any) -> Any:
         with torch.no_grad():
             return rewards(images.float(), texts).combined, {}
 
-    prompts = itertools.cycle(setting.data.prompts)
-    images = min(setting.images, setting.state.micro_batch)
+    prompts = itertools.cycle(session.data.prompts)
+    images = min(session.recipe.method.images, session.state.micro_batch)
     config = DDPOConfig(
         mixed_precision="no",
         allow_tf32=False,
@@ -85,9 +85,9 @@ def trl_trainer(setting: Setting, **options: Any) -> Any:
         sample_num_steps=recipe.sampling.num_inference_steps,
         sample_guidance_scale=recipe.sampling.guidance_scale,
         sample_batch_size=images,
-        sample_num_batches_per_epoch=setting.images // images,
+        sample_num_batches_per_epoch=session.recipe.method.images // images,
         train_batch_size=images,
-        train_gradient_accumulation_steps=setting.images // images,
+        train_gradient_accumulation_steps=session.recipe.method.images // images,
         train_learning_rate=recipe.optim.lr,
         **options,
     )

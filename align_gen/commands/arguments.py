@@ -60,7 +60,7 @@ def parse_reward(text: str) -> tuple[str, dict[str, Any]]:
     """
     import yaml
 
-    from ..training.recipe import YamlLoader
+    from ..training.yaml_text import YamlLoader
 
     match = re.fullmatch(
         r"(?:(?P<label>[\w-]+)=)?(?P<name>[^=]+?)(?::(?P<options>\w+=.*))?", text, re.DOTALL
@@ -105,7 +105,7 @@ def count_of(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def device() -> "torch.device":
+def default_device() -> "torch.device":
     """Where single commands run; `finetune` asks accelerate."""
     import torch
 

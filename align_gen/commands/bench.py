@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import UserError
-from .arguments import Json, device, epilog, parse_dtype
+from .arguments import Json, default_device, epilog, parse_dtype
 from .tables import Column, print_table
 
 EXAMPLE = "align-gen bench steps --json"
@@ -122,7 +122,7 @@ def scoring(rounds: Rounds = 7, as_json: Json = False) -> None:
     """Time the scoring of a gallery beside its floor."""
     from ..bench.scoring import bench_scoring
 
-    row = bench_scoring(device(), rounds=rounds)
+    row = bench_scoring(default_device(), rounds=rounds)
     _print(TIMES, [(row.json(), _times(row))], as_json)
 
 
@@ -142,7 +142,7 @@ def rewards(rounds: Rounds = 7, as_json: Json = False) -> None:
 def _rewards(rounds: int) -> Rows:
     from ..bench.rewards import BARS, bench_rewards, speedups
 
-    rows = bench_rewards(device(), rounds=rounds)
+    rows = bench_rewards(default_device(), rounds=rounds)
     for row in rows:
         floor = "" if row.ratio is None else "x its floor"
         yield row.json(), (row.name, row.seconds, row.images_per_second, row.ratio, floor)
@@ -162,7 +162,7 @@ def sizes(
 
     if model is not None and model not in MODELS:
         raise UserError(f"--model {model!r}: have {sorted(MODELS)}")
-    if device().type != "cuda":
+    if default_device().type != "cuda":
         raise UserError(
             "bench sizes: no CUDA device here; "
             "finetune RECIPE --dry-run estimates memory without one"
@@ -175,6 +175,7 @@ def _sizes(models: tuple[str, ...]) -> Rows:
 
     from ..bench.sizes import bench_sizes
 
+    # In bfloat16, as these models are trained.
     for row in bench_sizes(Accelerator(mixed_precision="bf16"), models):
         name = (row.model, f"{row.parameters / 1e9:.2f} B")
         estimate = row.estimate / GIB
@@ -205,13 +206,13 @@ def _attention(dtype: str | None, heads: int | None, rounds: int) -> Rows:
     from ..bench.attention import bench_attention
     from ..precision import dtype_of
 
-    place = device()
+    device = default_device()
     # A CPU needs minutes for all heads at the sizes of real models.
-    if place.type == "cpu":
+    if device.type == "cpu":
         dtype = dtype or "fp32"
         heads = heads or 1
     precision = dtype_of(dtype or "bf16")
-    for row in bench_attention(place, precision, heads=heads, repeats=rounds):
+    for row in bench_attention(device, precision, heads=heads, repeats=rounds):
         name = (row["model"], row["heads"], row["kernel"])
         if row["why_not"] is not None:
             yield row, (*name, row["why_not"])

@@ -1,6 +1,5 @@
 """`align-gen check`: whether a model is wired right, law by law."""
 
-import inspect
 import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,12 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import UserError
-from .arguments import Attention, Dtype, Json, Kernel, device, parse_rewards
-from .listing import first_sentence
+from .arguments import Attention, Dtype, Json, Kernel, default_device, parse_rewards
 from .tables import Column, print_table
 
 if TYPE_CHECKING:
-    from ..check.laws import Finding
+    from ..check import Finding
 
 EXAMPLE = "align-gen check emoji-sd --reward clip:path=emoji-clip"
 COLUMNS = (Column("", width=6), Column("law"), Column("measured", ".3g"), Column("limit"))
@@ -28,13 +26,13 @@ def check(
     ] = None,
     dtype: Dtype = "fp32",
     height: Annotated[
-        int | None, typer.Option(help="Of the pictures; the family's own without it.")
+        int | None, typer.Option(help="Height of the pictures; the family's default without it.")
     ] = None,
     width: Annotated[
-        int | None, typer.Option(help="Of the pictures; the family's own without it.")
+        int | None, typer.Option(help="Width of the pictures; the family's default without it.")
     ] = None,
     frames: Annotated[
-        int | None, typer.Option(help="Of the videos; the family's own without it.")
+        int | None, typer.Option(help="Frames of a video; the family's default without it.")
     ] = None,
     attention: Attention = Kernel.auto,
     untrained: Annotated[
@@ -44,8 +42,8 @@ def check(
 ) -> None:
     """Measure whether a model is wired right; exit 1 when a law does not hold."""
     from .. import bundled
-    from ..check.laws import Subject
-    from ..check.laws import check as run_check
+    from ..check import Subject
+    from ..check import check as run_check
     from ..errors import user_mistakes
     from ..opening import open_model, open_rewards
     from ..pipelines.registry import TOYS
@@ -56,11 +54,12 @@ def check(
             f"want one of {bundled.generators()}, a pipeline folder, or a hub name"
         )
     with user_mistakes():
-        place = device()
+        device = default_device()
+        # The rewards first: a mistake in them shows before a large model is loaded.
         rewards = open_rewards(parse_rewards(reward)) if reward else None
-        opened = open_model(model, dtype=dtype, attention=attention.value, device=place)
+        opened = open_model(model, dtype=dtype, attention=attention.value, device=device)
         if rewards is not None:
-            rewards.to(place)
+            rewards.to(device)
         subject = Subject.of(opened, height=height, width=width, num_frames=frames, rewards=rewards)
     findings = run_check(subject, untrained=untrained)
     if as_json:
@@ -74,24 +73,14 @@ def check(
 
 def _row(finding: "Finding") -> tuple[Any, ...]:
     verdict = "ok" if finding.passed else "FAILED"
-    return verdict, finding.name, finding.figure, _limit(finding)
-
-
-def _limit(finding: "Finding") -> str:
-    """The limit with its direction, which follows from figure, limit and verdict."""
-    figure = finding.figure
-    limit = finding.limit
-    if isinstance(figure, str) or isinstance(limit, str):
-        return str(limit)
-    at_most = finding.passed == (figure <= limit)
-    return f"{'≤' if at_most else '>'} {limit:.3g}"
+    return verdict, finding.name, finding.figure, finding.bound
 
 
 def _print_legend(untrained: bool) -> None:
-    """Print what each law means, by the first sentence of its function."""
-    from ..check import laws
+    """Print what each law that was measured means."""
+    from ..check import MEANING
 
     print()
-    every = dict(laws.LAWS) if untrained else {**laws.LAWS, "denoises": laws.denoises}
-    for name, law in every.items():
-        print(f"{name}: {first_sentence(inspect.getdoc(law) or '')}")
+    for name, meaning in MEANING.items():
+        if not (untrained and name == "denoises"):
+            print(f"{name}: {meaning}")

@@ -1,9 +1,8 @@
 """`align-gen finetune`: a recipe from its model to its report."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -37,8 +36,11 @@ def finetune(
     if dry_run:
         from ..training.dry_run import describe
 
-        print(describe(resolved))
+        plan = describe(resolved)
+        print(json.dumps(plan.json()) if as_json else plan)
         return
+
+    # The engine, only now: a mistake in the recipe needs none of it.
     from accelerate import PartialState
 
     from ..galleries.comparison import compare
@@ -48,9 +50,9 @@ def finetune(
     from .compare import print_comparison
 
     folder = Path(out or resolved.run.out or "runs/latest")
-    with resumable(folder), ProgressBar() as bar:
-        progress = Watched(bar)
+    with resumable(folder), ProgressBar() as progress:
         run = run_finetune(resolved, folder, progress=progress)
+    # Of several processes one writes the page and prints.
     if not PartialState().is_main_process:
         return
     page = report_run(run.folder)
@@ -58,19 +60,7 @@ def finetune(
     if as_json:
         print(json.dumps(result.to_json()))
         return
-    if not progress.called:
+    if run.steps_taken == 0:
         print(f"{run.folder}: this run was finished already; nothing was run")
     print_comparison(result)
     print(f"open {page}")
-
-
-class Watched:
-    """A progress callback that hands on, and remembers whether anything was done."""
-
-    def __init__(self, callback: Any):
-        self.callback = callback
-        self.called = False
-
-    def __call__(self, phase: str, done: int, total: int, numbers: Mapping[str, Any]) -> None:
-        self.called = True
-        self.callback(phase, done, total, numbers)

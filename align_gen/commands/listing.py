@@ -44,6 +44,7 @@ def list_(
     if what in TABLES and name is not None:
         raise UserError(f"list {what} {name}: want no name; method and reward take one")
 
+    # One name's options, or every name of a table.
     if name is not None:
         options = method_options(name) if what == "method" else options_of_reward(name)
         _print_options(options, as_json)
@@ -90,8 +91,10 @@ def methods() -> list[Row]:
     """Methods, by the headline of each one's module."""
     from ..methods import METHODS
 
-    modules = {name: f"align_gen.methods.{module}" for name, module in METHODS.items()}
-    return [{"name": name, "description": headline(modules[name])} for name in sorted(METHODS)]
+    rows = []
+    for name in sorted(METHODS):
+        rows.append({"name": name, "description": headline(f"align_gen.methods.{name}")})
+    return rows
 
 
 def rewards() -> list[Row]:
@@ -131,7 +134,16 @@ def method_options(name: str) -> list[Option]:
 
     if name not in package.METHODS:
         raise UserError(f"no method {name!r}; have {sorted(package.METHODS)}")
-    return options_of_model(package.load(name).Options)
+    return options_of_model(package.options_of(name))
+
+
+def method_kind(name: str) -> str:
+    """What a method of that name learns from by default: prompts, pairs or media."""
+    from .. import methods as package
+
+    method_options(name)  # refuses a name that is none
+    options = package.options_of(name).model_validate({"name": name})
+    return str(options.batch_kind())
 
 
 def headline(module: str, attribute: str | None = None) -> str:

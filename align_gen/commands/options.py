@@ -7,7 +7,6 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib import import_module
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -23,6 +22,7 @@ FLOW: dict[str, Any] = {
     "sort_keys": False,
     "width": math.inf,
 }
+REQUIRED = "required"  # in place of a default
 BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "min_length": "length ≥"}
 NAMES = {int: "whole number", float: "number", str: "text", bool: "true or false", Path: "path"}
 
@@ -54,11 +54,24 @@ def options_of_reward(name: str) -> list[Option]:
         UserError: no such head; the message lists those that exist.
     """
     from ..errors import UserError
+    from ..reward_heads.options import options_of
     from ..reward_heads.registry import HEADS
 
     if name not in HEADS:
         raise UserError(f"no reward {name!r}; have {sorted(HEADS)}")
-    return [_option_of_head(option) for option in _head_options(name)]
+    rows = []
+    for option in options_of(name):
+        default = REQUIRED if option.required else yaml_of(option.default)
+        rows.append(Option(option.name, option.type, default, "", "", option.description))
+    return rows
+
+
+def description_of(model: type[BaseModel], name: str) -> str:
+    """What a field says of itself, or the headline of the model that it holds."""
+    field = model.model_fields[name]
+    section = model_in(field.annotation)
+    text = field.description or (inspect.getdoc(section) if section else "") or ""
+    return " ".join(text.split("\n\n")[0].split())
 
 
 def sections_of(model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
@@ -99,36 +112,12 @@ def _option(name: str, field: FieldInfo) -> Option:
     )
 
 
-def _head_options(name: str) -> list[Any]:
-    """What the head's package says of its options; its signature where the package says nothing."""
-    try:
-        described = import_module("align_gen.reward_heads.options")
-    except ModuleNotFoundError:
-        from ..reward_heads.registry import HEADS
-
-        module, attribute = HEADS[name].split(":")
-        head = getattr(import_module(f"align_gen.reward_heads.{module}"), attribute)
-        return list(inspect.signature(head).parameters.values())
-    rows: list[Any] = list(described.options_of(name))
-    return rows
-
-
-def _option_of_head(option: Any) -> Option:
-    annotation = getattr(option, "type", None) or getattr(option, "annotation", "")
-    kind = annotation if isinstance(annotation, str) else type_of(annotation)
-    required = option.default in (inspect.Parameter.empty, ..., PydanticUndefined)
-    default = "required" if required else yaml_of(option.default)
-    unit = getattr(option, "unit", None) or ""
-    description = getattr(option, "description", None) or ""
-    return Option(option.name, kind, default, "", unit, " ".join(description.split()))
-
-
 def default_of(field: FieldInfo) -> str:
     """A field's default as YAML, or "required"."""
     if field.is_required():
-        return "required"
+        return REQUIRED
     value = field.get_default(call_default_factory=True)
-    return "required" if value is PydanticUndefined else yaml_of(value)
+    return REQUIRED if value is PydanticUndefined else yaml_of(value)
 
 
 def bounds_of(field: FieldInfo) -> str:

@@ -36,7 +36,7 @@ def pairs(
     as_json: Json = False,
 ) -> None:
     """Mine a preference dataset: pairs of pictures of one prompt, the better one chosen."""
-    from ..galleries.pairs import pairs as mine
+    from ..galleries.mining import pairs as mine
     from ..galleries.pairs import write_pairs
     from ..galleries.table import ScoresTable
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import UserError
-from .arguments import Attention, Dtype, Json, Kernel, count_of, device, parse_rewards
+from .arguments import Attention, Dtype, Json, Kernel, count_of, default_device, parse_rewards
 
 EXAMPLE = "align-gen sample emoji-sd --prompts emoji-heldout --seeds 0,1 --out galleries/base"
 
@@ -69,10 +69,12 @@ def sample(
     eta: Annotated[float, typer.Option(help="0 is the ODE (DDIM), 1 the DDPM posterior.")] = 0.0,
     size: Annotated[
         Size | None,
-        typer.Option(parser=Size.parse, metavar="HEIGHTxWIDTH", help="The model's own without it."),
+        typer.Option(
+            parser=Size.parse, metavar="HEIGHTxWIDTH", help="The model's default without it."
+        ),
     ] = None,
     frames: Annotated[
-        int | None, typer.Option(min=1, help="Of a video; the model's own without it.")
+        int | None, typer.Option(min=1, help="Of a video; the model's default without it.")
     ] = None,
     dtype: Dtype = "fp32",
     attention: Attention = Kernel.auto,
@@ -94,13 +96,13 @@ def sample(
 
     rows = [_row(prompt, seed)] if prompts is None else load_prompts(prompts)
     with user_mistakes():
-        place = device()
+        device = default_device()
         # The reward first: a mistake in it shows before a large model is loaded.
         rewards = None if reward is None else open_rewards(parse_rewards([reward]))
         opened = open_model(
-            model, dtype=dtype, adapter=adapter, attention=attention.value, device=place
+            model, dtype=dtype, adapter=adapter, attention=attention.value, device=device
         )
-        guide = None if rewards is None else BestOf(rewards.to(place), best_of)
+        guide = None if rewards is None else BestOf(rewards.to(device), best_of)
 
     # What a row cannot know of its making, where it is not the default.
     origin: dict[str, str] = {"model": model}

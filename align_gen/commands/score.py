@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import UserError
-from .arguments import Json, device, parse_rewards
+from .arguments import Json, default_device, parse_rewards
 from .tables import Column, print_table
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ def score(
     from ..galleries.scoring import score_file
     from ..progress import ProgressBar
 
+    # What a user named may be missing or wrong: a library's error about it is the user's to mend.
     with user_mistakes():
         rewards = _open(specs, combine, calibrate)
     accelerator = Accelerator()
@@ -134,10 +135,10 @@ def _open(
 ) -> "RewardSet":
     from ..opening import open_rewards
     from ..training.calibration import Combine, combination
-    from ..training.recipe import checked
+    from ..training.yaml_text import validate
 
-    rewards = open_rewards(specs, device())
-    section = checked(Combine, {"rule": combine, "calibrate": calibrate}, "--combine")
+    rewards = open_rewards(specs, default_device())
+    section = validate(Combine, {"rule": combine, "calibrate": calibrate}, "--combine")
     rewards.combination = combination(section, rewards)
     return rewards
 
@@ -163,7 +164,7 @@ def _score_hpdv2(
     from ..progress import ProgressBar
 
     with user_mistakes():
-        rewards = open_rewards(specs, device())
+        rewards = open_rewards(specs, default_device())
     with ProgressBar() as progress:
         table = run_hpdv2(root, prompts, rewards, batch_size=batch_size, progress=progress)
     print(json.dumps(table.to_json()) if as_json else "\n".join(table.to_text()))

@@ -4,13 +4,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from textwrap import wrap
 from typing import Any
 
-from pydantic import BaseModel
-
 from .. import bundled
-from .options import Option, options_of_model, sections_of, yaml_of
+from .options import Option, description_of, options_of_model, sections_of, yaml_of
 
-# What a method learns from, where it is not prompts: a key of ``data`` and a file to name there.
-SOURCES = {"dpo": ("pairs", "pairs.parquet"), "sft": ("media", "galleries/good")}
+# What a method may learn from besides prompts: a key of ``data``, and a file to name there.
+SOURCES = {"pairs": "pairs.parquet", "media": "galleries/good"}
 # Keys that are set; the others stand in comments with their defaults.
 USUAL: dict[str, Sequence[str]] = {
     "model": ("path", "dtype"),
@@ -20,10 +18,7 @@ USUAL: dict[str, Sequence[str]] = {
     "run": ("steps", "seed", "out"),
 }
 OF_METHOD = ("name", "images_per_prompt", "prompts_per_step")
-REWARDS = {
-    "rewards": "What is optimised: label: {name: …, option: …, weight: …}",
-    "eval_rewards": "Held out: measured only, to confirm a rise or to reveal reward hacking",
-}
+REWARDS = ("rewards", "eval_rewards")
 HELD_OUT = "emoji-heldout-clip"  # beside emoji-clip
 WIDTH = 100
 COMMENT: dict[str, Any] = {
@@ -51,9 +46,9 @@ def starter(model: str, method: str, rewards: Mapping[str, Any], out: str) -> st
     """
     from ..pipelines.registry import TOYS
     from ..training.recipe import Recipe
-    from .listing import method_options
+    from .listing import method_kind, method_options
 
-    described = {name: _description(Recipe, name) for name in Recipe.model_fields}
+    described = {name: description_of(Recipe, name) for name in Recipe.model_fields}
     values: dict[str, dict[str, Any]] = {
         "model": {"path": model},
         "prompts": {"eval": "emoji-heldout"},
@@ -61,9 +56,9 @@ def starter(model: str, method: str, rewards: Mapping[str, Any], out: str) -> st
     }
     if model in TOYS:  # too small for a LoRA
         values["model"]["lora"] = None
-    if method in SOURCES:
-        key, file = SOURCES[method]
-        values["data"] = {key: file}
+    kind = method_kind(method)
+    if kind in SOURCES:
+        values["data"] = {kind: SOURCES[kind]}
     else:
         values["prompts"]["train"] = "emoji-train"
 
@@ -76,16 +71,13 @@ def starter(model: str, method: str, rewards: Mapping[str, Any], out: str) -> st
                 name, described[name], method_options(method), {"name": method}, OF_METHOD
             )
         elif name in REWARDS:
-            lines += _rewards(name, rewards if name == "rewards" else _held_out(rewards))
+            chosen = rewards if name == "rewards" else _held_out(rewards)
+            lines += _rewards(name, described[name], chosen)
         elif name in sections:
             options = options_of_model(sections[name])
             usual = USUAL.get(name, ())
             lines += _section(name, described[name], options, values.get(name, {}), usual)
     return "\n".join(lines) + "\n"
-
-
-def _description(model: type[BaseModel], name: str) -> str:
-    return " ".join((model.model_fields[name].description or "").split())
 
 
 def _section(
@@ -113,8 +105,8 @@ def _comment(option: Option) -> str:
     return f"{option.description or option.name.replace('_', ' ')} ({facts})"
 
 
-def _rewards(name: str, rewards: Mapping[str, Any]) -> Iterator[str]:
-    yield f"# {REWARDS[name]}"
+def _rewards(name: str, description: str, rewards: Mapping[str, Any]) -> Iterator[str]:
+    yield f"# {description}"
     yield f"{name}:" if rewards else f"# {name}: {{}}"
     for label, options in rewards.items():
         yield f"  {yaml_of(label)}: {yaml_of(options)}"

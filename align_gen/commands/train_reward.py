@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import UserError
-from .arguments import Json, count_of, device
+from .arguments import Json, count_of, default_device
 from .tables import Column, print_table
 
 EXAMPLE = "align-gen train-reward pairs.parquet --base emoji-clip --out rewards/mine"
@@ -52,7 +52,7 @@ def train_reward(
     ] = 0,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the pairs.")] = 4,
     batch_size: Annotated[int, typer.Option(min=1, help="Pairs at a time.")] = 32,
-    lr: Annotated[float | None, typer.Option(help="The mode's own without it.")] = None,
+    lr: Annotated[float | None, typer.Option(help="The mode's default without it.")] = None,
     pretrained: Annotated[
         str | None, typer.Option(help="Of an architecture as --base: open_clip's tag, or a file.")
     ] = None,
@@ -70,9 +70,9 @@ def train_reward(
             source,
             base,
             out,
-            mode=mode,  # type: ignore[arg-type]
+            mode=mode,
             dimensions=tuple(dimension or ("overall",)),
-            loss=loss,  # type: ignore[arg-type]
+            loss=loss,
             label_smoothing=smoothing,
             margin=margin,
             rank=rank,
@@ -82,7 +82,7 @@ def train_reward(
             lr=lr,
             pretrained=pretrained,
             seed=seed,
-            device=str(device()),
+            device=str(default_device()),
             progress=progress,
         )
     if as_json:

@@ -8,48 +8,26 @@ import json
 import math
 import operator
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from align_gen.errors import UserError
 from align_gen.galleries.scoring import score
 from align_gen.galleries.table import ScoresTable
+
+from .intervals import Change, paired_change
 
 if TYPE_CHECKING:
     from align_gen.reward_heads import RewardSet
 
 Source = str | Path | ScoresTable
 Row = dict[str, Any]
-Floats = NDArray[np.float64]
 
-EXACT_PROMPTS = 12  # sign flips are enumerated up to 2^12, sampled beyond
 OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Change:
-    """How one column moved from A to B, over pairs. All but counts, p and win_rate are in the
-    column's own units.
-    """
-
-    n: int  # pairs
-    prompts: int  # clusters
-    before: float  # mean of A
-    after: float
-    std: float  # of A over pictures (n - 1); NaN for one
-    delta: float  # mean of B - A
-    ci_low: float  # 95 % percentile bootstrap over prompts; NaN for one prompt
-    ci_high: float
-    p: float  # two-sided, flipping the sign of whole prompts; 1 for one prompt
-    win_rate: float  # share of pairs with B > A, ties count half
 
 
 @dataclass(frozen=True)
@@ -131,51 +109,6 @@ def compare(
     )
 
 
-def paired_change(
-    before: Sequence[float],
-    after: Sequence[float],
-    prompts: Sequence[str],
-    *,
-    resamples: int = 10_000,
-    seed: int = 0,
-) -> Change:
-    """The change of paired scores (n,), where pairs of one prompt are not independent; a function
-    of its arguments.
-
-    ci: prompts are drawn with replacement, each with all of its pairs; mean = sum of differences /
-    number of pairs. p: share of sign patterns over prompts whose total is at least as far from
-    zero; all 2^prompts of them up to EXACT_PROMPTS, else (1 + hits) / (1 + resamples) random ones.
-    """
-    old = np.asarray(before, np.float64)
-    new = np.asarray(after, np.float64)
-    if not len(old) == len(new) == len(prompts) > 0:
-        raise ValueError(
-            f"want equally many, not {len(old)} before, {len(new)} after, {len(prompts)} prompts"
-        )
-    if not (np.isfinite(old).all() and np.isfinite(new).all()) or resamples < 1:
-        raise ValueError("want finite scores and at least one resample")
-    difference = new - old
-    place = {
-        prompt: k for k, prompt in enumerate(sorted(set(prompts)))
-    }  # sorted: the order of rows must not matter
-    cluster = [place[prompt] for prompt in prompts]
-    sums: Floats = np.bincount(cluster, difference).astype(np.float64)
-    counts = np.bincount(cluster)
-    low, high = _bootstrap(sums, counts, resamples, seed)
-    return Change(
-        n=len(old),
-        prompts=len(place),
-        before=float(old.mean()),
-        after=float(new.mean()),
-        std=float(old.std(ddof=1)) if len(old) > 1 else math.nan,
-        delta=float(difference.mean()),
-        ci_low=low,
-        ci_high=high,
-        p=_sign_flip(sums, resamples, seed),
-        win_rate=float(np.mean(difference > 0) + np.mean(difference == 0) / 2),
-    )
-
-
 def verdict(comparison: Comparison, optimised: Sequence[str], held_out: Sequence[str]) -> str:
     """One of "improved", "no change", "worse" and "reward hacking suspected", by the 95 %
     intervals.
@@ -220,44 +153,6 @@ def parse_condition(text: str) -> Callable[[Comparison], bool]:
         return OPERATORS[sign](value, float(number))
 
     return holds
-
-
-def _bootstrap(
-    sums: Floats, counts: NDArray[np.int64], resamples: int, seed: int
-) -> tuple[float, float]:
-    k = len(sums)
-    if k == 1:
-        return math.nan, math.nan
-    rng = np.random.default_rng([seed, 0])
-    means = []
-    for rows in _blocks(resamples, k):
-        times = rng.multinomial(
-            k, np.full(k, 1 / k), size=rows
-        )  # (rows, prompts): how often each was drawn
-        means.append((times @ sums) / (times @ counts))
-    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
-    return float(low), float(high)
-
-
-def _sign_flip(sums: Floats, resamples: int, seed: int) -> float:
-    k = len(sums)
-    bar = abs(sums.sum()) - 1e-12 * np.abs(sums).sum()  # rounding must not lose a tie
-    if k <= EXACT_PROMPTS:
-        signs = np.array(list(product((-1.0, 1.0), repeat=k)))  # (2^k, k)
-        return float(np.mean(np.abs(signs @ sums) >= bar))
-    rng = np.random.default_rng([seed, 1])
-    hits = 0
-    for rows in _blocks(resamples, k):
-        signs = 2.0 * rng.integers(0, 2, size=(rows, k)) - 1
-        hits += int(np.sum(np.abs(signs @ sums) >= bar))
-    return (1 + hits) / (1 + resamples)
-
-
-def _blocks(resamples: int, width: int) -> Iterator[int]:
-    """Rows to draw at a time, so that thousands of prompts stay within 16 MB."""
-    size = max(1, 2**21 // width)
-    for start in range(0, resamples, size):
-        yield min(size, resamples - start)
 
 
 def _table(source: Source, rewards: Any, of_run: str) -> ScoresTable:

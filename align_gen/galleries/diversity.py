@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .gallery import Gallery, UnreadablePicture
+from .gallery import Gallery
+from .media import UnreadablePicture
 
 
 @torch.no_grad()

@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import json
-import math
-import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError, one_line
 from ..files import lines_of, whole_file
-from ..pipelines.seeding import generator
-from .gallery import METADATA, VIDEOS, UnreadablePicture, as_media, inside, read_pixels, suffix_of
+from .gallery import METADATA, inside
+from .media import VIDEOS, UnreadablePicture, as_media, read_pixels, suffix_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .table import ScoresTable
 
 Row = dict[str, Any]
-Index = tuple[int, int]  # rows of the chosen and of the rejected
 SIDES = ("chosen", "rejected")
 FIRST_COLUMNS = ("prompt", *SIDES)
 BATCH = 64  # pairs that are written at a time
-By = Literal["margin", "best_worst", "bradley_terry"]
-BY: tuple[By, ...] = get_args(By)
 
 
 class Pairs(list[Row]):
@@ -45,7 +38,7 @@ class Pairs(list[Row]):
 
 
 @dataclass(frozen=True)
-class Media:
+class MediaFile:
     """A picture or video of a pair, not yet decoded: the bytes of a file, or where it lies."""
 
     name: str
@@ -61,208 +54,6 @@ class Media:
         if source is None:
             raise UnreadablePicture("no bytes and no file")
         return as_media(read_pixels(source, Path(self.name).suffix.lower()))
-
-
-# --- mining ---------------------------------------------------------------------------------------
-
-
-def pairs(
-    scores: ScoresTable,
-    *,
-    by: By = "margin",
-    column: str | None = None,
-    min_margin: float = 0.0,
-    per_prompt: int | None = None,
-    temperature: float = 1.0,
-    seed: int = 0,
-) -> Pairs:
-    """Pairs of pictures of one prompt, the better one chosen.
-
-    A row has "prompt", "chosen" and "rejected" (media, relative to the gallery), "margin" (above
-    zero), "agreement" (the share of heads that would choose alike, ties half) and "margin/HEAD" for
-    every head.
-
-    Args:
-        scores: of a gallery with prompts.
-        by: "margin": all pairs, the widest first. "best_worst": the best with the worst, then the
-            second best with the second worst. "bradley_terry": the chosen drawn by
-            ``choice_probabilities`` of those that are not worst, the rejected likewise by the
-            negated scores of those below it; temperature 0 is in the limit the best and the worst,
-            infinity any pair.
-        column: the head to choose by, its margins in its own units. None: all heads, each in units
-            of its standard deviation over the gallery, averaged.
-        min_margin: pairs that are not wider are left out, as ties are.
-        per_prompt: at most so many pairs of a prompt. None: all by "margin", else one.
-        temperature: of "bradley_terry", in units of the margin.
-        seed: of "bradley_terry".
-
-    Raises:
-        UserError: an option that is none, a row without a prompt, or no pair at all.
-    """
-    _check(scores, by, column, min_margin, per_prompt, temperature)
-    heads = {name: [_number(value) for value in values] for name, values in scores.heads.items()}
-    judged = (
-        {column: heads[column]}
-        if column is not None
-        else {n: _in_deviations(v) for n, v in heads.items()}
-    )
-    value = [
-        _mean(each) for each in zip(*judged.values(), strict=True)
-    ]  # None where any head has none
-    found = Pairs(unreadable=sum(each is None for each in value))
-    groups: dict[str, list[int]] = {}
-    for index, row in enumerate(scores.rows):
-        if value[index] is not None:
-            groups.setdefault(_prompt(row, index), []).append(index)
-    for prompt, members in groups.items():
-        level = {index: each for index in members if (each := value[index]) is not None}
-        if by == "bradley_terry":
-            chosen, ties = _drawn(level, min_margin, per_prompt or 1, temperature, seed, prompt)
-        else:
-            candidates = _all_pairs(level) if by == "margin" else _opposites(level)
-            limit = 1 if by == "best_worst" and per_prompt is None else per_prompt
-            wide = [pair for pair in candidates if level[pair[0]] - level[pair[1]] > min_margin]
-            chosen = list(islice(wide, limit))
-            ties = len(candidates) - len(wide)
-        found.ties += ties
-        found += [_row(scores, heads, prompt, level, pair) for pair in chosen]
-    if not found:
-        told = (
-            f"{len(groups)} prompts, {found.unreadable} pictures without a score, {found.ties} ties"
-        )
-        raise UserError(
-            f"no pairs: {told}; want two pictures of one prompt that differ by more than {min_margin}"
-        )
-    return found
-
-
-def choice_probabilities(scores: Sequence[float], temperature: float = 1.0) -> list[float]:
-    """softmax(r / temperature): who is chosen from a pool, K-way Bradley-Terry (Ferbach et al.,
-    arXiv 2407.09499).
-    """
-    top = max(scores)
-    weights = [math.exp((score - top) / temperature) for score in scores]
-    return [weight / sum(weights) for weight in weights]
-
-
-def _check(
-    scores: ScoresTable,
-    by: str,
-    column: str | None,
-    min_margin: float,
-    per_prompt: int | None,
-    temperature: float,
-) -> None:
-    if by not in BY:
-        raise UserError(f"by: {by!r}, want one of {', '.join(BY)}")
-    if not scores.heads or (column is not None and column not in scores.heads):
-        raise UserError(
-            f"column: {column!r} was not scored; want one of {', '.join(scores.heads) or 'none'}"
-        )
-    if not 0 <= min_margin < math.inf:
-        raise UserError(f"min_margin: {min_margin}, want a number from 0")
-    if per_prompt is not None and per_prompt < 1:
-        raise UserError(f"per_prompt: {per_prompt}, want 1 or more")
-    if not 0 < temperature < math.inf:
-        raise UserError(f"temperature: {temperature}, want a number above 0")
-
-
-def _prompt(row: Mapping[str, Any], index: int) -> str:
-    prompt = row.get("prompt")
-    if not isinstance(prompt, str):
-        raise UserError(
-            f"row {index} ({row.get('file_name')}): has no prompt; pairs are of pictures of one prompt"
-        )
-    return prompt
-
-
-def _number(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    present = [value for value in values if value is not None]
-    return sum(present) / len(present) if len(present) == len(values) else None
-
-
-def _in_deviations(values: Sequence[float | None]) -> list[float | None]:
-    """In units of their own standard deviation; a head that never differs says nothing."""
-    present = [value for value in values if value is not None]
-    spread = statistics.pstdev(present) if present else 0.0
-    return [None if value is None else value / spread if spread > 0 else 0.0 for value in values]
-
-
-def _all_pairs(level: Mapping[int, float]) -> list[Index]:
-    """Every pair, better first, the widest first."""
-    ordered = [(i, j) if level[i] >= level[j] else (j, i) for i, j in combinations(level, 2)]
-    return sorted(ordered, key=lambda pair: level[pair[1]] - level[pair[0]])
-
-
-def _opposites(level: Mapping[int, float]) -> list[Index]:
-    """The best with the worst, the second best with the second worst, and so on."""
-    ranked = sorted(level, key=lambda index: -level[index])
-    return list(zip(ranked[: len(ranked) // 2], ranked[::-1], strict=False))
-
-
-def _drawn(
-    level: Mapping[int, float],
-    min_margin: float,
-    count: int,
-    temperature: float,
-    seed: int,
-    prompt: str,
-) -> tuple[list[Index], int]:
-    """(Up to ``count`` different pairs, ties): the chosen by Bradley-Terry, then one that lies far
-    enough below it.
-    """
-    g = generator(seed, "pairs", 0, prompt)
-    possible = [pair for pair in _all_pairs(level) if level[pair[0]] - level[pair[1]] > min_margin]
-    ties = len(level) * (len(level) - 1) // 2 - len(possible)
-    drawn = list[Index]()
-    while possible and len(drawn) < count:
-        better = list(dict.fromkeys(pair[0] for pair in possible))
-        chosen = _draw(better, [level[index] for index in better], temperature, g)
-        worse = [pair[1] for pair in possible if pair[0] == chosen]
-        rejected = _draw(worse, [-level[index] for index in worse], temperature, g)
-        drawn.append((chosen, rejected))
-        possible.remove((chosen, rejected))
-    return drawn, ties
-
-
-def _draw(items: Sequence[int], scores: Sequence[float], temperature: float, g: Any) -> int:
-    import torch
-
-    weights = torch.tensor(choice_probabilities(scores, temperature), dtype=torch.float64)
-    return items[int(torch.multinomial(weights, 1, generator=g))]
-
-
-def _row(
-    scores: ScoresTable,
-    heads: Mapping[str, Sequence[float | None]],
-    prompt: str,
-    level: Mapping[int, float],
-    pair: Index,
-) -> Row:
-    chosen, rejected = pair
-    margins = {
-        name: _difference(values[chosen], values[rejected]) for name, values in heads.items()
-    }
-    known = [margin for margin in margins.values() if margin is not None]
-    return {
-        "prompt": prompt,
-        "chosen": scores.rows[chosen]["file_name"],
-        "rejected": scores.rows[rejected]["file_name"],
-        "margin": level[chosen] - level[rejected],
-        "agreement": sum((margin > 0) + (margin == 0) / 2 for margin in known) / len(known),
-        **{f"margin/{name}": margin for name, margin in margins.items()},
-    }
-
-
-def _difference(a: float | None, b: float | None) -> float | None:
-    return None if a is None or b is None else a - b
-
-
-# --- keeping --------------------------------------------------------------------------------------
 
 
 def write_pairs(path: str | Path, pairs: Sequence[Mapping[str, Any]], folder: str | Path) -> None:
@@ -325,7 +116,7 @@ def read_pairs(path: str | Path) -> Pairs:
     """What ``write_pairs`` wrote, or any Parquet file like it; or a folder with metadata.jsonl that
     names media files.
 
-    A row has "prompt", ``Media`` for "chosen" and "rejected", and what else stands in it. In a
+    A row has "prompt", ``MediaFile`` for "chosen" and "rejected", and what else stands in it. In a
     folder, the keys may be called "chosen_file_name" and "rejected_file_name", as the datasets
     library has them.
 
@@ -371,7 +162,7 @@ def _embedded(folder: Path, name: object, checked: dict[str, bytes]) -> dict[str
     file = _media_name(folder, name, str(folder))
     if file not in checked:
         try:
-            Media(file, path=folder / file).read()
+            MediaFile(file, path=folder / file).read()
         except UnreadablePicture as error:
             raise UserError(
                 f"{folder / file}: {error}; want every picture of a pair readable"
@@ -390,7 +181,7 @@ def _read_parquet(path: Path) -> Pairs:
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{path}: not a Parquet file of pairs ({one_line(error, 120)})") from error
 
-    def media(value: Any, where: str) -> Media:
+    def media(value: Any, where: str) -> MediaFile:
         return _from_struct(path.parent, value, where)
 
     return Pairs(_checked(row, f"{path} row {number}", media) for number, row in enumerate(rows))
@@ -401,7 +192,7 @@ def _read_folder(folder: Path) -> Pairs:
     if not metadata.is_file():
         raise UserError(f"{folder}: no {METADATA} in it; want one, or a Parquet file of pairs")
 
-    def media(value: Any, where: str) -> Media:
+    def media(value: Any, where: str) -> MediaFile:
         return _from_name(folder, value, where)
 
     found = Pairs()
@@ -422,13 +213,13 @@ def _read_folder(folder: Path) -> Pairs:
     return found
 
 
-def _checked(row: Row, where: str, media: Callable[[Any, str], Media]) -> Row:
+def _checked(row: Row, where: str, media: Callable[[Any, str], MediaFile]) -> Row:
     if not isinstance(row.get("prompt"), str):
         raise UserError(f"{where}: prompt is {row.get('prompt')!r}, want text")
     return {**row, **{side: media(row.get(side), f"{where}, {side}") for side in SIDES}}
 
 
-def _from_struct(folder: Path, value: Any, where: str) -> Media:
+def _from_struct(folder: Path, value: Any, where: str) -> MediaFile:
     if not isinstance(value, dict) or not {"bytes", "path"} <= value.keys():
         raise UserError(f"{where}: want bytes and path, as the datasets library keeps pictures")
     data = value["bytes"]
@@ -437,14 +228,14 @@ def _from_struct(folder: Path, value: Any, where: str) -> Media:
         return _from_name(folder, name, where)
     if not isinstance(data, bytes):
         raise UserError(f"{where}: bytes are {type(data).__name__}, want bytes")
-    return Media(
+    return MediaFile(
         name if isinstance(name, str) and Path(name).suffix else f"unnamed{suffix_of(data)}", data
     )
 
 
-def _from_name(folder: Path, value: Any, where: str) -> Media:
+def _from_name(folder: Path, value: Any, where: str) -> MediaFile:
     name = _media_name(folder, value, where)
-    return Media(name, path=folder / name)
+    return MediaFile(name, path=folder / name)
 
 
 def _media_name(folder: Path, value: object, where: str) -> str:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..pipelines import Model
-    from ..pipelines.guidance.best_of import Guide
+    from ..pipelines.guidance.base import Guide
 
 
 @exact_float32()
@@ -67,9 +67,9 @@ def sample(
 
     require_gallery(out)
     model = pipelines.load(model)
-    if model.wants:
+    if model.required_inputs:
         raise UserError(
-            f"{type(model).__name__} wants {model.wants} beside each prompt, which no gallery has"
+            f"{type(model).__name__} wants {model.required_inputs} beside each prompt, which no gallery has"
         )
     seeds = seeds if seed is None else (seed,)
     described = [{"prompt": row} if isinstance(row, str) else dict(row) for row in prompts]

@@ -288,3 +288,8 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def plain(value: Any) -> Any:
+    """As a JSON file gives it back."""
+    return json.loads(json.dumps(value, default=str))

@@ -53,15 +53,25 @@ Kind = Literal["prompts", "pairs", "media"]
 class Sampling(Strict):
     """How trajectories are drawn while training."""
 
-    num_inference_steps: int = Field(50, ge=1)
-    guidance_scale: float = Field(5.0, ge=0)
-    eta: float = Field(1.0, ge=0, le=1)
+    num_inference_steps: int = Field(50, ge=1, description="Denoising steps of a trajectory.")
+    guidance_scale: float = Field(
+        5.0, ge=0, description="Classifier-free guidance; 1 is none. The guided model is trained."
+    )
+    eta: float = Field(
+        1.0, ge=0, le=1, description="Noise of a step: 0 is the ODE (DDIM), 1 the DDPM posterior."
+    )
     flow_sde: float | None = Field(
-        None, gt=0
-    )  # flow models: noise by Flow-GRPO's SDE of this level, times eta
-    height: int | None = Field(None, ge=8)
-    width: int | None = Field(None, ge=8)
-    num_frames: int | None = Field(None, ge=1)
+        None, gt=0, description="Of flow models: noise by Flow-GRPO's SDE of this level, times eta."
+    )
+    height: int | None = Field(
+        None, ge=8, description="Of pictures, in pixels. null: the model's own."
+    )
+    width: int | None = Field(
+        None, ge=8, description="Of pictures, in pixels. null: the model's own."
+    )
+    num_frames: int | None = Field(
+        None, ge=1, description="Of videos. null: the model's own number."
+    )
 
 
 def encode(model: Model, texts: Sequence[str], sampling: Sampling) -> Condition:

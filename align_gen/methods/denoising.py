@@ -1,5 +1,4 @@
-"""What regression methods share: how far the network is from denoising given latents, sample by
-sample.
+"""Noising latents to random times: what methods that learn by denoising share.
 
 They train the conditional branch: a family that guides by comparison learns without guidance, with
 captions dropped at random so that its unconditional branch stays; guidance that is an input of the
@@ -7,25 +6,110 @@ network stays what sampling gives it.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Generator, Tensor
 
 from ..errors import UserError
 from ..pipelines import Condition, Diffusion, Model
-from ..pipelines.seeding import generator
+from .base import MethodOptions
 from .batches import Sampling, encode
 from .state import TrainState
 
 Times = Literal["uniform", "logit_normal"]
 
 
-def noise_generators(state: TrainState, ids: Sequence[int], repeat: str = "") -> list[Generator]:
-    """One a sample, a function of (seed, step, id) alone; ``repeat`` tells several draws of one
-    step apart.
+class DenoisingOptions(MethodOptions):
+    """Options of methods that learn by denoising, without likelihoods."""
+
+    times: Times = Field(
+        "uniform",
+        description="How training times are drawn; logit_normal is for flow models alone.",
+    )
+    dropout: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="Share of captions left empty, which keeps the branch that guidance uses.",
+    )
+
+
+@dataclass(frozen=True)
+class Noised:
+    """B latents noised to training times, and what a perfect network would say of them.
+
+    Attributes:
+        x_t: noised latents, (B, *latent).
+        t: their times, (B,), in the process's unit.
+        target: what a perfect network outputs there, (B, *latent) float32.
+        condition: what the denoiser is told, B rows; dropped captions are empty.
+        guidance: the scale that regression runs the network with.
     """
-    return [generator(state.seed, f"denoising{repeat}", state.step, place) for place in ids]
+
+    x_t: Tensor
+    t: Tensor
+    target: Tensor
+    condition: Condition
+    guidance: float
+
+    def __getitem__(self, rows: slice) -> "Noised":
+        return Noised(
+            self.x_t[rows], self.t[rows], self.target[rows], self.condition[rows], self.guidance
+        )
+
+    def __len__(self) -> int:
+        return len(self.x_t)
+
+    def output(self, model: Model) -> Tensor:
+        """What the network says, (B, *latent) float32; differentiable, one call."""
+        return model.predict(self.x_t, self.t, self.condition, self.guidance).float()
+
+    def squared_errors(self, model: Model) -> Tensor:
+        """Mean over latent elements of |output - target|^2, (B,); differentiable, one call."""
+        return mean_square(self.output(model), self.target)
+
+
+def noised(
+    state: TrainState,
+    latents: Tensor,
+    condition: Condition,
+    ids: Sequence[int],
+    options: DenoisingOptions,
+    sampling: Sampling,
+    repeat: str = "",
+) -> Noised:
+    """Noise latents to random times, a function of the run's seed, the step and ``ids`` alone.
+
+    Args:
+        latents: (B, *latent), or k times as many: row i is then noised as row i mod B is.
+        condition: B rows.
+        ids: places of the rows in the run's whole stream of pictures, B of them.
+        options: how times are drawn, and the share of captions left empty.
+        repeat: tells several draws of one step apart; each has other noise and other times.
+    """
+    model = state.model
+    generators = state.generators(f"denoising{repeat}", ids)
+    times = len(latents) // max(len(ids), 1)
+
+    # This order of draws is part of what a seed means.
+    t = draw_times(model, generators, options.times)
+    noise = draw_noise(latents[: len(ids)], generators)
+    condition = drop_captions(model, condition, generators, options.dropout, sampling)
+    if times > 1:
+        t = t.repeat(times)
+        noise = torch.cat([noise] * times)
+        condition = Condition.cat([condition] * times)
+
+    return Noised(
+        model.process.add_noise(latents, noise, t),
+        t,
+        model.process.target(latents, noise, t).float(),
+        condition,
+        conditional_guidance(model, sampling),
+    )
 
 
 def draw_times(model: Model, generators: Sequence[Generator], kind: Times = "uniform") -> Tensor:
@@ -53,22 +137,6 @@ def draw_noise(latents: Tensor, generators: Sequence[Generator]) -> Tensor:
     return torch.stack(drawn).to(latents)
 
 
-def squared_errors(
-    model: Model,
-    latents: Tensor,
-    noise: Tensor,
-    t: Tensor,
-    condition: Condition,
-    sampling: Sampling,
-) -> Tensor:
-    """Mean over latent elements of |output - target|^2 at x_t, (B,) float32; differentiable. One
-    call, B rows.
-    """
-    x_t = model.process.add_noise(latents, noise, t)
-    output = model.predict(x_t, t, condition, conditional_guidance(model, sampling)).float()
-    return mean_square(output, model.process.target(latents, noise, t).float())
-
-
 def mean_square(a: Tensor, b: Tensor) -> Tensor:
     """Mean over latent elements of (a - b)^2, (B, ...) -> (B,)."""
     return (a - b).square().flatten(1).mean(1)
@@ -77,7 +145,7 @@ def mean_square(a: Tensor, b: Tensor) -> Tensor:
 def conditional_guidance(model: Model, sampling: Sampling) -> float:
     """The scale that regression runs the network with."""
     scale = sampling.guidance_scale
-    return 1.0 if model.passes(scale) > 1 else scale
+    return 1.0 if model.rows_per_sample(scale) > 1 else scale
 
 
 def drop_captions(
@@ -95,12 +163,9 @@ def drop_captions(
     kept = [torch.rand((), generator=each).item() >= share for each in generators]
     if all(kept):
         return condition
-    if model.wants:
+    if model.required_inputs:
         raise UserError(
-            f"method.dropout: captions stand beside {model.wants} in this family; want 0"
+            f"method.dropout: captions stand beside {model.required_inputs} in this family; want 0"
         )
-    return encode(
-        model,
-        [text if keep else "" for text, keep in zip(condition.prompts, kept, strict=True)],
-        sampling,
-    )
+    texts = [text if keep else "" for text, keep in zip(condition.prompts, kept, strict=True)]
+    return encode(model, texts, sampling)

@@ -1,5 +1,4 @@
-"""PRDP: proximal reward difference prediction (Deng et al., CVPR 2024, arXiv 2402.08714), algorithm
-1.
+"""PRDP: proximal reward difference prediction (Deng et al., CVPR 2024, arXiv 2402.08714), algorithm 1.
 
 Regress the difference of two samples' log-ratios log pi_theta / pi_ref onto their reward difference
 / beta. At zero loss pi_theta is the KL-regularised optimum, with no estimate of its normaliser.
@@ -12,210 +11,184 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..errors import UserError
 from ..losses import rdp_coefficients, rdp_loss
-from ..pipelines import Condition, Model, Rollout
 from ..reward_heads import RewardSet
-from ..strict import Strict
-from .batches import Kind, Prompts, Sampling
-from .state import TrainState
-from .trajectories import draw, log_probs_of, replay, siblings, slices, transitions
+from .base import Cost, MethodOptions
+from .batches import Prompts, Sampling
+from .state import TrainState, reward_metrics, slices
+from .trajectories import Drawn, draw
 
 
-class Options(Strict):
-    """PRDP's own numbers; Table 4 of the paper gives three settings (recipes/paper).
-
-    beta and clip are in the units of ``log_prob``: mean over latent elements (as published code of
-    this family does), or sum. ``keep``: only this many of a prompt's images, the best and the worst
-    half and half, are learned from. An image costs one pass to draw and at least four to learn
-    from, so pairs with wide gaps come cheap.
-    """
+class Options(MethodOptions):
+    """PRDP's own numbers; Table 4 of the paper gives three settings (recipes/paper)."""
 
     name: Literal["prdp"] = "prdp"
-    images_per_prompt: int = Field(8, ge=2)
-    keep: int | None = Field(None, ge=2)
-    prompts_per_step: int = Field(4, ge=1)
-    gradient_steps: int = Field(2, ge=1)
-    beta: float = Field(1.0, gt=0)
-    clip: float = Field(1e-4, gt=0)
-    log_prob: Literal["mean", "sum"] = "mean"
+    images_per_prompt: int = Field(
+        8, ge=2, description="Images drawn of each prompt; every two of them make a pair."
+    )
+    prompts_per_step: int = Field(4, ge=1, description="Prompts of a step, over all processes.")
+    keep: int | None = Field(
+        None,
+        ge=2,
+        description="Learn from this many of a prompt's images alone, the best and the worst half "
+        "and half: an image costs one pass to draw and at least four to learn from. null: all.",
+    )
+    gradient_steps: int = Field(
+        2, ge=1, description="Optimizer steps taken on the images of one step."
+    )
+    beta: float = Field(
+        1.0,
+        gt=0,
+        description="Price of leaving the reference: reward per nat of log_prob. Larger stays "
+        "nearer.",
+    )
+    clip: float = Field(
+        1e-4,
+        gt=0,
+        description="How far a step's log-likelihood may move in a round; in units of log_prob.",
+    )
+    log_prob: Literal["mean", "sum"] = Field(
+        "mean",
+        description="Log-likelihoods are the mean over latent elements, as published code has "
+        "them, or their sum.",
+    )
 
+    def require(self, sampling: Sampling) -> None:
+        if sampling.eta == 0:
+            raise ValueError(
+                "sampling.eta: 0 leaves no stochastic step, and prdp needs log-probabilities; "
+                "want eta > 0"
+            )
+        if self.keep is not None and self.keep > self.images_per_prompt:
+            raise ValueError(
+                f"method.keep: {self.keep} is more than images_per_prompt, {self.images_per_prompt}"
+            )
 
-def kind(options: Options) -> Kind:
-    """What a step's batch is."""
-    return "prompts"
+    def cost(self, sampling: Sampling, rows_per_sample: int) -> Cost:
+        """All images are drawn; the kept ones pass the reference once, and then every gradient step.
 
-
-def check(options: Options, sampling: Sampling) -> None:
-    """What no single key shows: UserError when these settings cannot learn."""
-    if sampling.eta == 0:
-        raise UserError(
-            "sampling.eta: 0 leaves no stochastic step, and prdp needs log-probabilities; want eta > 0"
-        )
-    if options.keep is not None and options.keep > options.images_per_prompt:
-        raise UserError(
-            f"method.keep: {options.keep} is more than images_per_prompt, {options.images_per_prompt}"
-        )
-
-
-def calls(options: Options, sampling: Sampling, passes: int) -> dict[str, int]:
-    """Rows through the denoiser per step, ``passes`` of them a sample (guidance): the floor of this
-    algorithm.
-
-    All images are drawn. The kept ones pass the reference once and every gradient step forward and
-    backward, from the second on after a first pass that finds the coefficients. An upper bound:
-    clipped calls are left out, and a step with std 0 is not replayed. The first step replays one
-    sample more, for ``replay_error``.
-    """
-    each = sampling.num_inference_steps * passes
-    drawn = options.prompts_per_step * options.images_per_prompt
-    learned = options.prompts_per_step * (options.keep or options.images_per_prompt)
-    return {
-        "forwards": each * (drawn + learned * 2 * options.gradient_steps),
-        "backwards": each * learned * options.gradient_steps,
-        "images": learned,
-    }
+        A gradient step is a forward and a backward pass, from the second on after a first pass
+        that finds the coefficients. An upper bound: clipped calls are left out, and a step with
+        std 0 is not replayed. The first step replays one sample more, for ``replay_error``.
+        """
+        each = sampling.num_inference_steps * rows_per_sample
+        learned = self.prompts_per_step * (self.keep or self.images_per_prompt)
+        forwards = each * (self.images + learned * 2 * self.gradient_steps)
+        return Cost(forwards, each * learned * self.gradient_steps, learned)
 
 
 def step(
-    state: TrainState,
-    batch: Prompts,
-    model: Model,
-    rewards: RewardSet,
-    options: Options,
-    sampling: Sampling,
+    state: TrainState, batch: Prompts, rewards: RewardSet, options: Options, sampling: Sampling
 ) -> dict[str, float]:
     """Sample -> score -> compare -> learn; one on-policy round.
 
     G images of a prompt stay together: B = prompts * G, S stochastic steps, siblings adjacent.
     """
     group = options.images_per_prompt
-    condition, texts, generators = siblings(state, batch, group)
 
     # 1. Sample with the current policy, keeping every latent.
-    samples, media = draw(state, condition, generators, sampling, options.log_prob)
+    drawn = draw(state, batch, group, sampling, reduction=options.log_prob)
 
     # 2. Score in the background; higher is better. Then the reference's log-probabilities, once for
-    # all steps.
-    pending = rewards.start(media, texts)
-    if options.keep is None:  # all are learned from: that pass need not wait
-        log_probs_ref = reference(state, samples, condition, options, sampling)
+    # all gradient steps. Where all images are learned from, that pass need not wait for the scores.
+    pending = rewards.start(drawn.media, drawn.texts)
+    if options.keep is None:
+        log_probs_ref = reference(drawn)
     scores = pending.result()
-    reward = scores.combined.to(samples.log_probs.device)
+    metrics = reward_metrics(state, scores, group)
+    reward = scores.combined.to(drawn.log_probs_old.device)
     if options.keep is not None:
-        kept = extremes(reward, group, options.keep)
+        chosen = extremes(reward, group, options.keep)
         group = options.keep
-        samples = samples[kept]
-        condition = condition[kept]
-        reward = reward[kept]
-        log_probs_ref = reference(state, samples, condition, options, sampling)
+        drawn = drawn[chosen]
+        reward = reward[chosen]
+        log_probs_ref = reference(drawn)
 
-    # 3. Compare siblings, 4. learn. With theta = theta_old the first pass is the rollout's own
-    # log-probabilities.
-    log_probs_old = samples.log_probs
+    # 3. Compare siblings. The processes' gradients add up, so their pairs are counted together.
+    log_probs_old = drawn.log_probs_old
     groups = informative(reward, group)
-    total = int(
-        state.gather(torch.tensor([len(groups)])).sum()
-    )  # over all processes, whose gradients add up
-    metrics = {
-        f"reward/{name}": state.gather(value).mean().item() for name, value in scores.heads.items()
-    }
-    combined = state.gather(scores.combined)
+    total = int(state.gather(torch.tensor([len(groups)])).sum())
     prompts = int(state.gather(torch.tensor([len(batch)])).sum())
-    metrics |= {"reward/combined": combined.mean().item(), "reward/std": combined.std().item()}
-    metrics |= {
-        "zero_variance": 1 - total / prompts,
-        "kl": kl(state.gather(log_probs_old - log_probs_ref)),
-    }
+    metrics["zero_variance"] = 1 - total / prompts
+    metrics["kl"] = kl(state.gather(log_probs_old - log_probs_ref))
     if state.step == 0:
-        metrics["replay_error"] = replay_error(state, samples, condition, options, sampling)
+        metrics["replay_error"] = replay_error(drawn, options.clip)
     if total == 0:
         return metrics | {"clip_fraction": 0.0}
+
+    # 4. Learn. At theta = theta_old the first pass is the rollout's own log-probabilities.
     clipped = []
     for k in range(options.gradient_steps):
-        log_probs = (
-            log_probs_old
-            if k == 0
-            else replay(state, samples, condition, sampling, options.log_prob)
-        )
+        log_probs = log_probs_old if k == 0 else drawn.replay()
         coefficients = torch.zeros_like(log_probs)
         losses = [reward.new_zeros(0)]
         for rows in groups:
             terms = (log_probs[rows], log_probs_old[rows], log_probs_ref[rows], reward[rows])
             coefficients[rows] = rdp_coefficients(*terms, beta=options.beta, clip=options.clip)
             losses.append(rdp_loss(*terms, beta=options.beta, clip=options.clip).mean()[None])
-        backward(state, samples, condition, coefficients * (1 / total), options, sampling)
+        backward(drawn, coefficients * (1 / total))
         metrics["grad_norm"] = state.update()
         change = state.gather(log_probs - log_probs_old).abs()
         clipped.append((change > options.clip).float().mean())
         metrics["loss"] = state.gather(torch.cat(losses)).mean().item()
+
+    # The first gradient step starts where nothing is clipped yet.
     metrics["clip_fraction"] = torch.stack(clipped[1:] or clipped).mean().item()
     metrics["log_prob_change"] = change.mean().item()
-    everyone = (state.gather(log_probs - log_probs_ref), state.gather(reward))
-    metrics["kl_binding"] = kl_binding(*everyone, informative(everyone[1], group), options.beta)
+    log_ratios = state.gather(log_probs - log_probs_ref)
+    everyone = state.gather(reward)
+    metrics["kl_binding"] = kl_binding(
+        log_ratios, everyone, informative(everyone, group), options.beta
+    )
     return metrics
 
 
 def extremes(reward: Tensor, group: int, keep: int) -> Tensor:
-    """Rows of the ``keep`` best and worst, half and half, of every ``group`` siblings, in their
-    order.
+    """Rows of the ``keep`` best and worst, half and half, of every ``group`` siblings, in order.
 
     Every pair has the same optimum, so to choose among them moves no fixed point; the widest gaps
     tell the most.
     """
     order = reward.view(-1, group).argsort(dim=1, stable=True)
-    chosen = (
-        torch.cat([order[:, : keep // 2], order[:, group - (keep + 1) // 2 :]], 1).sort(1).values
-    )
-    return (chosen + torch.arange(0, len(reward), group, device=reward.device)[:, None]).flatten()
+    worst = order[:, : keep // 2]
+    best = order[:, group - (keep + 1) // 2 :]
+    siblings = torch.cat([worst, best], 1).sort(1).values
+    first = torch.arange(0, len(reward), group, device=reward.device)
+    return (siblings + first[:, None]).flatten()
 
 
-def reference(
-    state: TrainState, samples: Rollout, condition: Condition, options: Options, sampling: Sampling
-) -> Tensor:
+def reference(drawn: Drawn) -> Tensor:
     """Log-probabilities of the trajectories under the frozen reference, (B, S)."""
-    with state.model.as_reference():
-        return replay(state, samples, condition, sampling, options.log_prob)
+    with drawn.state.model.as_reference():
+        return drawn.replay()
 
 
-def backward(
-    state: TrainState,
-    samples: Rollout,
-    condition: Condition,
-    coefficients: Tensor,
-    options: Options,
-    sampling: Sampling,
-) -> None:
+def backward(drawn: Drawn, coefficients: Tensor) -> None:
     """Accumulate the gradient of sum c_{i,t} log pi_theta, one step of a few samples at a time.
 
     Memory is that of one denoiser call, however many steps a trajectory has. Calls whose
     coefficients are all zero (the pair is clipped there) are left out.
     """
-    count, steps = coefficients.shape
-    for rows, columns in transitions(count, steps, state.micro_batch):
+    state = drawn.state
+    for rows, columns in drawn.transitions():
         weights = coefficients[rows, columns]
-        if state.needs(bool(weights.any())):
-            log_probs = log_probs_of(
-                state, samples, rows, columns, condition, sampling, options.log_prob
-            )
-            state.backward((weights * log_probs).sum())
+        if state.must_call(bool(weights.any())):
+            state.backward((weights * drawn.log_probs(rows, columns)).sum())
 
 
-def replay_error(
-    state: TrainState, samples: Rollout, condition: Condition, options: Options, sampling: Sampling
-) -> float:
-    """Largest difference between stored and replayed log-probabilities of the first sample, run in
-    a batch of its own.
+def replay_error(drawn: Drawn, clip: float) -> float:
+    """Largest difference between stored and replayed log-probabilities of the first sample, run
+    alone.
 
     Before any update it should be 0; what it is instead is the noise of the arithmetic, which must
     not reach the clip.
     """
-    alone = replay(state, samples[:1], condition[:1], sampling, options.log_prob)
-    error = (alone - samples.log_probs[:1]).abs().max().item()
-    if error > options.clip / 10:
+    alone = drawn[torch.arange(1)]
+    error = (alone.replay() - alone.log_probs_old).abs().max().item()
+    if error > clip / 10:
         warnings.warn(
-            f"method.clip: {options.clip:g} is less than ten times the replay error {error:.1e} of this precision; "
-            "want a larger clip, or model.dtype fp32",
+            f"method.clip: {clip:g} is less than ten times the replay error {error:.1e} of this "
+            "precision; want a larger clip, or model.dtype fp32",
             stacklevel=2,
         )
     return error
@@ -227,10 +200,9 @@ def informative(reward: Tensor, group: int) -> list[slice]:
 
 
 def kl(log_ratios: Tensor) -> float:
-    """KL(pi_old || pi_ref) over whole trajectories, estimated from the policy's own samples; (B, S)
-    in, nats out.
+    """KL(pi_old || pi_ref) over whole trajectories, from the policy's own samples, (B, S) -> nats.
 
-    A latent element's, where ``log_prob`` is the mean.
+    Nats of a latent element, where ``log_prob`` is the mean.
     """
     return log_ratios.sum(1).mean().item()
 
@@ -239,8 +211,7 @@ def kl_binding(log_ratios: Tensor, reward: Tensor, groups: list[slice], beta: fl
     """mean |drhat| / mean |dr / beta|: near 1, the KL term holds the policy back; near 0, only the
     clip does.
     """
-    predicted = torch.stack(
-        [torch.pdist(log_ratios[rows].mean(1, keepdim=True)).mean() for rows in groups]
-    )
-    target = torch.stack([torch.pdist(reward[rows, None]).mean() for rows in groups]) / beta
-    return (predicted.mean() / target.mean()).item()
+    predicted = [torch.pdist(log_ratios[rows].mean(1, keepdim=True)).mean() for rows in groups]
+    wanted = [torch.pdist(reward[rows, None]).mean() for rows in groups]
+    target = torch.stack(wanted) / beta
+    return (torch.stack(predicted).mean() / target.mean()).item()

@@ -11,88 +11,80 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from ..errors import UserError
 from ..losses import effective_sample_size, exponential_weights, softmax_weights
-from ..pipelines import Model
 from ..reward_heads import RewardSet
-from ..strict import Strict
+from .base import Cost
 from .batches import Kind, Media, Prompts, Sampling
-from .denoising import (
-    Times,
-    draw_noise,
-    draw_times,
-    drop_captions,
-    noise_generators,
-    squared_errors,
-)
-from .state import TrainState
-from .trajectories import draw, siblings, slices
+from .denoising import DenoisingOptions, noised
+from .state import TrainState, reward_metrics
+from .trajectories import draw
 
 WEIGHTS = {"softmax": softmax_weights, "exponential": exponential_weights}
 
 
-class Options(Strict):
-    """Weights are a softmax of r / beta among a prompt's images, times their number, or exp(z /
-    beta), z the z-score.
-
-    beta is in the reward's unit for softmax, in standard deviations among a prompt's images for
-    exponential. No weight exceeds ``cap``. A prompt whose effective sample size is below
-    ``min_ess`` images is skipped. ``offline``: the pictures are given, not drawn.
-    ``pretrain_weight``: of the same denoising unweighted; offline it is the data's own.
-    """
+class Options(DenoisingOptions):
+    """Weights are G softmax(r / beta) among a prompt's G images, or exp(z / beta), z the z-score."""
 
     name: Literal["rwr"] = "rwr"
-    images_per_prompt: int = Field(8, ge=2)
-    prompts_per_step: int = Field(8, ge=1)
-    gradient_steps: int = Field(1, ge=1)
-    offline: bool = False
-    weights: Literal["softmax", "exponential"] = "softmax"
-    beta: float = Field(1.0, gt=0)
-    cap: float | None = Field(20.0, ge=1)
-    min_ess: float = Field(2.0, ge=1)
-    pretrain_weight: float = Field(0.0, ge=0)
-    times: Times = "uniform"
-    dropout: float = Field(0.1, ge=0, le=1)
+    images_per_prompt: int = Field(
+        8, ge=2, description="Images drawn of each prompt, which are compared with each other."
+    )
+    prompts_per_step: int = Field(8, ge=1, description="Prompts of a step, over all processes.")
+    gradient_steps: int = Field(
+        1, ge=1, description="Optimizer steps taken on the images of one step, each with new noise."
+    )
+    offline: bool = Field(
+        False, description="Learn from the pictures of data.media in place of drawn ones."
+    )
+    weights: Literal["softmax", "exponential"] = Field(
+        "softmax", description="How a reward becomes what a picture counts for."
+    )
+    beta: float = Field(
+        1.0,
+        gt=0,
+        description="The smaller, the more the best count. In the reward's unit for softmax, in "
+        "standard deviations among a prompt's images for exponential.",
+    )
+    cap: float | None = Field(20.0, ge=1, description="Largest weight. null: none.")
+    min_ess: float = Field(
+        2.0,
+        ge=1,
+        description="A prompt whose effective sample size, in images, is smaller is skipped.",
+    )
+    pretrain_weight: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of the same denoising without rewards; offline that of the data.",
+    )
 
+    def batch_kind(self) -> Kind:
+        return "media" if self.offline else "prompts"
 
-def kind(options: Options) -> Kind:
-    """What a step's batch is."""
-    return "media" if options.offline else "prompts"
+    def require(self, sampling: Sampling) -> None:
+        if self.min_ess >= self.images_per_prompt:
+            raise ValueError(
+                f"method.min_ess: {self.min_ess:g} skips all but ties among "
+                f"{self.images_per_prompt} images; want less"
+            )
 
+    def cost(self, sampling: Sampling, rows_per_sample: int) -> Cost:
+        """Pictures are drawn with guidance, and learned from without.
 
-def check(options: Options, sampling: Sampling) -> None:
-    """What no single key shows: UserError when these settings cannot learn."""
-    if options.min_ess >= options.images_per_prompt:
-        images = options.images_per_prompt
-        raise UserError(
-            f"method.min_ess: {options.min_ess:g} skips all but ties among {images} images; want less"
-        )
-
-
-def calls(options: Options, sampling: Sampling, passes: int) -> dict[str, int]:
-    """Rows through the denoiser per step: pictures are drawn with guidance, ``passes`` rows, and
-    learned without.
-
-    An upper bound: prompts whose effective sample size is too small are not learned from.
-    """
-    images = options.prompts_per_step * options.images_per_prompt
-    drawn = 0 if options.offline else sampling.num_inference_steps * passes * images
-    learned = options.gradient_steps * images
-    return {"forwards": drawn + learned, "backwards": learned, "images": images}
+        An upper bound: prompts whose effective sample size is too small are not learned from.
+        """
+        drawn = 0 if self.offline else sampling.num_inference_steps * rows_per_sample * self.images
+        learned = self.gradient_steps * self.images
+        return Cost(drawn + learned, learned, self.images)
 
 
 def step(
-    state: TrainState,
-    batch: Prompts,
-    model: Model,
-    rewards: RewardSet,
-    options: Options,
-    sampling: Sampling,
+    state: TrainState, batch: Prompts, rewards: RewardSet, options: Options, sampling: Sampling
 ) -> dict[str, float]:
     """Sample -> score -> compare -> learn; one round.
 
     G images of a prompt stay together: B = prompts * G, siblings adjacent.
     """
+    model = state.model
     group = options.images_per_prompt
 
     # 1. Sample with the current policy, or take what is given.
@@ -102,52 +94,46 @@ def step(
         ids = list(batch.ids)
         media = batch.media.to(model.device)
         with torch.no_grad():
-            latents = torch.cat(
-                [model.encode(media[rows]) for rows in slices(len(media), state.micro_batch)]
-            )
+            parts = [model.encode(media[rows]) for rows in state.slices(len(media))]
+        latents = torch.cat(parts)
     else:
-        condition, texts, generators = siblings(state, batch, group)
-        samples, media = draw(state, condition, generators, sampling, "mean")
-        latents = samples.final
-        ids = [place * group + number for place in batch.ids for number in range(group)]
+        drawn = draw(state, batch, group, sampling)
+        condition = drawn.condition
+        texts = drawn.texts
+        ids = drawn.ids
+        media = drawn.media
+        latents = drawn.final
 
     # 2. Score; higher is better.
     with torch.no_grad():
         scores = rewards(media, texts)
-    combined = state.gather(scores.combined)
-    metrics = {
-        f"reward/{name}": state.gather(value).mean().item() for name, value in scores.heads.items()
-    }
-    metrics |= {"reward/combined": combined.mean().item(), "reward/std": combined.std().item()}
-    each = combined.view(-1, group)
-    metrics["zero_variance"] = (each.amin(1) == each.amax(1)).double().mean().item()
+    metrics = reward_metrics(state, scores, group)
 
     # 3. Compare siblings: what each picture counts for, 0 where one outweighs all others of its
     # prompt.
-    weights = WEIGHTS[options.weights](
-        scores.combined.to(latents.device), group, options.beta, options.cap
-    )
+    reward = scores.combined.to(latents.device)
+    weights = WEIGHTS[options.weights](reward, group, options.beta, options.cap)
     sizes = effective_sample_size(weights, group)
     kept = (sizes >= options.min_ess).repeat_interleave(group)
     weights = (weights + options.pretrain_weight) * kept
-    # processes' gradients add up
-    total = int(state.gather(kept).sum())
-    everyone = state.gather(sizes)
-    metrics |= {"ess": everyone.mean().item() / group, "skipped": 1 - total / len(combined)}
+    # Over all processes, whose gradients add up.
+    everyone = state.gather(kept)
+    total = int(everyone.sum())
+    metrics["ess"] = state.gather(sizes).mean().item() / group
+    metrics["skipped"] = 1 - total / len(everyone)
 
     # 4. Learn: denoise them, each gradient step with new noise; memory is that of one call.
-    told = [row for row, known in enumerate(kept.tolist()) if state.needs(known)]
+    useful = state.rows_to_learn(kept)
     metrics |= {"loss": 0.0, "grad_norm": 0.0}
     for k in range(options.gradient_steps if total else 0):
         losses = [weights.new_zeros(0)]
-        for rows in (told[places] for places in slices(len(told), state.micro_batch)):
-            own = noise_generators(state, [ids[row] for row in rows], str(k or ""))
-            t = draw_times(model, own, options.times)
-            noise = draw_noise(latents[rows], own)
-            captions = drop_captions(model, condition[rows], own, options.dropout, sampling)
-            loss = weights[rows] * squared_errors(
-                model, latents[rows], noise, t, captions, sampling
+        for part in state.slices(len(useful)):
+            rows = useful[part]
+            own = [ids[row] for row in rows.tolist()]
+            given = noised(
+                state, latents[rows], condition[rows], own, options, sampling, str(k or "")
             )
+            loss = weights[rows] * given.squared_errors(model)
             state.backward(loss.sum() / total)
             losses.append(loss.detach())
         metrics["grad_norm"] = state.update()

@@ -1,6 +1,6 @@
 """What changes while a run learns."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -9,6 +9,8 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from ..distributed import unshard
+from ..pipelines.seeding import generator
+from ..reward_heads import Scores
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -59,11 +61,29 @@ class TrainState:
         """Whether some process says so: what all must do together is decided by all."""
         return bool(self.gather(torch.tensor([flag])).any())
 
-    def needs(self, call: bool) -> bool:
-        """Whether to call the network: this process has use for it, or the others wait for all to
-        do so.
+    def must_call(self, needed: bool) -> bool:
+        """Whether this process must run the network: it needs the result, or the network is sharded
+        and all processes must call it together.
         """
-        return call or self.sharded
+        return needed or self.sharded
+
+    def rows_to_learn(self, useful: torch.Tensor) -> torch.Tensor:
+        """Rows that this process learns from: those that are ``useful`` (B,), or, of a sharded
+        network, all of them; (b,) int64 on the CPU.
+        """
+        return (
+            torch.tensor([self.must_call(bool(each)) for each in useful.tolist()])
+            .nonzero()
+            .flatten()
+        )
+
+    def slices(self, count: int) -> list[slice]:
+        """``count`` rows in micro-batches, in order."""
+        return slices(count, self.micro_batch)
+
+    def generators(self, purpose: str, names: Sequence[int | str]) -> list[torch.Generator]:
+        """A generator for each name: a function of the run's seed, the purpose, the step and it."""
+        return [generator(self.seed, purpose, self.step, name) for name in names]
 
     def update(self) -> float:
         """Add up the processes' gradients, clip, take an optimizer step, follow with the average.
@@ -102,3 +122,29 @@ class TrainState:
             yield
         finally:
             self.ema.restore(parameters)
+
+
+def slices(total: int, size: int) -> list[slice]:
+    """Consecutive slices of at most ``size`` that cover range(total)."""
+    return [slice(start, min(start + size, total)) for start in range(0, total, size)]
+
+
+def reward_metrics(state: TrainState, scores: Scores, group: int) -> dict[str, float]:
+    """What a step reports of its rewards, over all processes.
+
+    The mean of every head and of the combined reward, its standard deviation over all pictures,
+    and the share of prompts whose ``group`` pictures all tie.
+    """
+    metrics = {
+        f"reward/{name}": state.gather(values).mean().item()
+        for name, values in scores.heads.items()
+    }
+    combined = state.gather(scores.combined)
+    each = combined.view(-1, group)
+    ties = each.amin(1) == each.amax(1)
+    return metrics | {
+        "reward/combined": combined.mean().item(),
+        # of a single picture: 0, where torch would divide by 0
+        "reward/std": combined.std(correction=min(1, len(combined) - 1)).item(),
+        "zero_variance": ties.double().mean().item(),
+    }

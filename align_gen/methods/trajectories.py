@@ -1,50 +1,151 @@
-"""What methods that weigh trajectories by their likelihood share: drawing them, and their
-likelihood as it is now.
-"""
+"""Drawing a step's trajectories, and their likelihood under the model as it is now."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
-from ..pipelines import Condition, Rollout, rollout
+from ..pipelines import Condition, Rollout, gaussian_log_prob, rollout
 from ..pipelines.process import Reduction
-from ..pipelines.sampling import step_log_prob
-from ..pipelines.seeding import generator
+from ..pipelines.sampling import step_transition
 from .batches import Prompts, Sampling
-from .state import TrainState
+from .state import TrainState, slices
 
 
-def siblings(
-    state: TrainState, batch: Prompts, group: int
-) -> tuple[Condition, list[str], list[Generator]]:
-    """``group`` rows of each prompt, adjacent: their condition and texts, and a generator for each,
-    of its own.
+@dataclass(frozen=True)
+class Drawn:
+    """B trajectories of S stochastic steps each, and what it takes to run them again.
+
+    Siblings, the rows of one prompt, are adjacent. Indexing goes by rows.
+
+    Attributes:
+        state: whose model drew them.
+        rollout: latents and log-probabilities as they were drawn.
+        media: what they ended in, (B, 3, H, W) or (B, F, 3, H, W) in [0, 1].
+        condition: what the denoiser was told, B rows.
+        texts: the prompts, B of them.
+        ids: places of the rows in the run's whole stream of pictures; they seed noise.
+        sampling: how they were drawn.
+        reduction: of log-probabilities over latent elements.
     """
-    texts = [text for text in batch.texts for _ in range(group)]
-    places = [f"{i}/{j}" for i in batch.ids for j in range(group)]
-    return (
-        batch.condition.repeat(group),
-        texts,
-        [generator(state.seed, "rollout", state.step, it) for it in places],
-    )
+
+    state: TrainState
+    rollout: Rollout
+    media: Tensor
+    condition: Condition
+    texts: list[str]
+    ids: list[int]
+    sampling: Sampling
+    reduction: Reduction
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, rows: Tensor) -> "Drawn":
+        numbers = rows.tolist()
+        return replace(
+            self,
+            rollout=self.rollout[rows],
+            media=self.media[rows.to(self.media.device)],
+            condition=self.condition[rows],
+            texts=[self.texts[row] for row in numbers],
+            ids=[self.ids[row] for row in numbers],
+        )
+
+    @property
+    def final(self) -> Tensor:
+        """The finished latents, (B, *latent)."""
+        return self.rollout.final
+
+    @property
+    def steps(self) -> int:
+        """How many stochastic steps a trajectory has: S."""
+        return len(self.rollout.stochastic)
+
+    @property
+    def log_probs_old(self) -> Tensor:
+        """log p(x_s | x_t) of every stochastic step as it was drawn, (B, S)."""
+        return self.rollout.log_probs
+
+    def transition(self, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Some stored transitions under the model as it is now, in one call of the denoiser.
+
+        Args:
+            rows: of the trajectories, (b,).
+            columns: which stochastic step of each, (b,).
+
+        Returns:
+            log p(x_s | x_t) (b,), differentiable; its mean (b, *latent) and its std (b,).
+        """
+        x_s, mean, std = step_transition(
+            self.state.model,
+            self.rollout,
+            self.rollout.stochastic[columns],
+            self.condition[rows],
+            eta=self.sampling.eta,
+            guidance_scale=self.sampling.guidance_scale,
+            rows=rows,
+        )
+        return gaussian_log_prob(x_s, mean, std, self.reduction), mean, std
+
+    def log_probs(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """log p(x_s | x_t) of some transitions under the model as it is now; see ``transition``."""
+        log_probs, _, _ = self.transition(rows, columns)
+        return log_probs
+
+    @torch.no_grad()
+    def replay(self) -> Tensor:
+        """Log-probabilities of all transitions under the model as it is now, (B, S)."""
+        log_probs = torch.empty_like(self.log_probs_old)
+        for rows, columns in self.transitions():
+            log_probs[rows, columns] = self.log_probs(rows, columns)
+        return log_probs
+
+    def transitions(
+        self,
+        rows: Tensor | None = None,
+        columns: Tensor | None = None,
+        size: int | None = None,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """(rows, columns) of every transition of these rows and stochastic steps, each (b,).
+
+        At most ``size`` at a time, a micro-batch without it. They come step after step; several
+        steps share a call where there are few rows.
+        """
+        rows = torch.arange(len(self)) if rows is None else rows
+        columns = torch.arange(self.steps) if columns is None else columns
+        for part in slices(len(rows) * len(columns), size or self.state.micro_batch):
+            numbers = torch.arange(part.start, part.stop)
+            yield rows[numbers % len(rows)], columns[numbers // len(rows)]
 
 
 def draw(
     state: TrainState,
-    condition: Condition,
-    generators: list[Generator],
+    batch: Prompts,
+    group: int,
     sampling: Sampling,
-    reduction: Reduction,
+    *,
+    reduction: Reduction = "mean",
     graph: bool = False,
-) -> tuple[Rollout, Tensor]:
-    """Trajectories of every row of the condition, and their media, (B, 3, H, W) or of videos.
+) -> Drawn:
+    """Draw ``group`` trajectories of every prompt with the current policy, siblings adjacent.
 
-    ``graph`` keeps that of the log-probabilities, see ``rollout``; of the media none is kept.
+    Each has a generator of its own, a function of the run's seed, the step and its place, so that
+    neither the micro-batch nor the number of processes changes what is drawn.
+
+    Args:
+        reduction: of log-probabilities over latent elements.
+        graph: keep the graph of the log-probabilities, see ``rollout``; that of the media never is.
     """
-    parts = []
+    condition = batch.condition.repeat(group)
+    names = [f"{unit}/{sibling}" for unit in batch.ids for sibling in range(group)]
+    generators = state.generators("rollout", names)
+
+    rollouts = []
+    media = []
     for rows in slices(len(condition), state.micro_batch):
-        drawn = rollout(
+        part = rollout(
             state.model,
             condition[rows],
             num_inference_steps=sampling.num_inference_steps,
@@ -54,69 +155,24 @@ def draw(
             reduction=reduction,
             graph=graph,
         )
+        rollouts.append(part)
         with torch.no_grad():
-            parts.append((drawn, state.model.decode(drawn.final).float()))
-    return concatenate([drawn for drawn, _ in parts]), torch.cat([media for _, media in parts])
+            media.append(state.model.decode(part.final).float())
 
-
-@torch.no_grad()
-def replay(
-    state: TrainState,
-    samples: Rollout,
-    condition: Condition,
-    sampling: Sampling,
-    reduction: Reduction,
-) -> Tensor:
-    """Log-probabilities of the stored trajectories under the model as it is now, (B, S)."""
-    found = torch.empty_like(samples.log_probs)
-    for rows, columns in transitions(len(condition), len(samples.stochastic), state.micro_batch):
-        found[rows, columns] = log_probs_of(
-            state, samples, rows, columns, condition, sampling, reduction
-        )
-    return found
-
-
-def log_probs_of(
-    state: TrainState,
-    samples: Rollout,
-    rows: Tensor,
-    columns: Tensor,
-    condition: Condition,
-    sampling: Sampling,
-    reduction: Reduction,
-) -> Tensor:
-    """Of some transitions, one call of the denoiser: column c is the c-th stochastic step; (b,),
-    differentiable.
-    """
-    return step_log_prob(
-        state.model,
-        samples,
-        samples.stochastic[columns],
-        condition[rows],
-        eta=sampling.eta,
-        guidance_scale=sampling.guidance_scale,
+    return Drawn(
+        state,
+        concatenate(rollouts),
+        torch.cat(media),
+        condition,
+        texts=[text for text in batch.texts for _ in range(group)],
+        ids=[unit * group + sibling for unit in batch.ids for sibling in range(group)],
+        sampling=sampling,
         reduction=reduction,
-        rows=rows,
     )
-
-
-def transitions(rows: int, columns: int, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """(rows, columns) of every transition, at most ``size`` at a time: step after step, several
-    where few rows are.
-    """
-    for places in slices(rows * columns, size):
-        part = torch.arange(places.start, places.stop)
-        yield part % rows, part // rows
-
-
-def slices(total: int, size: int) -> list[slice]:
-    """Consecutive slices of at most ``size`` that cover range(total)."""
-    return [slice(start, min(start + size, total)) for start in range(0, total, size)]
 
 
 def concatenate(parts: list[Rollout]) -> Rollout:
     """Rollouts over the same times as one, in order."""
     latents = torch.cat([part.latents for part in parts])
-    return Rollout(
-        latents, parts[0].times, parts[0].stochastic, torch.cat([part.log_probs for part in parts])
-    )
+    log_probs = torch.cat([part.log_probs for part in parts])
+    return Rollout(latents, parts[0].times, parts[0].stochastic, log_probs)

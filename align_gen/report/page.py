@@ -9,26 +9,25 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
 import json
 import math
 import random
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align_gen.errors import UserError, writing_to
+from align_gen.errors import writing_to
 from align_gen.files import whole_file
 from align_gen.galleries.comparison import Comparison
-from align_gen.galleries.gallery import Gallery, UnreadablePicture
 from align_gen.galleries.table import ScoresTable
 from align_gen.report.words import ROLES, digits_of, facts, summary, tiles, towards
 
+from .pictures import Json, pictures_of
+
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 ORDER_SEED = (
     0  # of the default, random order: the same pictures come first each time the page is built
@@ -39,8 +38,6 @@ OWN_KEYS = (
     "file_name",
     "made",
 )  # of a gallery's row: shown in places of their own
-
-Json = dict[str, Any]
 
 
 def build_report(
@@ -81,7 +78,8 @@ def build_report(
     if before is not None:
         sides["before"] = (before, [i for i, _ in pairs[:limit]])
     shown = {
-        side: _side(table, rows, list(columns), thumbnail) for side, (table, rows) in sides.items()
+        side: pictures_of(table, rows, list(columns), thumbnail)
+        for side, (table, rows) in sides.items()
     }
     items = [_item(j, after.rows[j], command) for _, j in pairs[:limit]]
     for side, pictures in shown.items():
@@ -206,72 +204,6 @@ def _item(
         "more": {str(key): _text(value) for key, value in row.items() if key not in OWN_KEYS},
         "command": command(row) if command else None,
     }
-
-
-def _side(
-    table: ScoresTable, rows: Sequence[int], columns: Sequence[str], thumbnail: int
-) -> list[Json]:
-    """Pictures, or why not, and scores (one a column) of the chosen rows."""
-    names = [str(table.rows[i].get("file_name", "")) for i in rows]
-    gallery = None
-    reason = "the scores do not say where the gallery is"
-    if table.folder is not None:
-        try:
-            gallery = Gallery.load(table.folder)
-        except (UserError, OSError) as error:
-            reason = str(error)
-    place = {row["file_name"]: i for i, row in enumerate(gallery.rows)} if gallery else {}
-
-    def picture(name: str) -> Json:
-        if gallery is None or name not in place:
-            return {
-                "picture": None,
-                "reason": f"{name} is not in the gallery" if gallery else reason,
-            }
-        try:
-            return {"picture": _thumbnail(gallery.media(place[name]), thumbnail), "reason": None}
-        except UnreadablePicture as error:
-            return {"picture": None, "reason": str(error)}
-
-    with ThreadPoolExecutor(4) as pool:
-        pictures = list(pool.map(picture, names))
-    for entry, name, i in zip(pictures, names, rows, strict=True):
-        entry |= {"file": name, "reason": entry["reason"] or table.errors[i]}
-        entry["scores"] = [
-            table.heads[column][i] if column in table.heads else None for column in columns
-        ]
-    return pictures
-
-
-MILLISECONDS = 125  # a frame of a moving thumbnail, whatever the video's own rate
-
-
-def _thumbnail(media: Tensor, side: int) -> str:
-    """A data URL without its scheme: PNG of (3,H,W) in [0,1], moving WebP of (F,3,H,W); `side`
-    pixels at most.
-    """
-    from PIL import Image
-
-    frames = []
-    for picture in media if media.ndim == 4 else media[None]:
-        image = Image.fromarray(
-            picture.mul(255).round().byte().permute(1, 2, 0).contiguous().numpy()
-        )
-        image.thumbnail((side, side), Image.Resampling.LANCZOS)
-        frames.append(image)
-    buffer = io.BytesIO()
-    if media.ndim == 3:
-        frames[0].save(buffer, "PNG", optimize=True)
-    else:
-        moving = {
-            "save_all": True,
-            "append_images": frames[1:],
-            "duration": MILLISECONDS,
-            "loop": 0,
-        }
-        frames[0].save(buffer, "WEBP", quality=80, **moving)
-    kind = "png" if media.ndim == 3 else "webp"
-    return f"image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _values(items: Sequence[Json], column: int) -> list[float]:

@@ -31,7 +31,7 @@ def report_run(
         before=tables[0],
         after=tables[1],
         out=out or run / "report.html",
-        title=f"{recipe.model.path}, fine-tuned by {recipe.method['name'].upper()}",
+        title=f"{recipe.model.path}, fine-tuned by {recipe.method.name.upper()}",
         comparison=compare(*tables),
         optimised=[str(name) for name in recipe.rewards],
         held_out=[str(name) for name in recipe.eval_rewards],

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from align_gen.galleries.comparison import Change, Comparison, verdict
+from align_gen.galleries.comparison import Comparison, verdict
+from align_gen.galleries.intervals import Change
 
 ROLES = ("optimised", "held out", "")  # of columns, in the order they are shown
 

@@ -1,14 +1,21 @@
-"""From preference pairs to a reward head. Names resolve on first use."""
+"""From preference pairs to a reward head. Names resolve on first use.
+
+- ``train``: the whole way, from pairs to a folder.
+- ``options``: what can be chosen, with bounds and meanings.
+- ``targets``: what the pairs say. ``learners``: who learns from them.
+- ``agreement``: how well scores fit labels. ``export``: what is written.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .options import RewardTraining
     from .train import train_reward
 
-_NAMES = {"train_reward": "train"}
+_NAMES = {"RewardTraining": "options", "train_reward": "train"}
 
-__all__ = ["train_reward"]
+__all__ = ["RewardTraining", "train_reward"]
 
 
 def __getattr__(name: str) -> Any:

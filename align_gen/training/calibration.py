@@ -8,29 +8,34 @@ from typing import Literal
 from pydantic import Field
 
 from ..errors import UserError
-from ..galleries.scoring import plain
-from ..galleries.table import ScoresTable
+from ..galleries.table import ScoresTable, plain
 from ..reward_heads import RewardSet
 from ..reward_heads.combine import Combination, Rule, Scale
 from ..strict import Strict
 
 
 class Combine(Strict):
-    """From several rewards to the one that is optimised; see
-    ``reward_heads.combine.Combination``.
-    """
+    """How several rewards become the one that is optimised, see ``reward_heads.combine``."""
 
-    rule: Rule = "sum"
-    k: float = Field(1.0, ge=0)  # deviations taken off by mean_minus_std
-    temperature: float = Field(1.0, gt=0)  # of soft_min
-    normalise: Literal["none", "group"] = (
-        "none"  # group: every head counts alike among the images of a prompt
+    rule: Rule = Field("sum", description="From the rewards, each times its weight, to one.")
+    k: float = Field(
+        1.0, ge=0, description="Of mean_minus_std: standard deviations that are taken off."
+    )
+    temperature: float = Field(
+        1.0, gt=0, description="Of soft_min: the smaller, the nearer to the minimum."
+    )
+    normalise: Literal["none", "group"] = Field(
+        "none",
+        description="group: every reward counts alike among the images of a prompt.",
     )
     gates: Mapping[str, float] = Field(
-        {}
-    )  # reward -> least score; the others count only where all are met
-    floor: float = 0.0  # what the others count where they do not
-    calibrate: str | None = None  # a scored reference gallery, or its scores file
+        {}, description="Reward to its least score; the others count only where all are met."
+    )
+    floor: float = Field(0.0, description="What the others count where a gate is not met.")
+    calibrate: str | None = Field(
+        None,
+        description="A scored reference gallery, or its scores file, that sets each reward's scale.",
+    )
 
 
 def combination(section: Combine, rewards: RewardSet) -> Combination:

@@ -21,7 +21,7 @@ from ..distributed import shard_like, unshard
 from ..errors import RunFailure, UserError, one_line
 from ..files import sync, whole_file
 from ..methods.state import TrainState
-from ..pipelines.base import REFRESHED
+from ..pipelines.trainable import REFRESHED
 
 log = logging.getLogger("align_gen")
 FORMAT = 1

@@ -3,6 +3,7 @@ already.
 """
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -13,14 +14,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..distributed import rank_slice
 from ..errors import RunFailure, UserError
-from ..galleries.gallery import FORMATS, VIDEOS, UnreadablePicture, as_media, read_pixels
+from ..galleries.items import Item
+from ..galleries.media import FORMATS, VIDEOS, UnreadablePicture, as_media, read_pixels
 from ..galleries.pairs import SIDES, read_pairs
-from ..galleries.sources import Item, open_source
+from ..galleries.prompts import load_prompts
+from ..galleries.sources import open_source
 from ..methods.batches import Batch, Media, Pairs, Prompts, Sampling, encode
+from ..methods.state import TrainState
+from ..pipelines.seeding import generator
+from .recipe import Recipe
 
 if TYPE_CHECKING:
     from ..pipelines import Model
+
+log = logging.getLogger("align_gen")
 
 
 class Data(Protocol):
@@ -224,3 +233,41 @@ def _digest(content: Path | bytes | None) -> str:
     return hashlib.sha256(
         content.read_bytes() if isinstance(content, Path) else content or b""
     ).hexdigest()
+
+
+def load_data(recipe: Recipe) -> Data:
+    """What the recipe's method learns from; logs what had to be left out."""
+    kind = recipe.method.batch_kind()
+    data: Data
+    if kind == "pairs":
+        data = PairData.load(str(recipe.data.pairs))
+    elif kind == "media":
+        data = MediaData.load(str(recipe.data.media), recipe.method.images_per_prompt)
+    else:
+        rows = load_prompts(str(recipe.prompts.train))
+        data = PromptData([row["prompt"] for row in rows])
+    if data.skipped:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in data.skipped.items())
+        log.warning("left out of the data: %s", reasons)
+    return data
+
+
+def draw_batch(data: Data, recipe: Recipe, state: TrainState) -> Batch:
+    """This process's share of the step's units.
+
+    Epochs are permutations of the units, a function of (seed, step) alone.
+    """
+    count = recipe.method.prompts_per_step
+    first = state.step * count
+    numbers = [first + number for number in rank_slice(count, state.accelerator)]
+    units = []
+    for number in numbers:
+        epoch, position = divmod(number, len(data))
+        units.append(shuffled(len(data), recipe.run.seed, epoch)[position])
+    return data.batch(units, numbers, state.model, recipe.sampling)
+
+
+def shuffled(count: int, seed: int, epoch: int) -> list[int]:
+    """The order of an epoch's units."""
+    order: list[int] = torch.randperm(count, generator=generator(seed, "prompts", epoch)).tolist()
+    return order

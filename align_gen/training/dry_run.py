@@ -1,5 +1,6 @@
 """What a recipe would do, and what it costs, before it does it: no weights are read."""
 
+import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -7,72 +8,170 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
-from .. import bundled, methods, pipelines
+from .. import bundled, pipelines
 from ..errors import UserError, user_mistakes
-from ..methods.denoising import squared_errors
+from ..methods.base import Cost
+from ..methods.denoising import Noised, conditional_guidance
 from ..peak_memory import PeakMemory, size_of
 from ..pipelines import Condition, Model, Rollout
 from ..pipelines.registry import TOYS
 from ..pipelines.sampling import step_log_prob
 from ..pipelines.skeleton import ShapesOnly, describe_source, make_fake, skeleton
 from ..precision import dtype_of
-from .engine import load_model, prepare_model
+from ..progress import duration
 from .recipe import Recipe
+from .setup import load_model, prepare_model
 
 FLOAT = 4  # bytes; trained tensors, gradients and latents are float32 in every precision
-# of the trajectories that are measured: memory grows with their number by the stored latents alone
-STEPS = 4
+STEPS = 4  # of the trajectories that are measured: memory grows with them by stored latents alone
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes of tensors that a run keeps, and, on top of them, that each kind of work makes."""
+    """Bytes of tensors that a run keeps, and, on top of them, that each kind of work makes.
 
-    weights: int  # of every component, and of the frozen copy in full training
-    freed: int  # of them, once the texts are encoded
-    training: int  # gradients, two moments, average and its spare
-    stored: int  # a step's latents and pictures
-    encoding: int  # of texts
+    Attributes:
+        weights: of every component, and of the frozen copy in full training.
+        freed: of the weights, once the texts are encoded.
+        training: gradients, two moments, average and its spare.
+        stored: a step's latents and pictures.
+        encoding: of texts.
+        sampling: one call's worth of pictures being drawn.
+        decoding: one call's worth of latents.
+        learning: one micro-batch forward and backward.
+    """
+
+    weights: int
+    freed: int
+    training: int
+    stored: int
+    encoding: int
     sampling: int
     decoding: int
-    learning: int  # one micro-batch forward and backward
+    learning: int
 
     @property
     def peak(self) -> int:
-        """Reward models and the libraries themselves come on top."""
+        """The most that is needed at once; reward models and the libraries come on top."""
         work = max(self.sampling, self.decoding, self.learning)
-        return max(
-            self.weights + self.encoding,
-            self.weights - self.freed + self.training + self.stored + work,
-        )
+        running = self.weights - self.freed + self.training + self.stored + work
+        return max(self.weights + self.encoding, running)
 
 
-def describe(recipe: Recipe) -> str:
-    """The resolved recipe, what is trained, and the calls and memory of one step."""
-    options = recipe.method_options()
+@dataclass(frozen=True)
+class Work:
+    """Floating-point operations of the denoiser for one row: forward, and forward and backward."""
+
+    forward: float
+    both: float
+
+    def of(self, cost: Cost) -> float:
+        """Operations of one step."""
+        return cost.forwards * self.forward + cost.backwards * (self.both - self.forward)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do and cost; as text by ``str``.
+
+    Attributes:
+        cost: of one step.
+        memory: at its peak; None for toys.
+        operations: of the denoiser in one step; None for toys.
+        speed: operations a second of a bare matrix product on this machine.
+    """
+
+    recipe: Recipe
+    trained_parameters: int
+    cost: Cost
+    memory: MemoryEstimate | None = None
+    operations: float | None = None
+    speed: float | None = None
+
+    @property
+    def seconds(self) -> float | None:
+        """The least that all steps can take here."""
+        if self.operations is None or self.speed is None:
+            return None
+        return self.recipe.run.steps * self.operations / self.speed
+
+    def json(self) -> dict[str, Any]:
+        """The same as plain data."""
+        return {
+            "trained_parameters": self.trained_parameters,
+            "per_step": asdict(self.cost),
+            "steps": self.recipe.run.steps,
+            "denoiser_rows": self.cost.forwards * self.recipe.run.steps,
+            "memory": None
+            if self.memory is None
+            else {**asdict(self.memory), "peak": self.memory.peak},
+            "seconds_at_least": self.seconds,
+            "recipe": self.recipe.to_yaml(),
+        }
+
+    def __str__(self) -> str:
+        steps = self.recipe.run.steps
+        cost = self.cost
+        lines = [
+            f"trained parameters    {self.trained_parameters:,}",
+            f"denoiser per step     {cost.forwards:,} rows forward, {cost.backwards:,} of them "
+            "backward",
+            f"denoiser in all       {cost.forwards * steps:,} rows in {steps:,} steps",
+        ]
+        if self.memory is not None:
+            parts = ", ".join(f"{name} {_mib(size)}" for name, size in asdict(self.memory).items())
+            peak = _mib(self.memory.peak)
+            lines.append(
+                f"memory                {peak} MiB at the peak, and reward models: {parts}"
+            )
+        if self.seconds is not None and self.speed is not None:
+            lines.append(
+                f"time on this machine  at least {duration(self.seconds)}: a bare matrix product "
+                f"runs at {self.speed / 1e9:,.0f} GFLOP/s here; galleries and rewards come on top"
+            )
+        return "\n".join([*lines, "---", self.recipe.to_yaml().rstrip()])
+
+
+def describe(recipe: Recipe) -> Plan:
+    """What is trained, and the calls, memory and time of a run.
+
+    Raises:
+        UserError: a mistake in the recipe, or in a reward's options.
+    """
+    sampling = recipe.sampling
     with user_mistakes():
+        check_reward_options(recipe)
         if recipe.model.path in TOYS:
             model = load_model(recipe)
             prepare_model(recipe, model)
         else:
             model = outline(recipe)
-        calls = methods.load(options.name).calls(
-            options, recipe.sampling, model.passes(recipe.sampling.guidance_scale)
-        )
-    lines = [
-        recipe.to_yaml().rstrip(),
-        "---",
-        f"trained parameters    {sum(p.numel() for p in model.parameters()):,}",
-        f"denoiser per step     {calls['forwards']:,} rows forward, {calls['backwards']:,} of them backward",
-    ]
-    if recipe.model.path not in TOYS:
-        memory = estimate(model, recipe)
-        parts = ", ".join(f"{name} {_mib(size)}" for name, size in asdict(memory).items())
-        lines.append(
-            f"memory                {_mib(memory.peak)} MiB at the peak, and reward models: {parts}"
-        )
-    return "\n".join(lines)
+        cost = recipe.method.cost(sampling, model.rows_per_sample(sampling.guidance_scale))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    if recipe.model.path in TOYS:
+        return Plan(recipe, parameters, cost)
+    memory, work = measure(model, recipe)
+    speed = matrix_product_speed(dtype_of(recipe.model.dtype))
+    return Plan(recipe, parameters, cost, memory, work.of(cost), speed)
+
+
+def check_reward_options(recipe: Recipe) -> None:
+    """Check what rewards are told, without loading any."""
+
+
+def matrix_product_speed(dtype: torch.dtype, size: int = 2048, rounds: int = 3) -> float:
+    """Operations a second of a bare matrix product on this machine's device."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    a = torch.randn(size, size, device=device).to(dtype)
+    seconds = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        product = a @ a
+        product[0, 0].item()  # waits for the device
+        seconds.append(time.perf_counter() - started)
+    return 2 * size**3 / min(seconds)
 
 
 def outline(recipe: Recipe) -> Model:
@@ -80,7 +179,7 @@ def outline(recipe: Recipe) -> Model:
     section = recipe.model
     if section.adapter is not None and not Path(section.adapter).is_dir():
         raise UserError(f"model.adapter: {section.adapter}: no such folder; want an export")
-    pipeline = skeleton(describe_source(bundled.model_path(section.path)), dtype_of(section.dtype))
+    pipeline = skeleton(describe_source(bundled.generator_path(section.path)), dtype_of(section.dtype))
     model = pipelines.load(pipeline)
     model.prompt_cache = None  # type: ignore[attr-defined]  # real texts are kept there
     prepare_model(recipe, model)
@@ -88,40 +187,44 @@ def outline(recipe: Recipe) -> Model:
 
 
 def estimate(model: Model, recipe: Recipe) -> MemoryEstimate:
-    """Run one micro-batch of everything on shapes alone, and count. ``model`` comes from
-    ``outline``.
-    """
-    options = recipe.method_options()
-    calls = methods.load(options.name).calls(options, recipe.sampling, 1)
-    modules = {
-        **model.components(),
-        **{f"copy of {name}": module for name, module in model.copies.items()},
-    }
-    weights = size_of((model.components() if recipe.memory.offload_reference else modules).values())
-    encoders = {name: part for name, part in modules.items() if name.startswith("text_encoder")}
-    freed = size_of(encoders.values()) if recipe.memory.free_text_encoders else 0
+    """The memory of a run; ``model`` comes from ``outline``."""
+    memory, _ = measure(model, recipe)
+    return memory
+
+
+def measure(model: Model, recipe: Recipe) -> tuple[MemoryEstimate, Work]:
+    """Run one micro-batch of everything on shapes alone, and count. ``model`` is an ``outline``."""
+    method = recipe.method
+    micro = recipe.optim.micro_batch
+    cost = method.cost(recipe.sampling, 1)
+    copies = {f"copy of {name}": module for name, module in model.reference_copies.items()}
+    modules = {**model.components(), **copies}
+    on_device = model.components() if recipe.memory.offload_reference else modules
+    weights = size_of(on_device.values())
+    encoders = [part for name, part in modules.items() if name.startswith("text_encoder")]
+    freed = size_of(encoders) if recipe.memory.free_text_encoders else 0
     trained = sum(parameter.numel() for parameter in model.parameters())
+    # Gradients and two moments; an average, and what it is swapped with.
     training = FLOAT * trained * (3 if recipe.optim.ema is None else 5)
-    images = options.images_per_prompt * options.prompts_per_step
+
     with make_fake(modules) as shapes:
         encoding, condition = _encode(model, recipe)
-        micro = recipe.optim.micro_batch
-        drawn = condition.repeat(
-            max(min(micro, images), recipe.evaluate.batch_size)
-        )  # galleries are drawn too
-        learned = condition.repeat(min(micro, calls["images"]))
+        # Galleries are drawn too, in batches of their own.
+        drawn = condition.repeat(max(min(micro, method.images), recipe.evaluate.batch_size))
+        learned = condition.repeat(min(micro, cost.images))
         half = dtype_of(recipe.model.dtype)
         with nullcontext() if half == torch.float32 else torch.autocast("cpu", half):
-            sampling, final = _draw(model, drawn, recipe)
-            learning = _learn(model, learned, recipe)
+            sampling, forward, final = _draw(model, drawn, recipe)
+            learning, both = _learn(model, learned, recipe)
         decoding, picture = _decode(model, final, shapes)
-    latents = (
-        FLOAT
-        * (recipe.sampling.num_inference_steps + 1)
-        * torch.Size(condition.latent_shape).numel()
+
+    latents = FLOAT * (recipe.sampling.num_inference_steps + 1)
+    latents *= torch.Size(condition.latent_shape).numel()
+    stored = method.images * (latents + picture)
+    memory = MemoryEstimate(
+        weights, freed, training, stored, encoding, sampling, decoding, learning
     )
-    stored = images * (latents + picture)
-    return MemoryEstimate(weights, freed, training, stored, encoding, sampling, decoding, learning)
+    return memory, Work(forward, both)
 
 
 def _encode(model: Model, recipe: Recipe) -> tuple[int, Condition]:
@@ -136,29 +239,36 @@ def _encode(model: Model, recipe: Recipe) -> tuple[int, Condition]:
     return memory.peak, condition[:1]
 
 
-def _draw(model: Model, rows: Condition, recipe: Recipe) -> tuple[int, Tensor]:
-    with PeakMemory() as memory:
+def _draw(model: Model, rows: Condition, recipe: Recipe) -> tuple[int, float, Tensor]:
+    """Peak bytes, operations of one row of the denoiser forward, and the finished latents."""
+    with PeakMemory() as memory, FlopCounterMode(display=False) as flops:
         final = _rollout(model, rows, recipe).final
-    return memory.peak, final
+    calls = STEPS * len(rows) * model.rows_per_sample(recipe.sampling.guidance_scale)
+    return memory.peak, flops.get_total_flops() / calls, final
 
 
-def _learn(model: Model, rows: Condition, recipe: Recipe) -> int:
-    """Besides the gradients that it leaves behind."""
+def _learn(model: Model, rows: Condition, recipe: Recipe) -> tuple[int, float]:
+    """Peak bytes besides the gradients, and operations of one row forward and backward."""
+    sampling = recipe.sampling
     drawn = _rollout(model, rows, recipe)
-    options: dict[str, Any] = {
-        "eta": recipe.sampling.eta,
-        "guidance_scale": recipe.sampling.guidance_scale,
-    }
-    with PeakMemory() as memory:
+    options: dict[str, Any] = {"eta": sampling.eta, "guidance_scale": sampling.guidance_scale}
+    with PeakMemory() as memory, FlopCounterMode(display=False) as flops:
         if len(drawn.stochastic):
-            step_log_prob(model, drawn, int(drawn.stochastic[0]), rows, **options).sum().backward()
-        else:  # of methods that denoise, which need no noise in sampling
+            passes = model.rows_per_sample(sampling.guidance_scale)
+            step = int(drawn.stochastic[0])
+            step_log_prob(model, drawn, step, rows, **options).sum().backward()
+        else:
+            # Methods that denoise need no noise in sampling, and learn without guidance.
+            passes = 1
             t = drawn.times[:1, 0].expand(len(rows))
             noise = torch.zeros_like(drawn.final)
-            squared_errors(model, drawn.final, noise, t, rows, recipe.sampling).sum().backward()
-    return memory.peak - sum(
-        parameter.grad.nbytes for parameter in model.parameters() if parameter.grad is not None
-    )
+            x_t = model.process.add_noise(drawn.final, noise, t)
+            target = model.process.target(drawn.final, noise, t).float()
+            noised = Noised(x_t, t, target, rows, conditional_guidance(model, sampling))
+            noised.squared_errors(model).sum().backward()
+    gradients = (each.grad for each in model.parameters() if each.grad is not None)
+    peak = memory.peak - sum(gradient.nbytes for gradient in gradients)
+    return peak, flops.get_total_flops() / (len(rows) * passes)
 
 
 def _rollout(model: Model, rows: Condition, recipe: Recipe) -> Rollout:

@@ -4,8 +4,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import Field
+
 from ..errors import UserError
-from ..pipelines.attention import choose, chosen
+from ..pipelines.attention import kernels_of, set_kernels
 from ..strict import Strict
 
 if TYPE_CHECKING:
@@ -13,18 +15,22 @@ if TYPE_CHECKING:
 
 
 class Memory(Strict):
-    """Each costs time; docs/memory.md has figures."""
+    """What a run does to need less memory; each costs time, see docs/memory.md."""
 
-    checkpointing: bool = (
-        False  # compute the activations of the denoiser and the VAE again in the backward pass
+    checkpointing: bool = Field(
+        False, description="Compute the denoiser's and the VAE's activations again in backward."
     )
-    vae: Literal["whole", "slices", "tiles"] = (
-        "whole"  # decode a batch at once, one by one, or in overlapping tiles
+    vae: Literal["whole", "slices", "tiles"] = Field(
+        "whole", description="Decode a batch at once, one by one, or in overlapping tiles."
     )
-    free_text_encoders: bool = False  # drop them once all prompts of the run are encoded
-    offload_rewards: bool = False  # reward models wait on the CPU
-    offload_reference: bool = False  # the frozen copy of full training waits on the CPU
-    shard: bool = False  # several processes hold a part of each weight (FSDP2)
+    free_text_encoders: bool = Field(
+        False, description="Drop text encoders once all prompts of the run are encoded."
+    )
+    offload_rewards: bool = Field(False, description="Reward models wait on the CPU.")
+    offload_reference: bool = Field(
+        False, description="The frozen copy of full training waits on the CPU."
+    )
+    shard: bool = Field(False, description="Several processes hold a part of each weight (FSDP2).")
 
 
 def save_memory(model: "Model", options: Memory) -> None:
@@ -33,7 +39,7 @@ def save_memory(model: "Model", options: Memory) -> None:
     Raises:
         UserError: the model's VAE, or its network, has no such mode.
     """
-    model.offload_copies = options.offload_reference
+    model.reference_on_cpu = options.offload_reference
     components = model.components()
     if options.checkpointing:
         for name in model.trainable:
@@ -54,8 +60,8 @@ def save_memory(model: "Model", options: Memory) -> None:
 def as_it_was(model: "Model") -> Iterator[None]:
     """Afterwards, how the model samples, attends and saves memory is what it was before."""
     process = model.process
-    kernels = chosen(model)
-    offloaded = model.offload_copies
+    kernels = kernels_of(model)
+    offloaded = model.reference_on_cpu
     flags = ("gradient_checkpointing", "use_slicing", "use_tiling")
     parts = [part for root in model.components().values() for part in root.modules()]
     modes = [
@@ -65,10 +71,10 @@ def as_it_was(model: "Model") -> Iterator[None]:
         yield
     finally:
         model.process = process
-        model.offload_copies = offloaded
+        model.reference_on_cpu = offloaded
         for part, flag, value in modes:
             setattr(part, flag, value)
-        choose(kernels)
+        set_kernels(kernels)
 
 
 def encode_and_free(model: "Model", prompts: Sequence[str]) -> None:

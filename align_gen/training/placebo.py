@@ -1,7 +1,7 @@
 """A reward that carries no information about its picture: the control of an experiment."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from hashlib import sha256
 from typing import Any
 
@@ -23,17 +23,19 @@ class Shuffled(RewardSet):
 
     seed: int = 0
 
+    @classmethod
+    def of(cls, rewards: RewardSet, seed: int) -> "Shuffled":
+        """The same rewards, dealt out by this seed."""
+        same = {each.name: getattr(rewards, each.name) for each in fields(rewards)}
+        return cls(**same, seed=seed)
+
     def __call__(self, media: Tensor, prompts: Sequence[str], **context: Any) -> Scores:
         scores = super().__call__(media, prompts, **context)
         key = sha256(scores.combined.cpu().numpy().tobytes()).hexdigest()
         order = torch.arange(len(prompts))
         for prompt in dict.fromkeys(prompts):
             rows = torch.tensor([i for i, other in enumerate(prompts) if other == prompt])
-            order[rows] = rows[
-                torch.randperm(
-                    len(rows), generator=generator(self.seed, "placebo", 0, key + prompt)
-                )
-            ]
-        return Scores(
-            scores.combined[order.to(scores.combined.device)], scores.heads, scores.uncertainty
-        )
+            dealer = generator(self.seed, "placebo", 0, key + prompt)
+            order[rows] = rows[torch.randperm(len(rows), generator=dealer)]
+        combined = scores.combined[order.to(scores.combined.device)]
+        return Scores(combined, scores.heads, scores.uncertainty)

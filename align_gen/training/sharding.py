@@ -31,7 +31,7 @@ def shard(model: "Model", device: torch.device) -> None:
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
-    for module in (*model.trainable.values(), *model.copies.values()):
+    for module in (*model.trainable.values(), *model.reference_copies.values()):
         names = (
             getattr(module, "_no_split_modules", None),
             getattr(module, "_repeated_blocks", None),

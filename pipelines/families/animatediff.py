@@ -10,8 +10,8 @@ import diffusers
 from diffusers.loaders import PeftAdapterMixin
 from torch import Tensor
 
-from ..base import LoraOptions, unwrap
 from ..pretrained import OwnLora
+from ..trainable import LoraOptions, unwrap
 from .stable_diffusion import StableDiffusion
 
 MOTION_PROJECTION = re.compile(r".*motion_module.*\.proj_(in|out)")
@@ -63,7 +63,7 @@ class AnimateDiff(PerFrame):
         if any(
             MOTION_PROJECTION.fullmatch(name) and hasattr(layer, "lora_A") for name, layer in layers
         ):
-            self.untrain()
+            self.restore_weights()
             raise ValueError(
                 "target_modules: proj_in and proj_out of motion modules take no LoRA (diffusers passes their input by "
                 "name, and peft's has another); leave them out, or want null, the family's own"

@@ -18,7 +18,7 @@ class _Controlled(OwnLora):
     Its LoRA is a file of its own: the pipeline would load it into the UNet.
     """
 
-    wants = ("control",)
+    required_inputs = ("control",)
 
     def __init__(self, pipeline: Any):
         super().__init__(pipeline)

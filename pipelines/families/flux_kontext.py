@@ -17,7 +17,7 @@ class FluxKontext(Flux):
     those to be made.
     """
 
-    wants = ("image",)
+    required_inputs = ("image",)
 
     def __init__(self, pipeline: Any):
         super().__init__(pipeline)

@@ -20,7 +20,7 @@ class InstructPix2Pix(StableDiffusion):
     "image", from nothing to the picture.
     """
 
-    wants = ("image",)
+    required_inputs = ("image",)
     guidances = MappingProxyType({"text": 7.5, "image": 1.5})
 
     def encode_texts(self, texts: Sequence[str]) -> dict[str, Tensor]:
@@ -44,7 +44,7 @@ class InstructPix2Pix(StableDiffusion):
         kept = {name: value for name, value in options.items() if name not in ("height", "width")}
         return {**kept, "image_guidance_scale": self.scales(guidance)["image"]}
 
-    def passes(self, guidance: Guidance) -> int:
+    def rows_per_sample(self, guidance: Guidance) -> int:
         return 3 if self.scales(guidance)["text"] > 1 else 1
 
     def predict(self, x_t: Tensor, t: Tensor, condition: Condition, guidance: Guidance) -> Tensor:

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..base import Condition, Guidance, LoraOptions, Model, unwrap
+from ..base import Condition, Guidance, Model
 from ..process import Diffusion, Flow, Process, gaussian_log_prob
+from ..trainable import LoraOptions, unwrap
 
 BINS = 1000
 

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..base import unwrap
-from ..pretrained import LORA_SAFE, Video
+from ..exports import LORA_SAFE
+from ..pretrained import Video
 from ..process import Flow
 from ..schedules import flow_times, network_time
+from ..trainable import unwrap
 
 
 class Wan(Video):

@@ -22,7 +22,7 @@ class WanImage(Wan):
     leads from the noise to the image.
     """
 
-    wants = ("image",)
+    required_inputs = ("image",)
     one_by_one = True
 
     def __init__(self, pipeline: Any):

@@ -4,11 +4,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .best_of import BestOf, Guide
+    from .base import Guide, require_guide
+    from .best_of import BestOf
 
-_NAMES = {"BestOf": "best_of", "Guide": "best_of"}
+_NAMES = {"BestOf": "best_of", "Guide": "base", "require_guide": "base"}
 
-__all__ = ["BestOf", "Guide"]
+__all__ = ["BestOf", "Guide", "require_guide"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,10 +1,8 @@
-"""Steering sampling by a reward. A guide takes a plain callable ``(media, prompts) -> (B,)`` or a
-reward set.
-"""
+"""The best of several samples by a reward."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -13,20 +11,16 @@ from ..base import Condition, Model
 from ..sampling import sample as plain_sample
 
 
-class Guide(Protocol):
-    """Draws media in place of ``pipelines.sample``."""
-
-    def sample(
-        self, model: Model, condition: Condition, *, generator: Sequence[Generator], **options: Any
-    ) -> Tensor: ...
-
-
 @dataclass(frozen=True)
 class BestOf:
     """The best of n samples by the reward: the strongest simple baseline, at n times the cost.
 
     Candidate 0 is the sample that would have been drawn without guidance, so the reward never
     falls.
+
+    Attributes:
+        reward: a callable ``(media, prompts) -> (B,)``, higher is better, or a reward set.
+        n: candidates of each sample, from 1.
     """
 
     reward: Callable[..., Any]
@@ -41,20 +35,38 @@ class BestOf:
         progress: Callable[[int], None] | None = None,
         **options: Any,
     ) -> Tensor:
-        """Like ``pipelines.sample``; every sample's generator is used n times in turn."""
+        """Sample as ``pipelines.sample`` does; every sample's generator is used n times in turn.
+
+        Raises:
+            ValueError: n is below 1, the reward cannot be called, or it gives no finite (B,).
+        """
         if self.n < 1:
             raise ValueError(f"BestOf n: want at least 1, got {self.n}")
-        best, best_score = None, None
-        for _ in range(self.n):
+        if not callable(self.reward):
+            raise ValueError(
+                "BestOf reward: want a callable (media, prompts) -> (B,) or a reward set, "
+                f"got {self.reward!r}"
+            )
+        best = plain_sample(model, condition, generator=generator, **options)
+        best_score = self._score(best, condition.prompts)
+        for _ in range(1, self.n):
             media = plain_sample(model, condition, generator=generator, **options)
-            scores = self.reward(media, condition.prompts)
-            score = torch.as_tensor(getattr(scores, "combined", scores)).float().cpu()
-            if best is None or best_score is None:
-                best, best_score = media, score
-            else:
-                better = score > best_score
-                best[better], best_score[better] = media[better], score[better]
+            score = self._score(media, condition.prompts)
+            better = score > best_score
+            best[better] = media[better]
+            best_score[better] = score[better]
         if progress is not None:
             progress(len(condition))
-        assert best is not None
         return best
+
+    def _score(self, media: Tensor, prompts: Sequence[str]) -> Tensor:
+        """The reward of each sample, (B,) float32 on the CPU; a copy, which may be written to."""
+        scores = self.reward(media, prompts)
+        score = torch.as_tensor(getattr(scores, "combined", scores)).float().cpu()
+        if score.shape != (len(media),):
+            raise ValueError(
+                f"BestOf reward: want a score a sample, ({len(media)},), got {tuple(score.shape)}"
+            )
+        if not bool(score.isfinite().all()):
+            raise ValueError(f"BestOf reward: want finite scores, got {score.tolist()}")
+        return score.clone()

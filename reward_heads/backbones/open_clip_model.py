@@ -1,6 +1,8 @@
 """Frozen open_clip models, and the texts they have encoded; heads of the same weights share one."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -9,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import weights
+from . import hub, weights
+from .dtypes import dtype_name
 from .text_cache import TextCache
 
-PRECISION = {"float32": "fp32", "bfloat16": "pure_bf16", "float16": "pure_fp16"}
+PRECISION = {"float32": "fp32", "bfloat16": "pure_bf16", "float16": "pure_fp16"}  # open_clip's
 
 
 class OpenClip:
@@ -41,6 +44,7 @@ class OpenClip:
         Raises:
             ValueError: nothing of that name, weights of another shape, a pickle with code in it.
         """
+        dtype = dtype_name(dtype)
         return weights.shared(
             ("open_clip", path, dtype),
             pretrained or path,
@@ -51,29 +55,29 @@ class OpenClip:
     def _load(cls, path: str, pretrained: str | None, dtype: str) -> "OpenClip":
         import open_clip
 
-        if dtype not in PRECISION:
-            raise ValueError(f"dtype: want one of {sorted(PRECISION)}, got {dtype!r}")
+        precision = PRECISION[dtype]
         name = _name_of(path, pretrained)
         try:
-            if pretrained is not None and weights.is_path(pretrained):
-                model = open_clip.create_model(name, precision=PRECISION[dtype], load_weights=False)
-                weights.fill(model, weights.read(Path(pretrained).expanduser()), pretrained)
-            else:
-                precision = PRECISION[dtype]
-                model = open_clip.create_model(
-                    name, pretrained=pretrained, precision=precision, require_pretrained=True
-                )
-            return cls(model, open_clip.get_tokenizer(name))
+            with _silent_root():
+                if pretrained is not None and weights.is_path(pretrained):
+                    model = open_clip.create_model(name, precision=precision, load_weights=False)
+                    weights.fill(model, weights.read(Path(pretrained).expanduser()), pretrained)
+                else:
+                    if repository := _repository_of(name, pretrained):
+                        hub.reach(repository)
+                    model = open_clip.create_model(
+                        name, pretrained=pretrained, precision=precision, require_pretrained=True
+                    )
+                return cls(model, open_clip.get_tokenizer(name))
         except ValueError:
             raise
         except RuntimeError as error:
             raise ValueError(f"path {path}: {' '.join(str(error).split())[:300]}") from error
         except Exception as error:
-            if weights.is_path(path):  # a damaged file makes its reader say anything
-                raise ValueError(
-                    f"path {path}: cannot be read ({' '.join(str(error).split())[:160]})"
-                ) from error
-            raise ValueError(weights.unreachable(path, "model", error)) from error
+            if weights.is_path(path):  # the readers of damaged files raise errors of any kind
+                said = " ".join(str(error).split())[:160]
+                raise ValueError(f"path {path}: cannot be read ({said})") from error
+            raise ValueError(hub.why_not(path, "model", error)) from error
 
     @property
     def device(self) -> torch.device:
@@ -111,6 +115,32 @@ class OpenClip:
         self.model.to(device)
         self._texts.to(device)
         return self
+
+
+@contextmanager
+def _silent_root() -> Iterator[None]:
+    """Inside, open_clip's log lines go nowhere.
+
+    open_clip logs through the functions of ``logging`` itself, which put a handler on the root
+    logger where there is none: from then on, lines of other loggers would be printed twice.
+    """
+    root, handler = logging.getLogger(), logging.NullHandler()
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+
+
+def _repository_of(name: str, pretrained: str | None) -> str | None:
+    """The hub repository from which open_clip would load; None where there is none."""
+    import open_clip
+
+    if name.startswith("hf-hub:"):
+        return name.removeprefix("hf-hub:")
+    # "owner/model/file", or "owner/model/" for the usual file
+    target = open_clip.get_pretrained_cfg(name, pretrained).get("hf_hub", "") if pretrained else ""
+    return target.rpartition("/")[0] or None
 
 
 def _name_of(path: str, pretrained: str | None) -> str:

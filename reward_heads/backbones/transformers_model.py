@@ -12,13 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import weights
+from . import hub, weights
+from .dtypes import dtype_of
+from .preprocess import at_least_float32
 from .text_cache import TextCache
-
-# CLIP's own
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class DualEncoder:
@@ -71,50 +68,6 @@ def _unit(features: Any) -> Tensor:
     return F.normalize(at_least_float32(vectors), dim=-1)
 
 
-# --- pictures -------------------------------------------------------------------------------------
-
-
-def shortest_side(
-    images: Tensor, size: int, offset: Callable[[float], int] = int, mode: str = "bicubic"
-) -> Tensor:
-    """Shorter side resized to ``size`` with antialias, then the centre: (B, 3, size, size) in [0,
-    1].
-
-    A longer side of fractional length is cut, not rounded. Where an odd number of rows or columns
-    goes, libraries disagree by one: ``offset`` makes the first that stays of (side - size) / 2,
-    ``int`` for transformers and ``round`` for torchvision and CLIP. A picture of the right size is
-    returned as it is.
-    """
-    short = min(images.shape[-2:])
-    height, width = (size * side // short for side in images.shape[-2:])
-    if short != size:
-        images = resize(images, height, width, mode)
-    top = offset((height - size) / 2)
-    left = offset((width - size) / 2)
-    return images[..., top : top + size, left : left + size]
-
-
-def resize(images: Tensor, height: int, width: int, mode: str = "bicubic") -> Tensor:
-    """To (B, 3, height, width) in [0, 1], with antialias; a picture of that size is returned as it
-    is.
-    """
-    if images.shape[-2:] == (height, width):
-        return images
-    return F.interpolate(
-        at_least_float32(images), (height, width), mode=mode, antialias=True
-    ).clamp(0, 1)
-
-
-def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """(x - mean) / std, a channel each."""
-    return (images - images.new_tensor(mean).view(3, 1, 1)) / images.new_tensor(std).view(3, 1, 1)
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """Half precision to single; double stays."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
 # --- files of transformers ------------------------------------------------------------------------
 
 
@@ -127,8 +80,7 @@ def read_model(path: str, kind: Any, dtype: str) -> Any:
     """
     import transformers
 
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype: want one of {sorted(DTYPES)}, got {dtype!r}")
+    torch_dtype = dtype_of(dtype)
     config = pretrained(transformers.AutoConfig, path, "config.json")
     if config.model_type != kind.config_class.model_type:
         raise ValueError(
@@ -142,7 +94,7 @@ def read_model(path: str, kind: Any, dtype: str) -> Any:
         {name: v for name, v in state.items() if not name.endswith("position_ids")},
         f"path {path}",
     )
-    return model.to(DTYPES[dtype]).requires_grad_(False).eval()
+    return model.to(torch_dtype).requires_grad_(False).eval()
 
 
 def read_tokenizer(path: str, vocabulary: int) -> Any:
@@ -164,6 +116,8 @@ def pretrained(kind: Any, path: str, what: str) -> Any:
     local = weights.is_path(path)
     if local and not Path(path).expanduser().is_dir():  # transformers would ask the hub
         raise ValueError(f"path {path}: no such folder; want one of transformers, or a hub name")
+    if not local:
+        hub.reach(path)
     try:
         return kind.from_pretrained(str(Path(path).expanduser()) if local else path)
     except Exception as error:  # each kind of file fails in ways of its own
@@ -172,7 +126,7 @@ def pretrained(kind: Any, path: str, what: str) -> Any:
             raise ValueError(
                 f"path {path}: want a folder of transformers with its {what} ({said})"
             ) from error
-        raise ValueError(weights.unreachable(path, what, error)) from error
+        raise ValueError(hub.why_not(path, what, error)) from error
 
 
 def _weights_of(path: str) -> Path:

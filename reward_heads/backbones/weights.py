@@ -10,6 +10,8 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
+from . import hub
+
 T = TypeVar("T")
 _loaded: WeakValueDictionary[tuple[Any, ...], Any] = WeakValueDictionary()
 
@@ -35,19 +37,7 @@ def find(name: str, file: str) -> Path:
         raise ValueError(
             f"{name!r}: want a local path to {file}, or a hub name as owner/repository"
         )
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(name, file))
-    except (
-        Exception
-    ) as error:  # offline, no such repository, gated, no network: each with an error of its own
-        raise ValueError(unreachable(name, file, error)) from error
-
-
-def unreachable(name: str, what: str, error: Exception) -> str:
-    """What to tell who named something on a hub that did not come."""
-    return f"{name}: the hub gave no {what} ({type(error).__name__}); want its name right, or the path of a local copy"
+    return hub.download(name, file)
 
 
 def _is_hub_name(name: str) -> bool:

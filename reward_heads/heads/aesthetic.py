@@ -2,7 +2,6 @@
 alone.
 """
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -11,21 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from ..backbones import weights
+from ..backbones.dtypes import DtypeName
+from ..backbones.linear_layers import linear_layers
 from ..backbones.open_clip_model import OpenClip
-from ..backbones.transformers_model import shortest_side
+from ..backbones.preprocess import shortest_side
 from ..base import RewardHead, check_images
 
 PREPROCESSING = "aesthetic-1"  # raise when scores of the same picture change
 FILE = "aesthetic-model.pth"  # the name under which the hub has sac+logos+ava1-l14-linearMSE.pth
-
-
-def linear_layers(width: int) -> nn.Module:
-    """width -> 1024 -> 128 -> 64 -> 16 -> 1 without activations, as published: a linear map in five
-    factors.
-    """
-    layers = [nn.Linear(width, 1024), nn.Dropout(0.2), nn.Linear(1024, 128), nn.Dropout(0.2)]
-    layers += [nn.Linear(128, 64), nn.Dropout(0.1), nn.Linear(64, 16), nn.Linear(16, 1)]
-    return nn.Sequential(OrderedDict(layers=nn.Sequential(*layers))).requires_grad_(False).eval()
 
 
 class Aesthetic(RewardHead):
@@ -39,10 +31,12 @@ class Aesthetic(RewardHead):
     model's size, bicubic with antialias, the centre is cropped, then the model's mean and std.
 
     Args:
-        head: weights of the layers: a file, a folder with "aesthetic-model.pth", or a hub name.
+        head: weights of the five layers: a file, a folder with "aesthetic-model.pth", or a hub
+            name.
         path: the CLIP model, as the clip head takes it.
         pretrained: for an architecture: a tag of open_clip or a checkpoint file.
-        dtype: of CLIP's weights, "float32", "bfloat16" or "float16"; the layers are always float32.
+        dtype: precision of CLIP's weights: float32 (fp32), bfloat16 (bf16) or float16 (fp16); the
+            layers are always float32.
     """
 
     differentiable = True
@@ -53,7 +47,7 @@ class Aesthetic(RewardHead):
         head: str = "trl-lib/ddpo-aesthetic-predictor",
         path: str = "ViT-L-14-quickgelu",
         pretrained: str | None = None,
-        dtype: str = "float32",
+        dtype: DtypeName = "float32",
     ):
         if path == "ViT-L-14-quickgelu" and pretrained is None:
             pretrained = "openai"

@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..backbones.dtypes import DtypeName
 from ..backbones.open_clip_model import OpenClip
+from ..backbones.preprocess import fit_square
 from ..base import RewardHead, check_images
 
 PREPROCESSING = "clip-1"  # raise when scores of the same picture change
@@ -32,12 +34,10 @@ def goal_baseline(image: Tensor, goal: Tensor, baseline: Tensor, alpha: float) -
 class ClipHead(RewardHead):
     """Any open_clip model as a reward.
 
-    Preprocessing, differentiable throughout: bicubic resize with antialias to the model's size
-    (``squash`` ignores the aspect ratio as VLM-RM does; ``shortest`` resizes the shorter side and
-    crops the centre, as CLIP's own; a picture of the right size is not touched), then the model's
-    mean and std. Text and image embeddings have unit norm; the mean of several sentences is
-    normalised again, so that alpha=0 is a cosine however many there are (VLM-RM's code does not).
-    No logit scale.
+    Preprocessing, differentiable throughout: bicubic resize with antialias to the model's size (a
+    picture of that size is not touched), then the model's mean and std. Text and image embeddings
+    have unit norm; the mean of several sentences is normalised again, so that alpha=0 is a cosine
+    however many there are (VLM-RM's code does not). No logit scale.
 
     Args:
         path: an open_clip folder (with open_clip_config.json), "hf-hub:owner/model", or an
@@ -48,7 +48,9 @@ class ClipHead(RewardHead):
         baseline: a neutral description of the same scene; None: no regularisation, plain cosine to
             the goal.
         alpha: strength of the goal-baseline regularisation, in [0, 1].
-        dtype: of the weights, "float32", "bfloat16" or "float16".
+        resize: how a picture comes to the model's size: squash ignores the aspect ratio, as VLM-RM
+            does; shortest resizes the shorter side and crops the centre, as CLIP's own.
+        dtype: precision of the weights: float32 (fp32), bfloat16 (bf16) or float16 (fp16).
     """
 
     differentiable = True
@@ -63,7 +65,7 @@ class ClipHead(RewardHead):
         baseline: Sequence[str] | str | None = None,
         alpha: float = 0.5,
         resize: Literal["squash", "shortest"] = "squash",
-        dtype: str = "float32",
+        dtype: DtypeName = "float32",
     ):
         if not 0 <= alpha <= 1:
             raise ValueError(f"clip alpha: want a number in [0, 1], got {alpha}")
@@ -91,7 +93,7 @@ class ClipHead(RewardHead):
     def embed_images(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> unit embeddings (B, D) float32; differentiable."""
         return self.clip.embed_images(
-            resize(images.to(self.clip.device, torch.float32), self.clip.size, self.resize)
+            fit_square(images.to(self.clip.device, torch.float32), self.clip.size, self.resize)
         )
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
@@ -122,27 +124,6 @@ class ClipHead(RewardHead):
     def to(self, device: torch.device | str) -> "ClipHead":
         self.clip.to(device)
         return self
-
-
-def resize(images: Tensor, size: int, mode: str) -> Tensor:
-    """To (B, 3, size, size), bicubic with antialias; a picture of the right size is returned as it
-    is.
-    """
-    height, width = images.shape[-2:]
-    if (height, width) == (size, size):
-        return images
-    if mode == "shortest":
-        scale = size / min(height, width)
-        height = max(size, round(height * scale))
-        width = max(size, round(width * scale))
-    else:
-        height = width = size
-    resized = F.interpolate(
-        images, (height, width), mode="bicubic", antialias=True, align_corners=False
-    ).clamp(0, 1)
-    top = (height - size) // 2
-    left = (width - size) // 2
-    return resized[..., top : top + size, left : left + size]
 
 
 def _sentences(value: Sequence[str] | str | None, key: str) -> list[str] | None:

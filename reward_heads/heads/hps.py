@@ -6,13 +6,14 @@ one prompt.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..backbones import weights
+from ..backbones.dtypes import DtypeName
 from ..backbones.open_clip_model import OpenClip
 from ..base import RewardHead, check_images
 
@@ -60,13 +61,14 @@ class HpsHead(RewardHead):
     Args:
         path: a checkpoint (.pt or .safetensors), a folder or hub repository with the published file
             of the version, or an open_clip folder (with open_clip_config.json); None: the published
-            checkpoint, from ``REPOSITORY``.
-        version: "v2.0" or "v2.1": what ``path`` holds.
-        dtype: of the weights, "float32", "bfloat16" or "float16".
+            checkpoint, from xswu/HPSv2.
+        version: which of the two ``path`` holds.
+        dtype: precision of the weights: float32 (fp32), bfloat16 (bf16) or float16 (fp16).
         architecture: what open_clip calls the model of a checkpoint; an open_clip folder says its
             own.
-        antialias: of the resize. The published code leaves it to torchvision, which had it off for
-            tensors before 0.17 and has it on since; scores differ in the third decimal.
+        antialias: whether the resize smooths before it shrinks. The published code leaves this to
+            torchvision, which did not before 0.17 and does since; scores differ in the third
+            decimal.
 
     Raises:
         ValueError: no such file, version or architecture; weights of another shape.
@@ -79,8 +81,8 @@ class HpsHead(RewardHead):
     def __init__(
         self,
         path: str | None = None,
-        version: str = "v2.0",
-        dtype: str = "float32",
+        version: Literal["v2.0", "v2.1"] = "v2.0",
+        dtype: DtypeName = "float32",
         architecture: str = "ViT-H-14",
         antialias: bool = True,
     ):

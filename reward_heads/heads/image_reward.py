@@ -15,16 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from ..backbones import weights
-from ..backbones.transformers_model import (
-    DTYPES,
-    MEAN,
-    STD,
-    at_least_float32,
-    normalise,
-    shortest_side,
-)
+from ..backbones.dtypes import DtypeName, dtype_name, dtype_of
+from ..backbones.linear_layers import linear_layers
+from ..backbones.preprocess import at_least_float32, normalise_as_clip, shortest_side
 from ..base import RewardHead, check_images
-from .aesthetic import linear_layers
 
 PREPROCESSING = "image_reward-1"  # raise when scores of the same picture change
 FILE = "ImageReward.pt"
@@ -62,8 +56,8 @@ class ImageReward(RewardHead):
     Args:
         path: the published "ImageReward.pt", a folder with it, or a hub name.
         tokenizer: BERT's uncased tokenizer: a folder with vocab.txt, or a hub name.
-        dtype: of BLIP's weights, "float32", "bfloat16" or "float16"; the last layers are always
-            float32.
+        dtype: precision of BLIP's weights: float32 (fp32), bfloat16 (bf16) or float16 (fp16); the
+            last layers are always float32.
     """
 
     differentiable = True
@@ -72,18 +66,15 @@ class ImageReward(RewardHead):
         self,
         path: str = "zai-org/ImageReward",
         tokenizer: str = "google-bert/bert-base-uncased",
-        dtype: str = "float32",
+        dtype: DtypeName = "float32",
     ):
-        self.model: Reader = weights.shared(
-            ("image_reward", tokenizer, dtype), path, lambda: _load(path, tokenizer, dtype)
-        )
+        key = ("image_reward", tokenizer, dtype_name(dtype))
+        self.model: Reader = weights.shared(key, path, lambda: _load(path, tokenizer, dtype))
 
     def __call__(self, media: Tensor, prompts: Sequence[str], **context: Any) -> Tensor:
         check_images(media)
         pixels = shortest_side(media.to(self.model.device), self.model.size, round)
-        return (
-            (self.model(normalise(pixels, MEAN, STD), prompts) - REWARD_MEAN) / REWARD_STD
-        ).float()
+        return ((self.model(normalise_as_clip(pixels), prompts) - REWARD_MEAN) / REWARD_STD).float()
 
     def provenance(self) -> dict[str, Any]:
         return {
@@ -138,8 +129,7 @@ class Reader(nn.Module):
 def _load(path: str, tokenizer_path: str, dtype: str) -> Reader:
     import transformers
 
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype: want one of {sorted(DTYPES)}, got {dtype!r}")
+    torch_dtype = dtype_of(dtype)
     tokenizer = transformers.BertTokenizer(str(weights.find(tokenizer_path, "vocab.txt")))
     tokenizer.add_tokens(
         ["[DEC]", "[ENC]"], special_tokens=True
@@ -147,7 +137,7 @@ def _load(path: str, tokenizer_path: str, dtype: str) -> Reader:
     file = weights.find(path, FILE)
     model = build(weights.read(file), file, tokenizer)
     for part in (model.vision, model.text):
-        part.to(DTYPES[dtype])
+        part.to(torch_dtype)
     return model.requires_grad_(False).eval()
 
 

@@ -1,6 +1,4 @@
-"""JPEG size as a reward (Black et al. 2024, "compressibility"): no weights, good for smoke
-tests.
-"""
+"""JPEG size as a reward (Black et al. 2024, "compressibility"): no weights."""
 
 import io
 from collections.abc import Sequence
@@ -13,7 +11,12 @@ from ..base import RewardHead, check_images
 
 
 class JpegSize(RewardHead):
-    """Kilobytes of each picture as JPEG, negated for ``goal="small"``. Not differentiable."""
+    """Kilobytes of each picture as JPEG, negated for ``goal="small"``. Not differentiable.
+
+    Args:
+        goal: which pictures score high; the score of "small" is minus the kilobytes.
+        quality: of the JPEG, 0 to 100.
+    """
 
     parallel = True
 

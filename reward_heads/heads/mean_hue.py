@@ -1,6 +1,4 @@
-"""Nearness of a picture's mean colour to a hue: no weights, differentiable, good for smoke
-tests.
-"""
+"""Nearness of a picture's mean colour to a hue: no weights, differentiable."""
 
 import math
 from collections.abc import Sequence
@@ -15,8 +13,10 @@ from ..base import RewardHead, check_images
 class MeanHue(RewardHead):
     """Component of the mean colour along a hue on the colour circle, in [-1, 1]; grey scores 0.
 
-    The colour circle is the plane of opponent axes (r - (g+b)/2, sqrt(3)/2 (g - b)); ``hue`` is an
-    angle in degrees, 0 red, 120 green, 240 blue.
+    The colour circle is the plane of opponent axes (r - (g+b)/2, sqrt(3)/2 (g - b)).
+
+    Args:
+        hue: degrees on the colour circle: 0 red, 120 green, 240 blue.
     """
 
     differentiable = True

@@ -34,7 +34,7 @@ class TextAccuracy(RewardHead):
 
     Args:
         text: what is wanted instead of the quotations; "{prompt}" inside it is the prompt.
-        confidence: lines that are read with less do not count, in [0, 1].
+        confidence: least confidence of a line that counts, in [0, 1].
     """
 
     range = (0.0, 1.0)

@@ -10,15 +10,9 @@ import torch
 from torch import Tensor
 
 from ..backbones import weights
-from ..backbones.transformers_model import (
-    MEAN,
-    STD,
-    DualEncoder,
-    normalise,
-    read_model,
-    read_tokenizer,
-    shortest_side,
-)
+from ..backbones.dtypes import DtypeName, dtype_name
+from ..backbones.preprocess import normalise_as_clip, shortest_side
+from ..backbones.transformers_model import DualEncoder, read_model, read_tokenizer
 from ..base import RewardHead, check_images
 
 PREPROCESSING = "pick_score-1"  # raise when scores of the same picture change
@@ -40,8 +34,8 @@ class PickScore(RewardHead):
     Args:
         path: a folder of transformers (config.json, model.safetensors or pytorch_model.bin,
             tokenizer), or a hub name.
-        tokenizer: where the tokenizer lies, where it is not with the weights.
-        dtype: of the weights, "float32", "bfloat16" or "float16".
+        tokenizer: folder or hub name of the tokenizer; None: it lies with the weights.
+        dtype: precision of the weights: float32 (fp32), bfloat16 (bf16) or float16 (fp16).
     """
 
     differentiable = True
@@ -51,18 +45,17 @@ class PickScore(RewardHead):
         self,
         path: str = "yuvalkirstain/PickScore_v1",
         tokenizer: str | None = None,
-        dtype: str = "float32",
+        dtype: DtypeName = "float32",
     ):
-        self.encoder = weights.shared(
-            ("pick_score", tokenizer, dtype), path, lambda: _load(path, tokenizer or path, dtype)
-        )
+        key = ("pick_score", tokenizer, dtype_name(dtype))
+        self.encoder = weights.shared(key, path, lambda: _load(path, tokenizer or path, dtype))
         scale = self.encoder.model.logit_scale.exp().item()
         self.range = (-scale, scale)
 
     def __call__(self, media: Tensor, prompts: Sequence[str], **context: Any) -> Tensor:
         check_images(media)
         size = self.encoder.model.config.vision_config.image_size
-        pixels = normalise(shortest_side(media.to(self.encoder.device), size), MEAN, STD)
+        pixels = normalise_as_clip(shortest_side(media.to(self.encoder.device), size))
         cosine = (self.encoder.embed_images(pixels) * self.encoder.embed_texts(prompts)).sum(-1)
         return (self.encoder.model.logit_scale.exp() * cosine).float()
 

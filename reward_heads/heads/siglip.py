@@ -10,14 +10,9 @@ import torch
 from torch import Tensor
 
 from ..backbones import weights
-from ..backbones.transformers_model import (
-    DualEncoder,
-    normalise,
-    pretrained,
-    read_model,
-    read_tokenizer,
-    resize,
-)
+from ..backbones.dtypes import DtypeName, dtype_name
+from ..backbones.preprocess import normalise, resize
+from ..backbones.transformers_model import DualEncoder, pretrained, read_model, read_tokenizer
 from ..base import RewardHead, check_images
 
 PREPROCESSING = "siglip-1"  # raise when scores of the same picture change
@@ -38,8 +33,8 @@ class SiglipHead(RewardHead):
     Args:
         path: a folder of transformers (config.json, model.safetensors, preprocessor and tokenizer),
             or a hub name.
-        output: "logit", or "probability" in (0, 1), which is flat where the model is sure.
-        dtype: of the weights, "float32", "bfloat16" or "float16".
+        output: what is scored: the logit, or its probability in (0, 1), flat where the model is sure.
+        dtype: precision of the weights: float32 (fp32), bfloat16 (bf16) or float16 (fp16).
     """
 
     differentiable = True
@@ -49,12 +44,13 @@ class SiglipHead(RewardHead):
         self,
         path: str = "google/siglip2-base-patch16-224",
         output: Literal["logit", "probability"] = "logit",
-        dtype: str = "float32",
+        dtype: DtypeName = "float32",
     ):
         if output not in ("logit", "probability"):
             raise ValueError(f"siglip output: want logit or probability, got {output!r}")
         self.output = output
-        self.encoder = weights.shared(("siglip", dtype), path, lambda: Siglip.load(path, dtype))
+        key = ("siglip", dtype_name(dtype))
+        self.encoder = weights.shared(key, path, lambda: Siglip.load(path, dtype))
         scale = self.encoder.model.logit_scale.exp().item()
         bias = self.encoder.model.logit_bias.item()
         self.range = (0.0, 1.0) if output == "probability" else (bias - scale, bias + scale)

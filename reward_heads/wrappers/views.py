@@ -1,8 +1,6 @@
-"""How sure a reward is: what it says of several views of one picture, or what several heads say of
-it.
-"""
+"""One head on several views of a picture, and how far what it says of them differs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -10,31 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..base import RewardHead, check_images
+from .uncertain import UncertainHead
 
 
-class Unsure(RewardHead):
-    """A score that is the mean of several opinions, less ``penalty`` of their deviations; it tells
-    the deviation too.
-
-    Deviations are those of a population (Eisenstein et al. 2023, arXiv 2312.09244, mean - k std).
-    """
-
-    penalty: float
-
-    def opinions(self, media: Tensor, prompts: Sequence[str], **context: Any) -> Tensor:
-        """(opinions, B)."""
-        raise NotImplementedError
-
-    def judge(self, media: Tensor, prompts: Sequence[str], **context: Any) -> tuple[Tensor, ...]:
-        found = self.opinions(media, prompts, **context)
-        spread = found.std(0, correction=0)
-        return found.mean(0) - self.penalty * spread, spread
-
-    def __call__(self, media: Tensor, prompts: Sequence[str], **context: Any) -> Tensor:
-        return self.judge(media, prompts, **context)[0]
-
-
-class Views(Unsure):
+class Views(UncertainHead):
     """One head on several views of each picture, none of which changes what it shows.
 
     ``crops``: the picture, its mirror image, and as many of four corner crops, at 1 - ``strength``
@@ -43,7 +20,12 @@ class Views(Unsure):
     al. 2025, arXiv 2410.11236), asked of a clean picture.
 
     Args:
-        head: another head's name, or the head; ``options`` are its own.
+        head: a name of the table, or a head; of pictures.
+        kind: which views, crops or noise.
+        count: how many views: 2 to 6 crops, 2 to 64 levels of noise; None: 6 crops, 2 levels.
+        strength: share of a side that a crop leaves out, or the highest noise; between 0 and 1.
+        penalty: standard deviations of the views' scores that are taken off their mean.
+        options: of the head, where it is a name.
     """
 
     def __init__(
@@ -55,7 +37,7 @@ class Views(Unsure):
         penalty: float = 0.0,
         **options: Any,
     ):
-        from ..registry import load
+        from ..loading import load
 
         if kind not in ("crops", "noise"):
             raise ValueError(f"views kind: want crops or noise, got {kind!r}")
@@ -69,7 +51,7 @@ class Views(Unsure):
         self.kind = kind
         self.strength = strength
         self.penalty = penalty
-        self.needs = self.head.needs
+        self.required_context = self.head.required_context
         self.range = self.head.range
         self.differentiable = self.head.differentiable
         self.parallel = self.head.parallel
@@ -102,66 +84,6 @@ class Views(Unsure):
 
     def to(self, device: torch.device | str) -> "Views":
         self.head.to(device)
-        return self
-
-
-class Ensemble(Unsure):
-    """Several heads as one, whose disagreement is its uncertainty.
-
-    Args:
-        members: each a head's name or a mapping with its ``name`` and options.
-        scale: divides a member's scores, one number each, so that all count alike; None: 1.
-    """
-
-    def __init__(
-        self,
-        members: Sequence[str | RewardHead | Mapping[str, Any]],
-        scale: Sequence[float] | None = None,
-        penalty: float = 0.0,
-    ):
-        from ..registry import load
-
-        if isinstance(members, str) or len(members) < 2:
-            raise ValueError(f"ensemble members: want two or more heads, got {members!r}")
-        if scale is not None and (
-            len(scale) != len(members) or not all(each > 0 for each in scale)
-        ):
-            raise ValueError(f"ensemble scale: want {len(members)} numbers above 0, got {scale}")
-        given = [dict(each) if isinstance(each, Mapping) else {"name": each} for each in members]
-        self.members = [load(each.pop("name", ""), **each) for each in given]
-        self.scale = list(scale or [1.0] * len(members))
-        self.penalty = penalty
-        kinds = {member.media for member in self.members}
-        if len(kinds) > 1:
-            raise ValueError("ensemble members: some judge pictures and some videos; want one kind")
-        self.media = kinds.pop()
-        self.needs = tuple(dict.fromkeys(key for member in self.members for key in member.needs))
-        self.differentiable = all(member.differentiable for member in self.members)
-        self.parallel = all(member.parallel for member in self.members)
-
-    def opinions(self, media: Tensor, prompts: Sequence[str], **context: Any) -> Tensor:
-        found = []
-        for member, scale in zip(self.members, self.scale, strict=True):
-            told = {key: context[key] for key in member.needs}
-            found.append(member(media, prompts, **told).to(media.device, torch.float32) / scale)
-        return torch.stack(found)
-
-    def provenance(self) -> dict[str, Any]:
-        parts = [member.provenance() for member in self.members]
-        options = {
-            "scale": self.scale,
-            "penalty": self.penalty,
-            "members": [part["options"] for part in parts],
-        }
-        joined = {
-            key: [part[key] for part in parts]
-            for key in ("weights_sha256", "preprocessing", "dtype")
-        }
-        return {**joined, "options": options}
-
-    def to(self, device: torch.device | str) -> "Ensemble":
-        for member in self.members:
-            member.to(device)
         return self
 
 

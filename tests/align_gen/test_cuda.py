@@ -13,9 +13,10 @@ from accelerate.state import AcceleratorState
 from align_gen import bundled, pipelines, sample, score
 from align_gen.bench.setting import Setting
 from align_gen.bench.sizes import bench_sizes
-from align_gen.check.laws import Subject, check
+from align_gen.check.laws import check
+from align_gen.check.subject import Subject
 from align_gen.galleries.gallery import Gallery
-from align_gen.pipelines.attention import attention_of, use_attention, why_not
+from align_gen.pipelines.attention import attention_of, kernel_error, use_attention
 from align_gen.precision import exact_float32
 from align_gen.reward_heads import reward_set
 from align_gen.training.engine import finetune
@@ -115,7 +116,7 @@ def test_xformers_is_what_auto_takes_where_it_runs() -> None:
         torch.device("cuda"),
     )
     use_attention(model, device=device)
-    runs = why_not("xformers", 24, torch.bfloat16, device) is None
+    runs = kernel_error("xformers", 24, torch.bfloat16, device) is None
     assert ("xformers" in attention_of(model)["unet"]) == runs
 
 

@@ -18,14 +18,14 @@ from align_gen.pipelines.attention import (
     attend,
     attention_of,
     describe,
+    kernel_error,
     kernel_of,
     use_attention,
-    why_not,
 )
 from tests.tiny import PIPELINES
 
 CPU = torch.device("cpu")
-HERE = [name for name in ("sdpa", *KERNELS) if why_not(name, 16, torch.float32, CPU) is None]
+HERE = [name for name in ("sdpa", *KERNELS) if kernel_error(name, 16, torch.float32, CPU) is None]
 
 
 def output(model: Model) -> Tensor:
@@ -114,7 +114,7 @@ def test_a_frozen_copy_made_after_the_choice_carries_it(name: str) -> None:
     model = pipelines.load(PIPELINES["sd"]())
     use_attention(model, name)
     model.train_full()
-    modules = [m for m in model.copies["unet"].modules() if hasattr(m, "set_processor")]
+    modules = [m for m in model.reference_copies["unet"].modules() if hasattr(m, "set_processor")]
     assert {kernel_of(module) for module in modules} == {name}
 
 

@@ -11,9 +11,9 @@ from peft import LoraConfig
 from torch import Generator, Tensor, nn
 
 from align_gen.pipelines import Condition, LoraOptions, Model, rollout
-from align_gen.pipelines.base import unwrap
 from align_gen.pipelines.sampling import step_log_prob
 from align_gen.pipelines.seeding import generator
+from align_gen.pipelines.trainable import unwrap
 
 Maker = Callable[..., Any]
 X = torch.randn(2, 4, 8, 8, generator=Generator().manual_seed(0))
@@ -191,6 +191,8 @@ def test_what_stands_in_trainable_is_what_runs(tiny_model: Maker) -> None:
     assert calls == [1]
     assert unwrap(wrapped) is model.pipeline.unet
     assert unwrap(cast(nn.Module, torch.compile(nn.DataParallel(wrapped)))) is model.pipeline.unet
+    compiled = cast(nn.Module, torch.compile(model.pipeline.unet))
+    assert unwrap(nn.DataParallel(compiled)) is model.pipeline.unet
     assert unwrap(model.pipeline.unet) is model.pipeline.unet
 
 
@@ -301,7 +303,7 @@ def test_a_refreshed_reference_is_the_policy_of_that_moment(
         with model.as_reference():
             assert torch.allclose(predicted(model), policy, atol=1e-6)
         assert not torch.allclose(predicted(model), policy, atol=1e-3)
-    model.untrain()
+    model.restore_weights()
     assert torch.allclose(predicted(model), begun, atol=1e-6) and model.reference == "off"
 
 
@@ -395,7 +397,7 @@ def test_untraining_goes_back_to_where_it_began(
     """A model may be trained, untrained and trained again, each time from the same weights."""
     model, begun = REFERENCES[kind](tiny_model, tmp_path)
     perturb(model)
-    model.untrain()
+    model.restore_weights()
     assert torch.allclose(predicted(model), begun, atol=1e-6)
     assert not model.parameters()
     assert model.reference == "off"
@@ -476,7 +478,7 @@ def test_a_module_that_is_not_there_leaves_no_trace(tiny_model: Maker) -> None:
     model = tiny_model()
     with pytest.raises(ValueError, match="to_nothing"):
         model.train_lora(LoraOptions(2, target_modules=("to_nothing",)))
-    model.untrain()
+    model.restore_weights()
     model.train_lora(LoraOptions(2))
     assert model.parameters()
 

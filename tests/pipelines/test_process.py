@@ -12,7 +12,7 @@ from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from align_gen.pipelines import Diffusion, Flow, FlowSDE, Process, gaussian_log_prob
-from tests.tiny import SCHEDULE, ddim
+from tests.tiny.parts import SCHEDULE, ddim
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 

@@ -11,8 +11,8 @@ import torch
 from align_gen.pipelines.families.sana import Sana
 from align_gen.pipelines.families.stable_diffusion import StableDiffusion
 from align_gen.pipelines.prompt_cache import PromptCache, default_folder
-from tests.tiny import stable_diffusion
 from tests.tiny.sana import sana
+from tests.tiny.stable_diffusion import stable_diffusion
 
 
 def cached(folder: Path, seed: int = 0) -> tuple[StableDiffusion, list[int]]:

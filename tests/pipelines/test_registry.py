@@ -16,7 +16,7 @@ from align_gen.pipelines import Model, registry
 from align_gen.pipelines.families.stable_diffusion import StableDiffusion
 from align_gen.pipelines.families.toy import Toy
 from align_gen.pipelines.registry import FAMILIES, TOYS
-from tests.tiny import stable_diffusion
+from tests.tiny.stable_diffusion import stable_diffusion
 
 
 def copy_of(folder: Path, to: Path, **index: Any) -> Path:
@@ -105,6 +105,22 @@ def test_a_folder_that_is_no_pipeline(tmp_path: Path) -> None:
         pipelines.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [("open_clip_config.json", "{}"), ("config.json", '{"model_type": "clip"}')],
+)
+def test_a_clip_is_no_generator(tmp_path: Path, file: str, content: str) -> None:
+    (tmp_path / file).write_text(content)
+    with pytest.raises(ValueError, match="a CLIP scores pictures; want a generator: a folder with"):
+        pipelines.load(tmp_path)
+
+
+def test_another_models_folder_is_not_called_a_clip(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ValueError, match=r"no diffusers pipeline \(model_index.json is missing\)"):
+        pipelines.load(tmp_path)
+
+
 def test_a_file_is_no_pipeline(tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(b"")
     with pytest.raises(ValueError, match=r"x\.safetensors.*want a folder"):
@@ -145,7 +161,8 @@ def test_a_hub_name_without_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(
-        ValueError, match="nobody/nothing: no such folder, and the hub did not give it"
+        ValueError,
+        match="nobody/nothing: no such folder, and HF_HUB_OFFLINE is set",
     ):
         pipelines.load("nobody/nothing")
 

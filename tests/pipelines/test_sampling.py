@@ -14,7 +14,8 @@ from align_gen.pipelines import Condition, Model, Rollout, rollout, sample
 from align_gen.pipelines.families.stable_diffusion import StableDiffusion
 from align_gen.pipelines.sampling import step_log_prob
 from align_gen.pipelines.seeding import generator, seed_of
-from tests.tiny import ddim, stable_diffusion
+from tests.tiny.parts import ddim
+from tests.tiny.stable_diffusion import stable_diffusion
 
 PROMPTS = ["a red cat", "two dogs"]
 NEGATIVE = "grey"

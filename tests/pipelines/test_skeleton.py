@@ -35,7 +35,7 @@ def test_a_family_runs_at_its_real_size(name: str) -> None:
     model.prompt_cache = None
     model.train_lora(LoraOptions(rank=4))
     height, width = model.default_size
-    inputs = {name: torch.rand(1, 3, height, width) for name in model.wants}
+    inputs = {name: torch.rand(1, 3, height, width) for name in model.required_inputs}
     with make_fake(model.components()) as shapes:
         condition = model.encode_prompts(["a cat"], **inputs)
         x = torch.randn(1, *condition.latent_shape)

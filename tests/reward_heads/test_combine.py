@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from align_gen.reward_heads import reward_set, steps
+from align_gen.reward_heads import reward_set
 from align_gen.reward_heads.combine import Combination, Rule, Scale, aggregate, within_groups
 
 HEADS = torch.tensor(
@@ -183,23 +183,8 @@ def test_a_set_combines_as_it_is_told() -> None:
     rewards = reward_set(
         {"low": {"name": lambda m, p: [1.0, 5.0]}, "high": {"name": lambda m, p: [3.0, 2.0]}}
     )
-    rewards.combination = Combination(rewards.weights, "min")
-    found = rewards(torch.zeros(2, 3, 4, 4), ["p", "q"])
+    lowest = rewards.with_combination(Combination(rewards.weights, "min"))
+    assert rewards.combination is None
+    found = lowest(torch.zeros(2, 3, 4, 4), ["p", "q"])
     assert found.combined.tolist() == [1.0, 2.0] and found.uncertainty is not None
     assert found.uncertainty.tolist() == [1.0, 1.5]
-
-
-def test_clip_and_delta_of_steps() -> None:
-    """r = .9 .8 .95 .99: Clip at .9, and Delta, whose sums from each step on are r again."""
-    r = torch.tensor([0.9, 0.8, 0.95, 0.99])
-    torch.testing.assert_close(steps.clip(r, 0.9), torch.tensor([0, -0.1, 0, 0]))
-    torch.testing.assert_close(steps.delta(r), torch.tensor([0.1, -0.15, -0.04, 0.99]))
-    torch.testing.assert_close(steps.delta(r).flip(0).cumsum(0).flip(0), r)
-    torch.testing.assert_close(steps.improvement(r).sum(), r[-1] - r[0])
-
-
-def test_a_step_twice_earns_nothing_more() -> None:
-    r = torch.tensor([[0.9, 0.8, 0.95], [0.1, 0.7, 0.2]])
-    twice = r[:, [0, 1, 1, 2]]
-    for bounded in (steps.delta, steps.improvement):
-        torch.testing.assert_close(bounded(r).sum(-1), bounded(twice).sum(-1))

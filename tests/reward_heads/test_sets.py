@@ -77,7 +77,7 @@ def test_many_pictures_are_judged_some_at_a_time() -> None:
     scores = rewards(grey.view(-1, 1, 1, 1).expand(-1, 3, 2, 2), [""] * 150)
     torch.testing.assert_close(scores.combined, grey)
     assert sizes == [(64, 64), (64, 64), (22, 22)]
-    rewards.heads["bright"].needs = ("t",)
+    rewards.heads["bright"].required_context = ("t",)
     rewards(grey.view(-1, 1, 1, 1).expand(-1, 3, 2, 2), [""] * 150, t=torch.zeros(150))
     assert sizes[3:] == [(150, 150)]
 
@@ -137,7 +137,7 @@ def test_a_missing_score_names_the_head(value: Any) -> None:
 
 
 class LikeTheMap(RewardHead):
-    needs = ("control",)
+    required_context = ("control",)
 
     def __call__(self, media: Tensor, prompts: Sequence[str], **context: Any) -> Tensor:
         return -(media - context["control"]).abs().mean((1, 2, 3))
@@ -166,7 +166,7 @@ def test_a_function_declares_its_needs() -> None:
     def near(media: Tensor, prompts: Sequence[str], control: Tensor) -> Tensor:
         return -(media - control).abs().mean((1, 2, 3))
 
-    near.needs = ("control",)  # type: ignore[attr-defined]
+    near.required_context = ("control",)  # type: ignore[attr-defined]
     rewards = reward_set([near])
     with pytest.raises(MissingContext, match="control"):
         rewards(MEDIA, PROMPTS)

@@ -12,7 +12,7 @@ from diffusers import (
     CogVideoXTransformer3DModel,
 )
 
-from . import t5_encoder, t5_tokenizer
+from .parts import t5_encoder, t5_tokenizer
 
 
 def cogvideox(seed: int = 0, snr_shift_scale: float = 1.0, **options: Any) -> CogVideoXPipeline:

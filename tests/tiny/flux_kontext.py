@@ -2,7 +2,7 @@
 
 from diffusers import FluxKontextPipeline
 
-from . import flux
+from .flux import flux
 
 
 def flux_kontext() -> FluxKontextPipeline:

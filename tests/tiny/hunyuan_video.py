@@ -17,7 +17,7 @@ from tokenizers.models import Unigram
 from tokenizers.pre_tokenizers import Split
 from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
-from . import clip_text_model, clip_tokenizer
+from .parts import clip_text_model, clip_tokenizer
 
 SPECIAL = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
 WORD = r"\w+|[^\w ]"

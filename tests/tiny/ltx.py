@@ -8,7 +8,7 @@ from diffusers import (
     LTXVideoTransformer3DModel,
 )
 
-from . import t5_encoder, t5_tokenizer
+from .parts import t5_encoder, t5_tokenizer
 
 
 def ltx(seed: int = 0, timestep_conditioning: bool = False) -> LTXPipeline:

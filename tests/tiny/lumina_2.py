@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, Lumina2Pipeline, Lumina2Transformer2DModel
 
-from tests.tiny import autoencoder
 from tests.tiny.gemma import gemma_model, gemma_tokenizer
+from tests.tiny.parts import autoencoder
 
 
 def lumina_2(seed: int = 0, **scheduler: Any) -> Lumina2Pipeline:

@@ -3,7 +3,7 @@
 import torch
 from diffusers import DPMSolverMultistepScheduler, PixArtSigmaPipeline, PixArtTransformer2DModel
 
-from tests.tiny import autoencoder, t5_encoder, t5_tokenizer
+from tests.tiny.parts import autoencoder, t5_encoder, t5_tokenizer
 
 
 def pixart_sigma(seed: int = 0, **scheduler: object) -> PixArtSigmaPipeline:

@@ -3,21 +3,17 @@
 from typing import Any
 
 import torch
-from diffusers import (
-    FlowMatchEulerDiscreteScheduler,
-    WanImageToVideoPipeline,
-    WanTransformer3DModel,
-)
+from diffusers import WanImageToVideoPipeline, WanTransformer3DModel
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
-from . import wan
+from .wan import wan
 
 
 def wan_image(
     boundary_ratio: float | None = None, expand_timesteps: bool = False
 ) -> WanImageToVideoPipeline:
     """Latents (4, 2, 4, 6) of 5 frames of 32 x 48."""
-    plain = wan(boundary_ratio=boundary_ratio, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0))
+    plain = wan(boundary_ratio=boundary_ratio, euler=True)
     sees = boundary_ratio is None and not expand_timesteps
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(9)

@@ -4,7 +4,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
 from transformers import Qwen3Config, Qwen3Model
 
-from . import autoencoder
+from .parts import autoencoder
 from .qwen import LANGUAGE_MODEL, qwen_tokenizer
 
 

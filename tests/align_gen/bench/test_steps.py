@@ -78,7 +78,7 @@ def test_a_step_makes_no_call_beyond_the_methods_table(setting: Setting) -> None
     """
     calls = count_calls(setting)
     recipe = setting.recipe
-    passes = setting.model.passes(recipe.sampling.guidance_scale)
+    passes = setting.model.rows_per_sample(recipe.sampling.guidance_scale)
     table = methods.load(recipe.method["name"]).calls(
         recipe.method_options(), recipe.sampling, passes
     )

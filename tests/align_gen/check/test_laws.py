@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from align_gen import bundled, pipelines
-from align_gen.check.laws import Subject, check
+from align_gen.check.laws import check
+from align_gen.check.subject import Subject
 from align_gen.pipelines import LoraOptions
 from align_gen.pipelines.pretrained import Pretrained
 from align_gen.pipelines.prompt_cache import PromptCache

@@ -1,18 +1,19 @@
 """`align-gen check`: its table, its legend, its exit code; the laws have their own tests."""
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 
-from align_gen.check.laws import LAWS, Finding
+from align_gen.check import LAWS, Finding
 from tests.kits.command_line import Cli, mistake
 
 FINDINGS = [
-    Finding("difference", True, 2e-6, 3e-5),
-    Finding("texts count", True, 0.845, 3e-5),
-    Finding("LoRA layers", True, 56, 0),
-    Finding("stray gradients", True, 0, 0),
+    Finding("difference", True, 2e-6, 3e-5, "at_most"),
+    Finding("texts count", True, 0.845, 3e-5, "above"),
+    Finding("LoRA layers", True, 56, 0, "above"),
+    Finding("stray gradients", True, 0, 0, "at_most"),
     Finding("attention, unet", True, "14 x sdpa", "any"),
 ]
 
@@ -22,7 +23,7 @@ def findings(monkeypatch: pytest.MonkeyPatch) -> list[Finding]:
     """What the laws find, in place of a model that is measured."""
     found = list(FINDINGS)
     monkeypatch.setattr("align_gen.opening.open_model", lambda *_, **__: None)
-    monkeypatch.setattr("align_gen.check.laws.Subject.of", lambda *_, **__: None)
+    monkeypatch.setattr("align_gen.check.subject.Subject.of", lambda *_, **__: None)
     monkeypatch.setattr("align_gen.check.laws.check", lambda *_, **__: found)
     return found
 
@@ -44,7 +45,10 @@ def test_a_limit_has_a_direction(cli: Cli, findings: list[Finding]) -> None:
 
 def test_a_law_that_does_not_hold_is_exit_1(cli: Cli, findings: list[Finding]) -> None:
     """The direction is that of the law, not of the failure."""
-    findings[:] = [Finding("difference", False, 0.1, 3e-5), Finding("layers", False, 0, 0)]
+    findings[:] = [
+        Finding("difference", False, 0.1, 3e-5, "at_most"),
+        Finding("layers", False, 0, 0, "above"),
+    ]
     done = cli("check", "emoji-sd")
     assert done.code == 1
     lines = done.out.splitlines()
@@ -55,7 +59,7 @@ def test_a_law_that_does_not_hold_is_exit_1(cli: Cli, findings: list[Finding]) -
 
 def test_json_is_the_findings(cli: Cli, findings: list[Finding]) -> None:
     rows = json.loads(cli("check", "emoji-sd", "--json").out)
-    assert rows[1] == {"name": "texts count", "passed": True, "figure": 0.845, "limit": 3e-5}
+    assert {**rows[1], "law": ""} == asdict(FINDINGS[1])
 
 
 @pytest.mark.parametrize("options", [[], ["--untrained"]], ids=str)

@@ -26,7 +26,7 @@ def test_every_methods_recipe_loads(
 
     text = (tmp_path / "mine.yaml").read_text()
     assert max(map(len, text.splitlines())) <= 120
-    options = methods.load(method).Options
+    options = methods.options_of(method)
     for name in (*dict(sections_of(Recipe)), *options.model_fields):
         assert f"{name}:" in text
     known = {*Recipe.model_fields, *options.model_fields}
@@ -60,7 +60,7 @@ def test_what_is_asked_for_is_set(
     recipe = Recipe.load("blue.yaml")
     assert recipe.model.path == "owner/model"
     assert recipe.rewards == {"blue": {"name": "mean_hue", "hue": 240}}
-    assert recipe.method_options().name == "ddpo"
+    assert recipe.method.name == "ddpo"
 
 
 def test_a_new_recipe_passes_a_dry_run(

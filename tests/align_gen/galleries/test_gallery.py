@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 
 from align_gen.errors import UserError
-from align_gen.galleries.gallery import Gallery, UnreadablePicture, read_picture, write_gallery
+from align_gen.galleries.gallery import Gallery, write_gallery
+from align_gen.galleries.media import UnreadablePicture, read_picture
 
 
 def grey(*levels: int, size: int = 2) -> torch.Tensor:
@@ -284,7 +285,7 @@ def test_a_video_of_too_many_pixels_is_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gallery = write_gallery(tmp_path / "g", torch.zeros(1, 5, 3, 16, 16), [{}])
-    monkeypatch.setattr("align_gen.galleries.gallery.MAX_VIDEO_PIXELS", 16 * 16 * 4)
+    monkeypatch.setattr("align_gen.galleries.media.MAX_VIDEO_PIXELS", 16 * 16 * 4)
     with pytest.raises(UnreadablePicture, match="more than 1024 pixels in all frames"):
         gallery.media(0)
 

@@ -15,17 +15,12 @@ import torch
 from PIL import Image
 
 from align_gen.errors import UserError
-from align_gen.galleries.gallery import Gallery, UnreadablePicture, write_gallery
-from align_gen.galleries.pairs import (
-    BY,
-    Media,
-    Pairs,
-    choice_probabilities,
-    pairs,
-    read_pairs,
-    write_pairs,
-)
+from align_gen.galleries.gallery import Gallery, write_gallery
+from align_gen.galleries.media import UnreadablePicture
+from align_gen.galleries.mining import BY, pairs
+from align_gen.galleries.pairs import MediaFile, Pairs, read_pairs, write_pairs
 from align_gen.galleries.table import ScoresTable
+from align_gen.losses import choice_probabilities
 
 
 def table(heads: dict[str, list[float | None]], prompts: str) -> ScoresTable:
@@ -131,8 +126,9 @@ def test_a_pool_of_k_is_curated_as_the_formula_says(k: int, expected: float) -> 
     """
     chance = 0.0
     for many in range(k + 1):
-        each = choice_probabilities([math.log(3)] * many + [0.0] * (k - many))
-        chance += math.comb(k, many) / 2**k * sum(each[:many])
+        scores = torch.tensor([math.log(3)] * many + [0.0] * (k - many), dtype=torch.float64)
+        each = choice_probabilities(scores, k, 1.0)
+        chance += math.comb(k, many) / 2**k * each[:many].sum().item()
     assert chance == pytest.approx(expected, abs=5e-6)
 
 
@@ -316,7 +312,7 @@ def test_a_broken_picture_is_named_and_nothing_is_left_behind(
 @pytest.mark.parametrize("name", ["x.png", "x.gif", "x", "x.mp4"])
 def test_bytes_that_are_no_picture_cannot_be_read(name: str) -> None:
     with pytest.raises(UnreadablePicture):
-        Media(name, b"GIF89a not a picture").read()
+        MediaFile(name, b"GIF89a not a picture").read()
 
 
 def test_what_is_not_pairs_is_said(gallery: Gallery, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Scoring: order, batches, lanes and null rows; what was scored once is not scored again; memory,
+"""Scoring: order, batches, workers and null rows; what was scored once is not scored again; memory,
 kills, processes.
 """
 
@@ -20,8 +20,9 @@ from torch import Tensor
 from align_gen import bundled
 from align_gen.errors import UserError
 from align_gen.galleries.gallery import Gallery, write_gallery
-from align_gen.galleries.scoring import Judged, _by_shape, score, score_file
+from align_gen.galleries.scoring import score, score_file
 from align_gen.galleries.table import ScoresTable
+from align_gen.galleries.workers import ScoredPicture, _by_shape
 from align_gen.reward_heads import RewardHead
 
 ROOT = Path(__file__).parents[3]
@@ -77,10 +78,10 @@ def test_many_shapes_do_not_pile_up() -> None:
     """
     read = 0
 
-    def pictures() -> Iterator[Judged]:
+    def pictures() -> Iterator[ScoredPicture]:
         nonlocal read
         for read in range(1, 101):
-            yield Judged({"n": read}, pixels=np.zeros((1, read, 3), np.uint8))
+            yield ScoredPicture({"n": read}, pixels=np.zeros((1, read, 3), np.uint8))
 
     batches = []
     for batch in _by_shape(pictures(), 2):
@@ -136,7 +137,7 @@ def test_wrong_rewards_are_the_users_mistake(tmp_path: Path) -> None:
     gallery = levels(tmp_path / "g", 1)
 
     class Needy:
-        needs = ("source",)
+        required_context = ("source",)
 
         def __call__(self, media: Tensor, prompts: Sequence[str], source: Any) -> Tensor:
             return torch.zeros(len(media))
@@ -152,7 +153,7 @@ def test_wrong_rewards_are_the_users_mistake(tmp_path: Path) -> None:
     assert score(gallery, "jpeg_size").heads.keys() == {"jpeg_size"}  # not a reward for each letter
 
 
-# --- lanes ----------------------------------------------------------------------------------------
+# --- workers --------------------------------------------------------------------------------------
 
 
 class Counted(RewardHead):
@@ -185,19 +186,19 @@ def two_threads() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("two_threads")
-def test_heads_for_threads_run_in_lanes_and_others_in_the_callers(tmp_path: Path) -> None:
+def test_heads_for_threads_run_in_workers_and_others_in_the_callers(tmp_path: Path) -> None:
     """The same scores in the same order; the caller's number of threads is what it was."""
     gallery, head, alone = mixed_shapes(tmp_path / "g", 40), Counted(), Counted()
     alone.parallel = False
     tables = [score(gallery, {"level": {"name": each}}, batch_size=4) for each in (head, alone)]
     assert tables[0].heads == tables[1].heads == {"level": list(range(40))}
-    assert all(name.startswith("lane") for name, _ in head.calls)
+    assert all(name.startswith("worker") for name, _ in head.calls)
     assert {name for name, _ in alone.calls} == {threading.current_thread().name}
     assert torch.get_num_threads() == 2
 
 
 @pytest.mark.usefixtures("two_threads")
-def test_a_head_that_fails_in_a_lane_stops_the_scoring(tmp_path: Path) -> None:
+def test_a_head_that_fails_in_a_worker_stops_the_scoring(tmp_path: Path) -> None:
     class Broken(Counted):
         def __call__(self, media: Tensor, prompts: Sequence[str], **context: Any) -> Tensor:
             return torch.full((len(media),), float("nan"))
@@ -272,8 +273,9 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import align_gen.galleries.scoring as scoring
+import align_gen.galleries.workers as workers
 
-scoring.CHUNK = 4
+workers.CHUNK = 4
 asked = 0
 
 def level(media, prompts):

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from align_gen.errors import UserError
 from align_gen.galleries.gallery import Gallery, write_gallery
+from align_gen.galleries.items import MAX_BYTES
 from align_gen.galleries.scoring import score, score_file
-from align_gen.galleries.sources import MAX_BYTES, open_source
+from align_gen.galleries.sources import open_source
 
 PROMPTS = ["a red thing", "a blue thing", "猫"]
 

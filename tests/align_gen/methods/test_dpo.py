@@ -311,7 +311,7 @@ def test_micro_batches_bound_the_rows_and_change_nothing(micro_batch: int) -> No
         moved(toy_of("flow", **CORNERS)), five(toy_of("flow", **CORNERS)), lr=0.1, gradient_steps=2
     )
     model, rows = moved(toy_of("flow", **CORNERS)), []
-    for module in (*model.trainable.values(), *model.copies.values()):
+    for module in (*model.trainable.values(), *model.reference_copies.values()):
         module.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
     metrics, parts = take(model, five(model), lr=0.1, gradient_steps=2, micro_batch=micro_batch)
     assert metrics == pytest.approx(expected, rel=1e-5, abs=1e-6)
@@ -326,10 +326,10 @@ def test_a_graph_lives_for_one_micro_batch() -> None:
     network.
     """
     model, turns = moved(toy_of("flow", **CORNERS)), []
-    for module in (*model.trainable.values(), *model.copies.values()):
+    for module in (*model.trainable.values(), *model.reference_copies.values()):
         module.register_forward_pre_hook(lambda module, _: turns.append(module))
     take(model, five(model), micro_batch=4)
-    assert turns == 3 * [*model.copies.values(), *model.trainable.values()]
+    assert turns == 3 * [*model.reference_copies.values(), *model.trainable.values()]
 
 
 def test_captions_are_dropped_alike_for_both_of_a_pair_and_for_the_reference() -> None:
@@ -407,7 +407,7 @@ def test_at_its_fixed_point_the_margin_is_the_reward_gap(network: str, derived: 
     flow = isinstance(model.process, Flow)
     if flow and derived:
         assert shift[1000] > 1e9 or shift[1000].isinf()
-    model.trainable["denoiser"].double(), model.copies["denoiser"].double()
+    model.trainable["denoiser"].double(), model.reference_copies["denoiser"].double()
     with torch.no_grad():
         model.parameters()[0].copy_(shift.nan_to_num(0, 0, 0)[:, None])
     x = (
@@ -474,7 +474,7 @@ FIXED_POINTS = {0.25: 0.259, 0.8: 0.416, 1.0: 0.451, 4.0: 0.747}
 def mean_family(variance: float) -> Model:
     """N(m, variance) under a flow: its one trained number is m, and no shift of single times."""
     model = toy("toy-flow", stds=(variance**0.5,))
-    model.untrain()
+    model.restore_weights()
     denoiser: Any = model.trainable["denoiser"]
     means = denoiser.means
     del denoiser.means
@@ -600,7 +600,7 @@ def test_prompts_that_tie_are_skipped_and_counted(sharded: bool) -> None:
         "anchor": 0.5,
     }
     rows: list[int] = []
-    hook = model.copies["denoiser"].register_forward_pre_hook(
+    hook = model.reference_copies["denoiser"].register_forward_pre_hook(
         lambda _, inputs: rows.append(len(inputs[0]))
     )
     metrics, (found,) = take(model, asked(model, "a", "b"), [flat_for_b], **settings)

@@ -347,7 +347,7 @@ def test_captions_are_dropped_and_guidance_is_off_while_learning(
     shares = []
     for dropout in (0.0, 0.5, 1.0):
         model, seen = toy(), list[tuple[tuple[str, ...], Any]]()
-        monkeypatch.setattr(model, "passes", lambda guidance: 2)
+        monkeypatch.setattr(model, "rows_per_sample", lambda guidance: 2)
 
         def watched(
             x: Tensor,

@@ -1,6 +1,4 @@
-"""Reward training on tiny random CLIPs and pictures with a rule to find; what it measures, by
-hand.
-"""
+"""Reward training on tiny random CLIPs and pictures with a rule to find."""
 
 import itertools
 import json
@@ -9,11 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from align_gen.errors import UserError
 from align_gen.galleries.gallery import write_gallery
@@ -21,104 +16,12 @@ from align_gen.galleries.pairs import write_pairs
 from align_gen.reward_heads import load
 from align_gen.reward_heads.heads.clip import ClipHead
 from align_gen.reward_heads.heads.trained import TrainedHead
-from align_gen.reward_training.train import (
-    accuracy,
-    add_lora,
-    calibration_error,
-    measure,
-    merge_lora,
-    tie_calibrated_accuracy,
-    train_reward,
-    warm_cosine,
-)
-from tests.tiny import clip_tokenizer
+from align_gen.reward_training.agreement import calibration_error
+from align_gen.reward_training.targets import split
+from align_gen.reward_training.train import train_reward, warm_cosine
+from tests.kits.preferences import bright_pairs, fresh, order, pictures
 
-SIZE = 32
 NAN = math.nan
-
-
-def write_clip(folder: Path, kind: str) -> Path:
-    """A random open_clip folder whose pictures do not all look alike."""
-    folder.mkdir(parents=True)
-    tokenizer = clip_tokenizer()
-    tokenizer.save_pretrained(folder)
-    vision: dict[str, Any] = {"image_size": SIZE, "width": 16, "head_width": 8}
-    vision |= {"layers": [1, 1, 1, 1]} if kind == "resnet" else {"layers": 2, "patch_size": 8}
-    text: dict[str, Any] = {
-        "context_length": 24,
-        "vocab_size": len(tokenizer),
-        "width": 16,
-        "heads": 2,
-        "layers": 1,
-    }
-    text |= {
-        "hf_tokenizer_name": "tokenizer",
-        "tokenizer_kwargs": {"clean_up_tokenization_spaces": False},
-    }
-    config = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}
-    preprocess = {"mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28], "interpolation": "bicubic"}
-    preprocess |= {"resize_mode": "squash"}
-    (folder / "open_clip_config.json").write_text(
-        json.dumps({"model_cfg": config, "preprocess_cfg": preprocess})
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = open_clip.CLIP(**config)
-        for weight in model.parameters():
-            weight.data += 0.05 * torch.randn_like(weight)
-    from safetensors.torch import save_file
-
-    save_file(
-        {k: v.contiguous() for k, v in model.state_dict().items()},
-        folder / "open_clip_model.safetensors",
-    )
-    return folder
-
-
-@pytest.fixture(scope="module")
-def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_clip(tmp_path_factory.mktemp("clip") / "vit", "vit")
-
-
-@pytest.fixture(scope="module")
-def resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_clip(tmp_path_factory.mktemp("clip") / "resnet", "resnet")
-
-
-def pictures(count: int, seed: int) -> Tensor:
-    """Coarse patches of random colours, as bright as a random number says; (count, 3, 32, 32) in
-    [0, 1].
-    """
-    g = torch.Generator().manual_seed(seed)
-    patches = (
-        torch.rand(count, 3, 4, 4, generator=g) * 0.5
-        + torch.rand(count, 1, 1, 1, generator=g) * 0.5
-    )
-    return F.interpolate(patches, (SIZE, SIZE), mode="nearest")
-
-
-def bright_pairs(count: int = 96, seed: int = 0, darker: bool = False) -> list[dict[str, Any]]:
-    """Of two pictures the brighter one is chosen, or the darker one; eight pairs a prompt."""
-    first, second = pictures(count, seed), pictures(count, seed + 1)
-    rows = []
-    for n, (a, b) in enumerate(zip(first, second, strict=True)):
-        swap = (a.mean() < b.mean()).item() != darker
-        rows.append(
-            {"prompt": f"thing {n // 8}", "chosen": b if swap else a, "rejected": a if swap else b}
-        )
-    return rows
-
-
-def fresh() -> tuple[Tensor, Tensor]:
-    """Pictures no training saw, and how bright they are."""
-    media = pictures(64, seed=99)
-    return media, media.mean((1, 2, 3))
-
-
-def order(scores: Tensor, brightness: Tensor) -> float:
-    """Share of pairs that both put in the same order."""
-    i, j = torch.triu_indices(len(scores), len(scores), 1)
-    return ((scores[i] > scores[j]) == (brightness[i] > brightness[j])).double().mean().item()
 
 
 # --- learning -------------------------------------------------------------------------------------
@@ -162,7 +65,7 @@ def test_a_head_on_frozen_features_learns_the_rule(vit: Path, tmp_path: Path, hi
 
 @pytest.mark.parametrize("mode", ["lora", "frozen"])
 def test_swapped_labels_mirror_the_order(vit: Path, tmp_path: Path, mode: Any) -> None:
-    """The same pairs told the other way round: what scored high scores low."""
+    """The same pairs the other way round: what scored high scores low."""
     media, brightness = fresh()
     reached = []
     for darker in (False, True):
@@ -181,8 +84,8 @@ def test_a_label_says_which_one_is_better(vit: Path, tmp_path: Path) -> None:
     ]
     media, _ = fresh()
     scores = []
-    for name, told in (("a", rows), ("b", swapped)):
-        train_reward(told, str(vit), tmp_path / name, mode="frozen", epochs=3)
+    for name, labelled in (("a", rows), ("b", swapped)):
+        train_reward(labelled, str(vit), tmp_path / name, mode="frozen", epochs=3)
         head = TrainedHead(str(tmp_path / name))
         scores.append(head.scorer(head.features(media, ["thing 1"] * len(media))))
     torch.testing.assert_close(*scores)
@@ -231,8 +134,8 @@ def test_pairs_come_from_a_file_too(vit: Path, tmp_path: Path) -> None:
     assert {**found, "seconds": 0} == {**expected, "seconds": 0}
 
 
-def test_every_step_is_told(vit: Path, tmp_path: Path) -> None:
-    told: list[tuple[str, int, int]] = []
+def test_every_step_is_reported(vit: Path, tmp_path: Path) -> None:
+    calls: list[tuple[str, int, int]] = []
     train_reward(
         bright_pairs(40),
         str(vit),
@@ -240,12 +143,12 @@ def test_every_step_is_told(vit: Path, tmp_path: Path) -> None:
         mode="frozen",
         epochs=2,
         batch_size=16,
-        progress=lambda phase, done, total, numbers: told.append((phase, done, total)),
+        progress=lambda phase, done, total, numbers: calls.append((phase, done, total)),
     )
-    assert [each for each in told if each[0] == "features"] == [
+    assert [each for each in calls if each[0] == "features"] == [
         ("features", n, 40) for n in (16, 32, 40)
     ]
-    assert [each for each in told if each[0] == "train"] == [("train", n, 4) for n in (1, 2, 3, 4)]
+    assert [each for each in calls if each[0] == "train"] == [("train", n, 4) for n in (1, 2, 3, 4)]
 
 
 # --- several dimensions, ties, votes, margins -----------------------------------------------------
@@ -273,18 +176,18 @@ def test_dimensions_learn_apart(vit: Path, tmp_path: Path, loss: Any) -> None:
     """Each follows its own rule and not the other's; the sum and one of them are what the parts
     say.
     """
-    train_reward(two_rules(), str(vit), tmp_path / "head", mode="frozen", dimensions=("light", "red"), loss=loss,
-                 epochs=25, lr=1e-2)  # fmt: skip
+    options = {"mode": "frozen", "dimensions": ("light", "red"), "epochs": 25, "lr": 1e-2}
+    train_reward(two_rules(), str(vit), tmp_path / "head", options, loss=loss)
     media, brightness = fresh()
-    told = ["thing 2"] * len(media)
+    prompts = ["thing 2"] * len(media)
     light, red = (
-        TrainedHead(str(tmp_path / "head"), dimension=name)(media, told)
+        TrainedHead(str(tmp_path / "head"), dimension=name)(media, prompts)
         for name in ("light", "red")
     )
     redness = (media[:, 0] - media[:, 2]).mean((1, 2))
     assert order(light, brightness) > 0.85 and order(red, redness) > 0.7
     assert abs(order(red, brightness) - 0.5) < 0.2
-    torch.testing.assert_close(TrainedHead(str(tmp_path / "head"))(media, told), light + red)
+    torch.testing.assert_close(TrainedHead(str(tmp_path / "head"))(media, prompts), light + red)
 
 
 def test_pairs_that_nobody_could_judge_teach_nothing(vit: Path, tmp_path: Path) -> None:
@@ -359,44 +262,6 @@ def test_votes_and_margins_set_how_far_scores_part(vit: Path, tmp_path: Path) ->
     )  # the log-odds of three votes in five
 
 
-# --- low-rank changes -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", ["vit", "resnet"])
-def test_low_rank_changes_are_nothing_at_first_and_merge_exactly(
-    kind: str, request: pytest.FixtureRequest
-) -> None:
-    """Bit by bit the base at the start; every change reaches the output; merged, the same numbers
-    and names.
-    """
-    folder = request.getfixturevalue(kind)
-    model = open_clip.create_model(f"local-dir:{folder}").eval().requires_grad_(False)
-    names = list(model.state_dict())
-    embeddings = [model.positional_embedding.clone(), model.token_embedding.weight.clone()]
-    tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(["a dog", "a cat"])
-
-    def outputs() -> Tensor:
-        return torch.cat([model.encode_image(pictures(2, 0)), model.encode_text(tokens)])
-
-    with torch.no_grad():  # attention takes another way where gradients are wanted
-        before = outputs()
-        changes = add_lora(model, rank=3, seed=0)
-        assert torch.equal(outputs(), before)
-    outputs().square().sum().backward()
-    assert len(changes) > 8
-    assert all(change.up.grad is not None and change.up.grad.any() for change in changes)
-    for change in changes:
-        change.up.data.normal_(std=0.1)
-    moved = outputs().detach()
-    assert (moved - before).abs().max() > 1e-3
-    merge_lora(model)
-    assert sorted(model.state_dict()) == sorted(names)
-    torch.testing.assert_close(outputs(), moved)
-    assert torch.equal(model.positional_embedding, embeddings[0])
-    assert torch.equal(model.token_embedding.weight, embeddings[1])
-    assert not any(p.requires_grad for p in model.parameters())
-
-
 def test_half_precision_is_measured_as_written(vit: Path, tmp_path: Path) -> None:
     """The calibration error of what ``clip`` reads from float16 is the one reported, of the two
     prompts held out.
@@ -408,15 +273,15 @@ def test_half_precision_is_measured_as_written(vit: Path, tmp_path: Path) -> Non
     found = train_reward(rows, str(vit), tmp_path / "half", epochs=3, dtype="float16")
     size = (tmp_path / "half" / "open_clip_model.safetensors").stat().st_size
     assert size < 0.6 * (vit / "open_clip_model.safetensors").stat().st_size
-    head, told = ClipHead(str(tmp_path / "half")), [row["prompt"] for row in rows]
+    head, prompts = ClipHead(str(tmp_path / "half")), [row["prompt"] for row in rows]
     chosen, rejected = (
-        head(torch.stack([row[side] for row in rows]), told) for side in ("chosen", "rejected")
+        head(torch.stack([row[side] for row in rows]), prompts) for side in ("chosen", "rejected")
     )
     lead = {
         prompt: ((chosen - rejected) * head.clip.model.logit_scale.exp())[
-            [each == prompt for each in told]
+            [each == prompt for each in prompts]
         ].double()
-        for prompt in dict.fromkeys(told)
+        for prompt in dict.fromkeys(prompts)
     }
     errors = [
         calibration_error(torch.cat([lead[a], lead[b]])) for a, b in itertools.combinations(lead, 2)
@@ -424,78 +289,6 @@ def test_half_precision_is_measured_as_written(vit: Path, tmp_path: Path) -> Non
     reported = found["trained"]["overall"]["calibration error"]
     assert found["held-out prompts"] == 2
     assert min(abs(error - reported) for error in errors if error is not None) < 2e-6
-
-
-# --- measuring ------------------------------------------------------------------------------------
-
-
-def test_accuracy_by_hand() -> None:
-    """Right, wrong, right (the second is better and leads), no lead: (1 + 0 + 1 + 1/2) / 4."""
-    assert (
-        accuracy(torch.tensor([2.0, -1.0, -3.0, 0.0]), torch.tensor([1.0, 1.0, -1.0, 1.0])) == 0.625
-    )
-    assert accuracy(torch.tensor([]), torch.tensor([])) is None
-
-
-def test_tie_calibration_by_hand() -> None:
-    """|delta| .1 (tie), .2 (tie), .3 (right), .4 (tie), .9 (wrong), 1.5 (right).
-
-    Threshold 0: 2 right of 6. .1: 3. .2: 4 of 6. .3: 3. .4: 2 ties and... (.1, .2, .4) = 3 and 1.5
-    is right: 4. The smaller of the two that reach 4 / 6 is .2.
-    """
-    delta = torch.tensor([0.9, 0.1, -0.3, 0.2, 1.5, -0.4])
-    label = torch.tensor([-1.0, 0.0, -1.0, 0.0, 1.0, 0.0])
-    share, threshold = tie_calibrated_accuracy(delta, label)
-    assert share == pytest.approx(4 / 6) and threshold == pytest.approx(0.2)
-
-
-def test_tie_calibration_equals_a_search() -> None:
-    """All thresholds tried one by one, also where many deltas are of one size."""
-    g = torch.Generator().manual_seed(0)
-    for _ in range(20):
-        delta = (torch.randn(30, generator=g) * 3).round() / 3
-        label = torch.randint(-1, 2, (30,), generator=g).float()
-        reached = []
-        for threshold in [-1.0, *delta.abs().unique().tolist()]:
-            guess = torch.where(delta.abs() <= threshold, 0.0, delta.sign())
-            # below all, a lead of nothing is no tie either, and right about nothing
-            right = (guess == label) & ~((delta == 0) & (threshold < 0))
-            reached.append(right.double().mean().item())
-        assert tie_calibrated_accuracy(delta, label)[0] == pytest.approx(max(reached))
-
-
-def test_without_ties_the_threshold_is_zero() -> None:
-    share, threshold = tie_calibrated_accuracy(
-        torch.tensor([1.0, -2.0, 0.5]), torch.tensor([1.0, 1.0, 1.0])
-    )
-    assert share == pytest.approx(2 / 3) and threshold == 0
-
-
-def test_calibration_error_by_hand() -> None:
-    """Four pairs at confidence .8, two of them right: |.5 - .8|. Two at .55, both right: |1 - .55|.
-
-    (4 (.3) + 2 (.45)) / 6 = .35.
-    """
-    sure, hardly = math.log(0.8 / 0.2), math.log(0.55 / 0.45)
-    lead = torch.tensor([sure, sure, -sure, -sure, hardly, hardly], dtype=torch.float64)
-    assert calibration_error(lead) == pytest.approx(0.35)
-
-
-def test_a_judge_that_knows_its_chances_is_calibrated() -> None:
-    """Labels drawn from sigmoid(delta) themselves: an error of sampling noise; twice the deltas:
-    overconfident.
-    """
-    g = torch.Generator().manual_seed(0)
-    delta = torch.randn(20_000, generator=g, dtype=torch.float64) * 2
-    lead = torch.where(torch.rand(20_000, generator=g) < delta.sigmoid(), delta, -delta)
-    honest, bold = calibration_error(lead), calibration_error(3 * lead)
-    assert honest is not None and bold is not None and honest < 0.015 and bold > 0.05
-
-
-def test_measuring_leaves_out_what_nobody_knows() -> None:
-    found = measure(torch.tensor([1.0, 5.0, -1.0]), torch.tensor([1.0, NAN, -1.0]))
-    assert found["decided pairs"] == 2 and found["accuracy"] == 1
-    assert measure(torch.tensor([1.0]), torch.tensor([9.0]))["accuracy with ties"] is None
 
 
 def test_the_rate_warms_up_and_ends_near_zero() -> None:
@@ -548,10 +341,39 @@ def test_pairs_that_cannot_be_learned_from_are_named(vit: Path, tmp_path: Path) 
     assert (tmp_path / "out" / "kept.txt").read_text() == "mine"
 
 
+def test_a_head_that_is_worse_than_its_base_is_warned_of(
+    vit: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A head that learned the opposite of what its base prefers; and a base that learned nothing.
+
+    The base prefers the first picture of every pair, and all labels but the held-out ones say -1.
+    """
+    head = ClipHead(str(vit))
+    rows = []
+    for row in bright_pairs(64):
+        scores = head(torch.stack([row["chosen"], row["rejected"]]), [row["prompt"]] * 2)
+        swap = bool(scores[0] < scores[1])
+        best, worst = ("rejected", "chosen") if swap else ("chosen", "rejected")
+        rows.append({**row, "chosen": row[best], "rejected": row[worst]})
+    _, hold = split(rows, 0.2, seed=0)
+    flipped = [{**row, "label": 1 if n in hold.tolist() else -1} for n, row in enumerate(rows)]
+    opposite = {"mode": "frozen", "epochs": 10, "lr": 1e-2}
+    nothing = {"mode": "lora", "epochs": 1, "lr": 0.0}
+    for name, learned, options, expected in (
+        ("worse", flipped, opposite, 1),
+        ("equal", rows, nothing, 0),
+    ):
+        caplog.clear()
+        measured = train_reward(learned, str(vit), tmp_path / name, options)
+        assert measured["base"]["overall"]["accuracy"] == 1
+        warned = [r.getMessage() for r in caplog.records if "worse than its base" in r.getMessage()]
+        assert len(warned) == expected, (name, measured)
+
+
 def test_a_head_can_be_named_by_path(vit: Path, tmp_path: Path) -> None:
     """The written head is a reward as any other: by file and attribute until it has a row in the
     table.
     """
     train_reward(bright_pairs(16), str(vit), tmp_path / "head", mode="frozen", epochs=1)
-    head = load("align_gen.reward_heads.trained:TrainedHead", path=str(tmp_path / "head"))
+    head = load("align_gen.reward_heads.heads.trained:TrainedHead", path=str(tmp_path / "head"))
     assert head(pictures(1, 0), ["a"]).shape == (1,)

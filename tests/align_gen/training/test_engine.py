@@ -599,7 +599,7 @@ def test_missing_context_is_named(recipe: Recipe, tmp_path: Path) -> None:
     def like_the_map(media: Tensor, prompts: Sequence[str], control: Tensor) -> Tensor:
         return -(media - control).abs().mean((1, 2, 3))
 
-    like_the_map.needs = ("control",)  # type: ignore[attr-defined]
+    like_the_map.required_context = ("control",)  # type: ignore[attr-defined]
     with pytest.raises(UserError, match=r"like_the_map' needs 'control'"):
         finetune(recipe.replace(rewards={like_the_map: 1.0}), tmp_path / "run")
     with pytest.raises(UserError, match=r"like_the_map' needs 'control'"):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from align_gen import Recipe, finetune
 from align_gen.report.runs import alarm_of, report_run
-from align_gen.reward_heads.registry import load
+from align_gen.reward_heads.loading import load
 from align_gen.training.early_stopping import mean
 
 PROMPTS = {

@@ -14,7 +14,8 @@ from align_gen.pipelines import Flow, LoraOptions
 from align_gen.pipelines.attention import attention_of, use_attention
 from align_gen.reward_heads import RewardHead, RewardSet
 from align_gen.training.memory import Memory, encode_and_free, save_memory
-from tests.tiny import PIPELINES, stable_diffusion
+from tests.tiny import PIPELINES
+from tests.tiny.stable_diffusion import stable_diffusion
 
 
 def gradient(options: Memory, family: str = "sd") -> list[Tensor]:
@@ -95,11 +96,13 @@ def test_an_offloaded_reference_comes_to_run_and_goes(monkeypatch: pytest.Monkey
     model.train_full()
     save_memory(model, Memory(offload_reference=True))
     moves: list[str] = []
-    monkeypatch.setattr(model.copies["unet"], "to", lambda device: moves.append(str(device)))
+    monkeypatch.setattr(
+        model.reference_copies["unet"], "to", lambda device: moves.append(str(device))
+    )
     monkeypatch.setattr(type(model), "device", torch.device("cuda"))
     with model.as_reference():
         assert moves == ["cuda"]
-        assert model.trainable["unet"] is model.copies["unet"]
+        assert model.trainable["unet"] is model.reference_copies["unet"]
     assert moves == ["cuda", "cpu"]
 
 

@@ -17,9 +17,10 @@ from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor
 
 from align_gen.pipelines import LoraOptions, Model, rollout, sample
+from align_gen.pipelines.exports import LORA_FILE
 from align_gen.pipelines.families.stable_diffusion import StableDiffusion
-from align_gen.pipelines.pretrained import LORA_FILE
-from tests.tiny import SCHEDULE, TOKENS, stable_diffusion
+from tests.tiny.parts import SCHEDULE, TOKENS
+from tests.tiny.stable_diffusion import stable_diffusion
 
 Maker = Callable[..., Any]
 SAYING_IT = (

@@ -14,7 +14,7 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Nor
 from align_gen.pipelines import Diffusion, Flow, LoraOptions, rollout, sample
 from align_gen.pipelines.families.toy import Toy, toy_diffusion, toy_flow
 from align_gen.pipelines.sampling import step_log_prob
-from tests.tiny import ddim
+from tests.tiny.parts import ddim
 
 MAKERS: dict[str, Callable[..., Toy]] = {"diffusion": toy_diffusion, "flow": toy_flow}
 MIXTURE: dict[str, Any] = {"means": [[-1.0], [1.5]], "stds": [0.3, 0.5], "weights": [0.6, 1.4]}

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from align_gen import pipelines
+from align_gen.pipelines.guidance.base import require_guide
 from align_gen.pipelines.guidance.best_of import BestOf
 
 SETTINGS: dict[str, Any] = {
@@ -59,3 +60,33 @@ def test_no_candidates_are_refused(tiny_model: Callable[..., Any]) -> None:
         BestOf(brightness, n=0).sample(
             model, model.encode_prompts(["a"]), generator=generators(1), **SETTINGS
         )
+
+
+@pytest.mark.parametrize(
+    ("reward", "said"),
+    [
+        (lambda media, prompts: media.mean((2, 3)), r"want a score a sample, \(2,\), got \(2, 3\)"),
+        (lambda media, prompts: media.mean(), r"got \(\)"),
+        (lambda media, prompts: [float("nan"), 1.0], "want finite scores, got .nan, 1.0"),
+        ("clip", r"want a callable \(media, prompts\) -> \(B,\) or a reward set, got 'clip'"),
+    ],
+    ids=["a score a channel", "one score", "no number", "a name"],
+)
+def test_a_reward_that_gives_no_scores_is_refused(
+    tiny_model: Callable[..., Any], reward: Any, said: str
+) -> None:
+    model = tiny_model()
+    condition = model.encode_prompts(["a", "b"])
+    with pytest.raises(ValueError, match=f"BestOf reward: .*{said}|BestOf reward: {said}"):
+        BestOf(reward, n=2).sample(model, condition, generator=generators(2), **SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("guide", "got"), [(brightness, "a function"), ("best of 4", "'best of 4'"), (4, "4")]
+)
+def test_what_cannot_sample_is_no_guide(guide: Any, got: str) -> None:
+    with pytest.raises(
+        ValueError, match=rf"^guide: want a guide such as guidance.BestOf\(reward, n\), got {got}$"
+    ):
+        require_guide(guide)
+    require_guide(BestOf(brightness))

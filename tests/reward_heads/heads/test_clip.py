@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from align_gen.reward_heads import load
-from align_gen.reward_heads.heads.clip import ClipHead, goal_baseline, resize
-from tests.tiny import clip_tokenizer
+from align_gen.reward_heads.backbones.preprocess import fit_square
+from align_gen.reward_heads.heads.clip import ClipHead, goal_baseline
+from tests.tiny.parts import clip_tokenizer
 
 SIZE = 32
 GOAL, BASELINE = ["a shiny thing", "a gleaming thing"], ["a thing"]
@@ -209,7 +210,7 @@ def test_other_sizes_are_squashed_as_open_clip_does(folder: Path, size: tuple[in
     head = ClipHead(str(folder))
     theirs = preprocess(Image.fromarray((picture[0] * 255).round().byte().permute(1, 2, 0).numpy()))
     theirs = theirs * head.clip.std.view(3, 1, 1) + head.clip.mean.view(3, 1, 1)
-    ours = resize(picture, SIZE, "squash")[0]
+    ours = fit_square(picture, SIZE, "squash")[0]
     assert (ours - theirs).abs().max() <= 1.5 / 255
 
 
@@ -218,7 +219,7 @@ def test_shortest_crops_the_centre() -> None:
     compared there.
     """
     ramp = torch.linspace(0, 1, 44).expand(1, 3, 20, 44)
-    found = resize(ramp, SIZE, "shortest")
+    found = fit_square(ramp, SIZE, "shortest")
     expected = F.interpolate(ramp, (32, 70), mode="bicubic", antialias=True)[..., 19:51]
     assert found.shape == (1, 3, SIZE, SIZE)
     torch.testing.assert_close(found, expected)
@@ -227,7 +228,7 @@ def test_shortest_crops_the_centre() -> None:
 
 def test_the_right_size_is_not_touched() -> None:
     pictures = media()
-    assert resize(pictures, SIZE, "squash") is pictures
+    assert fit_square(pictures, SIZE, "squash") is pictures
 
 
 # --- the head itself ------------------------------------------------------------------------------
@@ -343,10 +344,10 @@ def test_half_precision_is_said_and_close(small: Path) -> None:
     [
         ({"alpha": 1.5}, r"clip alpha: want a number in \[0, 1\], got 1.5"),
         ({"baseline": "a thing"}, "clip baseline: needs a goal"),
-        ({"resize": "stretch"}, "clip resize: want squash or shortest"),
+        ({"resize": "stretch"}, "resize: want squash or shortest"),
         ({"goal": []}, "clip goal: want one or more sentences"),
-        ({"goal": [3]}, "clip goal: want one or more sentences"),
-        ({"dtype": "int8"}, "dtype: want one of"),
+        ({"goal": [3]}, r"goal: want a list \(each a text\)"),
+        ({"dtype": "int8"}, "dtype: want float32, bfloat16"),
         ({"path": "ViT-Z-99"}, "path 'ViT-Z-99': want a folder, hf-hub"),
         ({"path": "ViT-B-32"}, "path 'ViT-B-32': an architecture needs pretrained"),
         ({"path": "./nowhere"}, r"path ./nowhere: want an open_clip folder"),

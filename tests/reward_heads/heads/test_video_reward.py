@@ -13,17 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from align_gen.reward_heads import load, reward_set
+from align_gen.reward_heads.backbones.head_folder import save_head
 from align_gen.reward_heads.backbones.open_clip_model import OpenClip
 from align_gen.reward_heads.base import CallableHead
+from align_gen.reward_heads.frames import segment_frames, temporal_weights
 from align_gen.reward_heads.heads.clip import ClipHead
-from align_gen.reward_heads.heads.trained import save_head
-from align_gen.reward_heads.heads.video_reward import (
-    Segments,
-    VideoReward,
-    VideoScorer,
-    segment_frames,
-    temporal_weights,
-)
+from align_gen.reward_heads.heads.video_reward import VideoReward, VideoScorer
+from align_gen.reward_heads.wrappers.segments import Segments
 from align_gen.reward_training.train import train_reward
 from tests.reward_heads.heads.test_clip import media, write_clip
 
@@ -148,14 +144,14 @@ def test_context_goes_with_its_video() -> None:
     """
 
     class Told(CallableHead):
-        needs = ("control", "t")
+        required_context = ("control", "t")
 
         def __call__(self, media: Tensor, prompts: Sequence[str], **context: Any) -> Tensor:
             assert context["t"] == 7
             return context["control"][:, 0].float()
 
     head = Segments(Told(level), segments=2, decay=0.0)
-    head.head.needs = ("control", "t")
+    head.head.required_context = ("control", "t")
     found = head(numbered(4, count=2), ["", ""], control=torch.tensor([[1.0], [3.0]]), t=7)
     assert found.tolist() == [1.0, 3.0]
 

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from align_gen.reward_heads import load, reward_set
-from align_gen.reward_heads.wrappers.views import Ensemble, Views, crops
+from align_gen.reward_heads.wrappers.ensemble import Ensemble
+from align_gen.reward_heads.wrappers.views import Views, crops
 
 
 def pictures(count: int = 3, size: int = 16) -> Tensor:

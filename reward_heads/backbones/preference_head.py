@@ -1,0 +1,124 @@
+"""What heads share that ``align-gen train-reward`` wrote in its frozen mode."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..base import RewardHead
+from . import weights as weight_files
+from .dtypes import DtypeName, dtype_name
+from .head_folder import WEIGHTS, find_base, read_about
+from .open_clip_model import OpenClip
+from .scorer import Scorer
+
+PREPROCESSING = "trained-1"  # raise when scores of the same picture change
+
+
+class PreferenceHead(RewardHead):
+    """A head of pictures that ``align-gen train-reward`` wrote in its frozen mode.
+
+    Each dimension is normalised by its mean and standard deviation over the validation set; the
+    score is their weighted sum, or one of them.
+
+    Args:
+        path: the folder that train-reward wrote.
+        dimension: name of the one dimension to score by; None: all.
+        weights: how much each named dimension counts, others not at all; None: 1 each.
+        base: the base model, where it is not beside the head: a folder or a hub name.
+        dtype: precision of the base model: float32 (fp32), bfloat16 (bf16) or float16 (fp16).
+    """
+
+    differentiable = True
+    scorer_type: ClassVar[type[Scorer]]
+
+    def __init__(
+        self,
+        path: str,
+        dimension: str | None = None,
+        weights: Mapping[str, float] | None = None,
+        base: str | None = None,
+        dtype: DtypeName = "float32",
+    ):
+        folder = Path(path).expanduser()
+        about = read_about(folder)
+        if about["media"] != self.media:
+            raise ValueError(
+                f"path {path}: a head that judges a {about['media']}, want one that judges a {self.media}"
+            )
+        self.scorer = (
+            self.scorer_type(about["width"], about["dimensions"], about["hidden"])
+            .requires_grad_(False)
+            .eval()
+        )
+        weight_files.fill(self.scorer, weight_files.read(folder / WEIGHTS), folder / WEIGHTS)
+        self.mean, self.std = torch.tensor(about["mean"]), torch.tensor(about["std"])
+        self.share = _shares(self.scorer.dimensions, dimension, weights)
+        self.resize = about["resize"]
+        self.about = about
+        self.clip = OpenClip.load(
+            base or find_base(folder, about["base"]), about["pretrained"], dtype
+        )
+        if dtype_name(dtype) == "float32" and self.clip.sha256 != about["base_sha256"]:
+            raise ValueError(
+                f"path {path}: was trained on another {about['base']} than the one found; want its own base"
+            )
+
+    def __call__(self, media: Tensor, prompts: Sequence[str], **context: Any) -> Tensor:
+        scores = self.scores(media, prompts)
+        return scores @ self.share.to(scores)
+
+    def scores(self, media: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Every dimension, normalised, (B, K) in the order of ``scorer.dimensions``."""
+        found = self.scorer(self.features(media, prompts))
+        return (found - self.mean.to(found)) / self.std.to(found)
+
+    def features(self, media: Tensor, prompts: Sequence[str]) -> Tensor:
+        return self.scorer.features(self.clip, media, prompts, self.resize)
+
+    def provenance(self) -> dict[str, Any]:
+        shares = dict(zip(self.scorer.dimensions, self.share.tolist(), strict=True))
+        return {
+            "weights_sha256": weight_files.sha256(self.scorer),
+            "preprocessing": f"{PREPROCESSING}-{self.resize}",
+            "dtype": self.clip.dtype,
+            "options": {
+                "base_sha256": self.clip.sha256,
+                "weights": shares,
+                "mean": self.about["mean"],
+                "std": self.about["std"],
+            },
+        }
+
+    def to(self, device: torch.device | str) -> "PreferenceHead":
+        self.clip.to(device)
+        self.scorer.to(device)
+        return self
+
+
+def _shares(
+    dimensions: Sequence[str], dimension: str | None, weights: Mapping[str, float] | None
+) -> Tensor:
+    """How much of each dimension the score takes, (K,)."""
+    if dimension is not None and weights is not None:
+        raise ValueError("dimension, weights: want one of the two")
+    wanted = (
+        {dimension: 1.0}
+        if dimension is not None
+        else dict.fromkeys(dimensions, 1.0)
+        if weights is None
+        else weights
+    )
+    for name, value in wanted.items():
+        if name not in dimensions:
+            raise ValueError(f"dimension {name!r}: this head has {', '.join(dimensions)}")
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not math.isfinite(value)
+        ):
+            raise ValueError(f"weights: {name}: want a number, got {value!r}")
+    return torch.tensor([float(wanted.get(name, 0.0)) for name in dimensions])

@@ -1,0 +1,74 @@
+"""Several heads as one, and how far they disagree."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..base import RewardHead
+from .uncertain import UncertainHead
+
+
+class Ensemble(UncertainHead):
+    """Several heads as one, whose disagreement is its uncertainty.
+
+    Args:
+        members: two or more heads, each a name, a head, or a mapping with a ``name`` and options.
+        scale: divisors of the members' scores, one a member, above 0, so that all count alike; None:
+            1.
+        penalty: standard deviations of the members' scores that are taken off their mean.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[str | RewardHead | Mapping[str, Any]],
+        scale: Sequence[float] | None = None,
+        penalty: float = 0.0,
+    ):
+        from ..loading import load
+
+        if isinstance(members, str) or len(members) < 2:
+            raise ValueError(f"ensemble members: want two or more heads, got {members!r}")
+        if scale is not None and (
+            len(scale) != len(members) or not all(each > 0 for each in scale)
+        ):
+            raise ValueError(f"ensemble scale: want {len(members)} numbers above 0, got {scale}")
+        given = [dict(each) if isinstance(each, Mapping) else {"name": each} for each in members]
+        self.members = [load(each.pop("name", ""), **each) for each in given]
+        self.scale = list(scale or [1.0] * len(members))
+        self.penalty = penalty
+        kinds = {member.media for member in self.members}
+        if len(kinds) > 1:
+            raise ValueError("ensemble members: some judge pictures and some videos; want one kind")
+        self.media = kinds.pop()
+        self.required_context = tuple(
+            dict.fromkeys(key for member in self.members for key in member.required_context)
+        )
+        self.differentiable = all(member.differentiable for member in self.members)
+        self.parallel = all(member.parallel for member in self.members)
+
+    def opinions(self, media: Tensor, prompts: Sequence[str], **context: Any) -> Tensor:
+        found = []
+        for member, scale in zip(self.members, self.scale, strict=True):
+            told = {key: context[key] for key in member.required_context}
+            found.append(member(media, prompts, **told).to(media.device, torch.float32) / scale)
+        return torch.stack(found)
+
+    def provenance(self) -> dict[str, Any]:
+        parts = [member.provenance() for member in self.members]
+        options = {
+            "scale": self.scale,
+            "penalty": self.penalty,
+            "members": [part["options"] for part in parts],
+        }
+        joined = {
+            key: [part[key] for part in parts]
+            for key in ("weights_sha256", "preprocessing", "dtype")
+        }
+        return {**joined, "options": options}
+
+    def to(self, device: torch.device | str) -> "Ensemble":
+        for member in self.members:
+            member.to(device)
+        return self
