@@ -36,7 +36,7 @@ def open_model(
     from . import pipelines
     from .pipelines.attention import use_attention
 
-    source = bundled.model_path(source) if isinstance(source, str) else source
+    source = bundled.generator_path(source) if isinstance(source, str) else source
     model = pipelines.load(source, dtype=dtype_of(dtype))
     if adapter is not None:
         model.reload(Path(adapter))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from align_gen.errors import UserError, writing_to
 from align_gen.galleries.gallery import Gallery
+from align_gen.galleries.reading import ScoredPicture
 from align_gen.galleries.shards import DATASET
 from align_gen.galleries.sources import Source, open_source
 from align_gen.galleries.table import (
@@ -29,7 +30,7 @@ from align_gen.galleries.table import (
     save_parts,
     versions,
 )
-from align_gen.galleries.workers import ScoredPicture, scored_chunks
+from align_gen.galleries.workers import scored_chunks
 from align_gen.opening import open_rewards
 from align_gen.precision import exact_float32
 from align_gen.progress import ProgressCallback

@@ -23,15 +23,8 @@ from align_gen.files import whole_file
 from align_gen.galleries.comparison import Comparison
 from align_gen.galleries.table import ScoresTable
 from align_gen.report.pictures import Json, pictures_of
-from align_gen.report.words import (
-    ROLES,
-    digits_of,
-    facts,
-    mean_tiles,
-    summary,
-    tiles,
-    towards,
-)
+from align_gen.report.tiles import mean_tiles, tiles
+from align_gen.report.words import ROLES, digits_of, facts, summary, towards
 
 # Of the default, random order: the same pictures come first each time the page is built.
 ORDER_SEED = 0

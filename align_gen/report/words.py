@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from align_gen.galleries.comparison import Comparison, verdict
+from align_gen.galleries.comparison import Comparison
 from align_gen.galleries.intervals import Change
 from align_gen.galleries.table import ScoresTable
+from align_gen.galleries.verdicts import verdict
 
 ROLES = ("optimised", "held out", "")  # of columns, in the order they are shown
 

@@ -179,7 +179,9 @@ def outline(recipe: Recipe) -> Model:
     section = recipe.model
     if section.adapter is not None and not Path(section.adapter).is_dir():
         raise UserError(f"model.adapter: {section.adapter}: no such folder; want an export")
-    pipeline = skeleton(describe_source(bundled.model_path(section.path)), dtype_of(section.dtype))
+    pipeline = skeleton(
+        describe_source(bundled.generator_path(section.path)), dtype_of(section.dtype)
+    )
     model = pipelines.load(pipeline)
     model.prompt_cache = None  # type: ignore[attr-defined]  # real texts are kept there
     prepare_model(recipe, model)

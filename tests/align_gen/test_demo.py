@@ -89,7 +89,7 @@ def test_demo_recipe_lets_the_clip_act() -> None:
     with K = 1).
     """
     recipe = Recipe.load("emoji-sd-prdp")
-    assert recipe.method["gradient_steps"] >= 2
+    assert recipe.method.model_dump()["gradient_steps"] >= 2
     assert len(recipe.evaluate.seeds) >= 2  # diversity within a prompt needs two
 
 

@@ -1,0 +1,136 @@
+"""`align-gen compare`: what changed between two scored galleries."""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .arguments import Json
+from .tables import Column, print_table
+
+if TYPE_CHECKING:
+    from ..galleries.comparison import Comparison
+
+EXAMPLE = "align-gen compare runs/demo runs/demo --by group --fail-if 'heldout.ci_low < 0'"
+WORST = 3  # regressions of each column that are printed; --json has more
+OF_REGRESSION = ("prompt", "seed", "before", "after", "delta", "file_name", "before_file_name")
+COLUMNS = (
+    Column("", width=16),
+    Column("before", ".5f", 10),
+    Column("after", ".5f", 10),
+    Column("change", "+.5f", 10),
+    Column("95 % interval", "s", 24),
+    Column("wins", ".1%", 6),
+    Column("p", ".4f", 8),
+    Column("pairs", "d", 6),
+)
+
+
+def compare(
+    a: Annotated[Path, typer.Argument(help="Scores file, scored gallery or run directory.")],
+    b: Annotated[
+        Path,
+        typer.Argument(help="The same. Two runs: end against end. One run twice: start and end."),
+    ],
+    on: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Columns by which pictures pair, with commas or given several times; "
+            "prompt,seed without it."
+        ),
+    ] = None,
+    by: Annotated[str | None, typer.Option(help="Slice by a metadata column.")] = None,
+    fail_if: Annotated[
+        list[str] | None,
+        typer.Option("--fail-if", help="Exit 1 when true: 'COLUMN.FIELD < NUMBER'."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare two galleries pair by pair: change, 95 % interval by prompt, win rate, worst
+    regressions.
+    """
+    from ..galleries.comparison import compare as run_compare
+    from ..galleries.verdicts import parse_condition
+
+    conditions = [(text, parse_condition(text)) for text in fail_if or []]
+    columns = [name.strip() for text in on or ["prompt,seed"] for name in text.split(",")]
+    result = run_compare(a, b, on=columns, by=by)
+    if as_json:
+        print(json.dumps(result.to_json()))
+    else:
+        for line in _differences(a, b, result):
+            print(line)
+        print_comparison(result)
+    met = [text for text, condition in conditions if condition(result)]
+    for text in met:
+        print(f"align-gen: failed: {text}", file=sys.stderr)
+    if met:
+        raise typer.Exit(1)
+
+
+def print_comparison(result: "Comparison") -> None:
+    """Print every column's change, by group where there are any, and what fell most."""
+    rows = [_row(name, change) for name, change in result.columns.items()]
+    for group, columns in result.slices.items():
+        rows.append((f"[{group}]",))
+        rows += [_row(name, change) for name, change in columns.items()]
+    print_table(COLUMNS, rows)
+    for name, fallen in result.regressions.items():
+        for row in fallen[:WORST]:
+            print(f"fell most in {name}: {_regression(row)}")
+
+
+def _row(name: str, change: Any) -> tuple[Any, ...]:
+    interval = f"[{change.ci_low:+.5f}, {change.ci_high:+.5f}]"
+    means = (change.before, change.after, change.delta)
+    return name, *means, interval, change.win_rate, change.p, change.n
+
+
+def _regression(row: Mapping[str, Any]) -> str:
+    """A pair's scores and what it is known by: prompt and seed, or else its file."""
+    names = []
+    if row.get("prompt") is not None:
+        names.append(repr(row["prompt"]))
+    if row.get("seed") is not None:
+        names.append(f"seed {row['seed']}")
+    names += [f"{key} {value}" for key, value in row.items() if key not in OF_REGRESSION]
+    pair = ", ".join(names) or row.get("file_name")
+    return f"{row['before']:.5f} -> {row['after']:.5f}  {pair}"
+
+
+def _differences(a: Path, b: Path, result: "Comparison") -> list[str]:
+    """What the two sides are, where that is not plain, and what was left out of them."""
+    left, right = _galleries(a, b)
+    lines = []
+    if (left, right) != (a, b):
+        lines.append(f"before: {left}; after: {right}")
+    if any(result.unmatched):
+        first, second = result.unmatched
+        lines.append(f"left out, without a partner or unreadable: {first} before, {second} after")
+    steps = [_steps_of(side) for side in (left, right)]
+    if all(steps) and steps[0] != steps[1]:
+        lines.append(f"drawn in different numbers of steps: {steps[0]} before, {steps[1]} after")
+    return lines
+
+
+def _galleries(a: Path, b: Path) -> tuple[Path, Path]:
+    """The gallery that each side stands for: a run's last one, or its first beside itself."""
+    from ..run_folder import RunFolder
+
+    left = RunFolder(a)
+    right = RunFolder(b)
+    same_run = a.resolve() == b.resolve()
+    start = left.before if same_run else left.final
+    return (start if left.exists() else a, right.final if right.exists() else b)
+
+
+def _steps_of(source: Path) -> str:
+    """The numbers of denoising steps in a gallery's rows, as text; empty where none is known."""
+    from ..galleries.table import ScoresTable
+
+    rows = ScoresTable.of(source).rows
+    origins = [row["made"] for row in rows if isinstance(row.get("made"), Mapping)]
+    return ", ".join(map(str, sorted({origin["steps"] for origin in origins if "steps" in origin})))
