@@ -314,7 +314,7 @@ def compare(
     regressions.
     """
     from .galleries.comparison import compare as run_compare
-    from .galleries.comparison import parse_condition
+    from .galleries.verdicts import parse_condition
 
     conditions = [(text, parse_condition(text)) for text in fail_if or []]
     result = run_compare(a, b, by=by)

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from align_gen.errors import UserError
-from align_gen.galleries.comparison import Comparison, compare, parse_condition, verdict
+from align_gen.galleries.comparison import Comparison, compare
 from align_gen.galleries.gallery import write_gallery
 from align_gen.galleries.intervals import Change, paired_change
 from align_gen.galleries.scoring import score
 from align_gen.galleries.table import ScoresTable
+from align_gen.galleries.verdicts import parse_condition, verdict
 
 PROVENANCE = {
     "weights_sha256": "ab",
