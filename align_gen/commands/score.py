@@ -91,7 +91,7 @@ def score(
     with ProgressBar() as progress:
         shown = progress if accelerator.is_main_process else None
         result = score_file(
-            source, rewards, target, batch_size=batch_size, progress=shown, crew=accelerator
+            source, rewards, target, batch_size=batch_size, progress=shown, accelerator=accelerator
         )
     # Of several processes, the main one alone has the result.
     if result is None:
@@ -102,6 +102,8 @@ def score(
     else:
         print_table(COLUMNS, list(result.means.items()))
         print(f"{scored} of {result.pictures} pictures scored -> {target}")
+    if result.skipped:
+        print(f"align-gen: skipped: {result.skipped_text()}", file=sys.stderr)
     for name, reason in result.failed[:FAILURES]:
         print(f"align-gen: {name}: {reason}", file=sys.stderr)
     more = len(result.failed) - FAILURES

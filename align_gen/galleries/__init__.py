@@ -2,7 +2,8 @@
 
 gallery, media, prompts, sampling: a folder of pictures with metadata, and how it is made.
 sources, items, shards: whatever else can be scored, as a stream of pictures.
-scoring, workers, table, columns, hpdv2: scores, in memory and as Parquet.
-comparison, intervals, diversity: what changed between two galleries.
+scoring, workers, reading, chunks: pictures in, scores out, in threads and across kills.
+table, columns, hpdv2: scores in memory, as Parquet, and as a published benchmark's table.
+comparison, intervals, verdicts, diversity: what changed between two galleries.
 pairs, mining: preference pairs out of scores.
 """

@@ -13,22 +13,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align_gen.errors import UserError, writing_to
+from align_gen.errors import UserError
+from align_gen.galleries.chunks import PART, Tables, begin, known_scores
 from align_gen.galleries.gallery import Gallery
-from align_gen.galleries.reading import ScoredPicture
 from align_gen.galleries.shards import DATASET
 from align_gen.galleries.sources import Source, open_source
 from align_gen.galleries.table import (
-    COMBINED,
-    CONTENT,
     SCORES,
-    UNCERTAINTY,
     ScoresTable,
     check_names,
-    plain,
     require_parquet,
     save_parts,
-    versions,
 )
 from align_gen.galleries.workers import scored_chunks
 from align_gen.opening import open_rewards
@@ -39,8 +34,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from align_gen.reward_heads import RewardSet
-
-PART = "[0-9]*.parquet"  # names of chunks beside the file that is being written
 
 
 @dataclass
@@ -115,7 +108,7 @@ def score(
             with ``strict``, an unreadable picture; the message names the first.
     """
     opened, all_rewards = _open(source, rewards)
-    tables = _Tables(all_rewards, opened.folder)
+    tables = Tables(all_rewards, opened.folder)
     chunks = scored_chunks(opened, all_rewards, batch_size=batch_size, progress=progress)
     parts = [tables.of(chunk) for _, chunk in chunks]
     table = ScoresTable.join(parts) if parts else tables.of([])
@@ -147,16 +140,16 @@ def score_file(
     require_parquet(out)
     opened, all_rewards = _open(source, rewards)
     parts = out.with_name(f".{out.name}.parts")
-    tables = _Tables(all_rewards, opened.folder)
+    tables = Tables(all_rewards, opened.folder)
     rank = 0 if accelerator is None else accelerator.process_index
     ranks = 1 if accelerator is None else accelerator.num_processes
     wait = (lambda: None) if accelerator is None else accelerator.wait_for_everyone
 
     # All processes read what there was before the first one moves it.
-    known = _known_scores(out, parts, tables)
+    known = known_scores(out, parts, tables)
     wait()
     if rank == 0:
-        _begin(out, parts)
+        begin(out, parts)
     wait()
 
     # Every process saves its own chunks; their names give the order.
@@ -236,91 +229,3 @@ def _require_readable(table: ScoresTable, folder: Path | None) -> None:
     name = table.rows[failed[0]]["file_name"]
     where = name if folder is None else folder / str(name)
     raise UserError(f"{where}: {table.errors[failed[0]]}{more}; want every picture readable")
-
-
-# --- tables ---------------------------------------------------------------------------------------
-
-
-class _Tables:
-    """Makes the tables of one scoring. What all of them share is computed once."""
-
-    def __init__(self, rewards: RewardSet, folder: Path | None):
-        self.heads = list(rewards.heads)
-        self.provenance = {name: plain(head.provenance()) for name, head in rewards.heads.items()}
-        self.combination = rewards.rule.provenance()
-        self.versions = versions()
-        self.folder = None if folder is None else str(folder)
-
-    def of(self, chunk: Sequence[ScoredPicture]) -> ScoresTable:
-        """The table of a chunk, a row per picture."""
-        # A picture that could not be read has no values: nulls in every column.
-        values = [each.values or {} for each in chunk]
-        extra: dict[str, list[Any]] = {COMBINED: [each.get(COMBINED) for each in values]}
-        if any(UNCERTAINTY in each for each in values):
-            extra[UNCERTAINTY] = [each.get(UNCERTAINTY) for each in values]
-        extra[CONTENT] = [each.content for each in chunk]
-        return ScoresTable(
-            [dict(each.row) for each in chunk],
-            {name: [each.get(name) for each in values] for name in self.heads},
-            [each.error for each in chunk],
-            self.provenance,
-            self.versions,
-            self.folder,
-            extra,
-            self.combination,
-        )
-
-    def load(self, file: Path) -> ScoresTable:
-        """A saved chunk, with the gallery's folder as the caller named it."""
-        table = ScoresTable.load(file)
-        return table if self.folder is None else table.at(self.folder)
-
-    def fits(self, table: ScoresTable) -> bool:
-        """Whether the scores of ``table`` would come out the same today."""
-        saved = (table.provenance, table.combination, table.versions)
-        today = (self.provenance, self.combination, self.versions)
-        return saved == today and CONTENT in table.extra
-
-
-def _known_scores(
-    out: Path, parts: Path, tables: _Tables
-) -> dict[tuple[str | None, str], dict[str, float]]:
-    """Scores that earlier calls saved, by the same heads in the same versions.
-
-    A file that cannot be read counts as absent.
-    """
-    known: dict[tuple[str | None, str], dict[str, float]] = {}
-    for file in (out, *sorted(parts.glob("*.parquet"))):
-        try:
-            table = ScoresTable.load(file)
-        except UserError:
-            continue
-        if tables.fits(table):
-            known |= _scores_in(table)
-    return known
-
-
-def _scores_in(table: ScoresTable) -> dict[tuple[str | None, str], dict[str, float]]:
-    """The scores of a table by ``ScoredPicture.key``."""
-    extra = {name: table.extra[name] for name in (COMBINED, UNCERTAINTY) if name in table.extra}
-    columns = {**table.heads, **extra}
-    known = {}
-    for index, row in enumerate(table.rows):
-        if table.errors[index] is None:
-            picture = ScoredPicture(row, table.extra[CONTENT][index])
-            values = {name: column[index] for name, column in columns.items()}
-            known[picture.key] = {
-                name: value for name, value in values.items() if value is not None
-            }
-    return known
-
-
-def _begin(out: Path, parts: Path) -> None:
-    """Rename an earlier call's chunks, so that they are not taken for this one's.
-
-    The next call knows both.
-    """
-    with writing_to(out):
-        parts.mkdir(parents=True, exist_ok=True)
-        for file in sorted(parts.glob(PART)):
-            file.rename(parts / f"known-{sum(1 for _ in parts.iterdir())}-{file.name}")

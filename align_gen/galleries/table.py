@@ -299,7 +299,7 @@ def versions() -> dict[str, str]:
 
 
 def _survey(parts: Iterable[ScoresTable]) -> tuple[ScoresTable, dict[str, str], list[str]]:
-    """The first part; the type of every metadata column over all parts; the names of EXTRA in use."""
+    """The first part, the type of every metadata column over all parts, and the EXTRA in use."""
     first = None
     kinds: dict[str, set[str]] = {}
     extra: dict[str, None] = {}

@@ -1,4 +1,4 @@
-"""Worker threads of scoring: decode pictures ahead, batch them by shape, score them in order.
+"""Worker threads of scoring: batch pictures by shape as they are read, and score them in order.
 
 On a CPU every core has one worker, a thread that both reads pictures and runs heads: two heads at
 once on one core each are faster than one head on two cores, which wait for each other after every
@@ -8,19 +8,18 @@ caller's thread, while the workers read.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from align_gen.errors import UserError
-from align_gen.galleries.items import Item
-from align_gen.galleries.media import VIDEOS, UnreadablePicture, as_media, read_pixels
+from align_gen.galleries.media import as_media
+from align_gen.galleries.reading import READ_AT_ONCE, Known, ScoredPicture, read_ahead
 from align_gen.galleries.sources import Source
 from align_gen.galleries.table import COMBINED, UNCERTAINTY
 from align_gen.progress import ProgressCallback
@@ -29,39 +28,7 @@ if TYPE_CHECKING:
     from align_gen.reward_heads import RewardSet
 
 CHUNK = 1024  # pictures that are saved at once
-READ_AT_ONCE = 16  # pictures, by one call of a worker
 RUNNING = 4  # batches that may wait for their scores at once
-
-
-@dataclass
-class ScoredPicture:
-    """One picture on its way through scoring.
-
-    Attributes:
-        row: of the gallery.
-        content: SHA-256 of the file.
-        pixels: uint8 (H,W,3) or (F,H,W,3), until it is scored.
-        values: scores by head, and COMBINED and UNCERTAINTY.
-        error: why the picture could not be read.
-    """
-
-    row: Mapping[str, Any]
-    content: str | None = None
-    pixels: Any = None
-    values: dict[str, float] | None = None
-    error: str | None = None
-
-    @property
-    def prompt(self) -> str:
-        return str(self.row.get("prompt", ""))
-
-    @property
-    def key(self) -> tuple[str | None, str]:
-        """What the scores depend on, besides the heads: the file's content and the prompt."""
-        return self.content, self.prompt
-
-
-Known = Mapping[tuple[str | None, str], dict[str, float]]  # scores by ScoredPicture.key
 
 
 def scored_chunks(
@@ -94,7 +61,7 @@ def scored_chunks(
     count = _Counter(progress, total)
     with _workers(rewards) as workers:
         ahead = max(2 * batch_size, READ_AT_ONCE)
-        waiting = _read_ahead(mine, workers.pool, known or {}, ahead)
+        waiting = read_ahead(mine, workers.pool, known or {}, ahead)
         number = rank
         batch_size = workers.batch_size(batch_size, source.total)
         while chunk := _score_chunk(islice(waiting, size), workers.score, batch_size, count):
@@ -222,54 +189,6 @@ def _by_shape(pictures: Iterable[ScoredPicture], batch_size: int) -> Iterator[li
         if len(batch) == full or sum(map(len, open_batches.values())) >= 4 * batch_size:
             yield open_batches.pop(max(open_batches, key=lambda shape: len(open_batches[shape])))
     yield from open_batches.values()
-
-
-# --- reading --------------------------------------------------------------------------------------
-
-
-def _read_ahead(
-    items: Iterable[Item], pool: ThreadPoolExecutor, known: Known, ahead: int
-) -> Iterator[ScoredPicture]:
-    """Every picture read, or the reason why not, in order.
-
-    At most ``ahead`` pictures wait in memory, and one video per worker.
-    """
-    waiting: deque[Future[list[ScoredPicture]]] = deque()
-    stream = iter(items)
-    while True:
-        while len(waiting) * READ_AT_ONCE < ahead and (part := _next_items(stream)):
-            waiting.append(pool.submit(_read_all, part, known))
-        if not waiting:
-            return
-        yield from waiting.popleft().result()
-
-
-def _next_items(items: Iterator[Item]) -> list[Item]:
-    """The next few pictures, or one video."""
-    part: list[Item] = []
-    for item in items:
-        part.append(item)
-        if item.suffix in VIDEOS or len(part) == READ_AT_ONCE:
-            break
-    return part
-
-
-def _read_all(items: list[Item], known: Known) -> list[ScoredPicture]:
-    return [_read(item, known) for item in items]
-
-
-def _read(item: Item, known: Known) -> ScoredPicture:
-    """Read a picture; one whose scores are known is hashed and not decoded."""
-    picture = ScoredPicture(item.row)
-    try:
-        content = item.read()
-        picture.content = hashlib.sha256(content).hexdigest()
-        picture.values = known.get(picture.key)
-        if picture.values is None:
-            picture.pixels = read_pixels(content, item.suffix)
-    except UnreadablePicture as error:
-        picture.error = str(error)
-    return picture
 
 
 class _Counter:
