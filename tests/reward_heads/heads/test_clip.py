@@ -2,7 +2,6 @@
 rest.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,8 @@ from torch import Tensor
 
 from align_gen.reward_heads import load
 from align_gen.reward_heads.heads.clip import ClipHead, goal_baseline, resize
-from tests.tiny import clip_tokenizer
+from tests.kits.clips import SIZE, media, write_clip
 
-SIZE = 32
 GOAL, BASELINE = ["a shiny thing", "a gleaming thing"], ["a thing"]
 
 
@@ -33,54 +31,6 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_clip(tmp_path_factory.mktemp("clip") / "small", "vit")
-
-
-def write_clip(folder: Path, kind: str) -> Path:
-    folder.mkdir(parents=True)
-    tokenizer = clip_tokenizer()
-    tokenizer.save_pretrained(folder)
-    vision: dict[str, Any] = {"image_size": SIZE, "width": 16, "head_width": 8}
-    vision |= {"layers": [1, 1, 1, 1]} if kind == "resnet" else {"layers": 2, "patch_size": 8}
-    text: dict[str, Any] = {
-        "context_length": 24,
-        "vocab_size": len(tokenizer),
-        "width": 16,
-        "heads": 2,
-        "layers": 1,
-    }
-    text |= {
-        "hf_tokenizer_name": "tokenizer",
-        "tokenizer_kwargs": {"clean_up_tokenization_spaces": False},
-    }
-    model_cfg = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}
-    preprocess = {"mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28], "interpolation": "bicubic"}
-    preprocess |= {"resize_mode": "squash"}
-    (folder / "open_clip_config.json").write_text(
-        json.dumps({"model_cfg": model_cfg, "preprocess_cfg": preprocess})
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = open_clip.CLIP(**model_cfg)
-        for (
-            weight
-        ) in model.parameters():  # CLIP's initialisation is so small that all pictures look alike
-            weight.data += 0.05 * torch.randn_like(weight)
-    save_file(
-        {name: value.contiguous() for name, value in model.state_dict().items()},
-        folder / "open_clip_model.safetensors",
-    )
-    return folder
-
-
-def media(count: int = 4, size: int = SIZE, seed: int = 0) -> Tensor:
-    """Coarse patches of random colours, in 255ths."""
-    patches = (
-        torch.randint(
-            0, 256, (count, 3, 4, 4), generator=torch.Generator().manual_seed(seed)
-        ).float()
-        / 255
-    )
-    return F.interpolate(patches, (size, size), mode="nearest")
 
 
 # --- the formula ----------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from align_gen.reward_heads.heads.trained import (
     find_base,
     save_head,
 )
-from tests.reward_heads.heads.test_clip import SIZE, media, write_clip
+from tests.kits.clips import SIZE, media, write_clip
 
 PROMPTS = ["a dog", "a cat", "a dog", "a fox"]
 
