@@ -124,6 +124,7 @@ def test_what_a_history_needs() -> None:
     require(ddpo.Options(images_per_prompt=1, history=16), Sampling())
 
 
+@pytest.mark.slow
 def test_a_run_from_end_to_end(tiny_folder: Path, tmp_path: Path) -> None:
     """Three steps of two of three prompts: what is remembered outlives a stop, and the checkpoint
     has it in JSON.

@@ -356,6 +356,7 @@ def sought(process: Process, variance: float, beta: float, *, derived: bool) -> 
     return (alpha**2 * variance + sigma**2) / (beta * sigma**2 * output)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("derived", [False, True])
 @networks
 def test_at_its_fixed_point_the_margin_is_the_reward_gap(network: str, derived: bool) -> None:
@@ -472,6 +473,7 @@ def learned_mean(model: Model, batches: Any, rewards: Any, rounds: int, **option
     return (drawn() - before).mean().item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("variance", "known"), FIXED_POINTS.items())
 def test_reaches_the_root_of_its_surrogate(variance: float, known: float) -> None:
     """Flow-DPO, beta 2, pairs of the reference N(0, s^2) labelled by Bradley-Terry's of r = x:
@@ -496,6 +498,7 @@ def test_reaches_the_root_of_its_surrogate(variance: float, known: float) -> Non
     assert learned_mean(model, labelled, (), 100) == pytest.approx(expected, abs=0.03)
 
 
+@pytest.mark.slow
 def test_online_it_reaches_the_same_root() -> None:
     """Two pictures a prompt, scored x plus Gumbel noise: the best is then Bradley-Terry's of r = x.
 
@@ -645,6 +648,7 @@ def begins_at_the_reference(run: Any) -> list[bool]:
     return [loss == pytest.approx(math.log(2), abs=1e-6) for loss in losses]
 
 
+@pytest.mark.slow
 def test_a_run_learns_from_pairs(tiny_folder: Path, tmp_path: Path) -> None:
     """Its first loss is log 2, and the reference, the same network without its LoRA, is called as
     often as the table says.
@@ -671,6 +675,7 @@ def test_only_a_lora_is_refreshed(tiny_folder: Path, tmp_path: Path) -> None:
         pairs_recipe(tmp_path, tiny_folder, {"refresh": 2}, model=model)
 
 
+@pytest.mark.slow
 def test_a_refreshed_reference_survives_a_stop(tiny_folder: Path, tmp_path: Path) -> None:
     """Every second step begins at log 2, as the reference is the policy then; cut in its fourth
     step, which needs the reference of the third, a run ends the same to the last bit.

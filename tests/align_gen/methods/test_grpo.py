@@ -180,6 +180,7 @@ def test_prompts_that_tie_are_pulled_back_to_the_reference() -> None:
 # --- where it comes to rest -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "a"), [("toy-diffusion", None), ("toy-flow", 0.7)])
 def test_it_comes_to_rest_where_the_reward_is_worth_its_price(name: str, a: float | None) -> None:
     """N(0, 1), r = x, kl = 2: the mean moves by b V / (kl s), within .03, where V = Var(x0 | x_T),

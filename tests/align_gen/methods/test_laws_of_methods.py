@@ -180,7 +180,8 @@ def batch_of(row: Row, model: Model) -> Batch:
     if kind == "prompts":
         return prompts_of(model, *TEXTS)
     if kind == "pairs":
-        return pairs_of(model, *pictures(4).chunk(2), TEXTS)
+        chosen, rejected = pictures(4).chunk(2)
+        return pairs_of(model, chosen, rejected, TEXTS)
     texts = [text for text in TEXTS for _ in range(GROUP)]
     return media_of(model, pictures(len(texts)), texts)
 

@@ -24,6 +24,7 @@ from tests.kits.methods import (
     STEPS,
     TEXTS,
     Recorder,
+    Taken,
     cost,
     first_coordinate,
     gradients_of,
@@ -45,7 +46,10 @@ SHARED: dict[str, Any] = {
     "advantage_limit": 2.0,
 }
 options_of = partial(nft.Options, **SHARED)
-take = partial(kit.take, "nft", sampling=ODE, **SHARED)
+
+
+def take(model: Model, rewards: Any = first_coordinate, **more: Any) -> Taken:
+    return kit.take("nft", model, rewards, sampling=ODE, **SHARED | more)
 
 
 def random_case(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -326,6 +330,7 @@ def test_captions_are_dropped_and_guidance_is_off_while_learning(
     assert shares[0] == 0 and 0.2 < shares[1] < 0.8 and shares[2] == 1
 
 
+@pytest.mark.slow
 def test_the_reward_rises() -> None:
     """Ten rounds: the first coordinate of what is drawn from the same noise has moved up."""
     model = toy("toy-flow")

@@ -158,6 +158,7 @@ def test_the_stored_log_probabilities_are_replayed() -> None:
 # --- what it converges to -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("images", "keep"), [(32, None), (64, 16)])
 @pytest.mark.parametrize(
     ("name", "a", "known"),

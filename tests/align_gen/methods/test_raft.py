@@ -211,6 +211,7 @@ def m_step(
     return step_of(state, batch, raft.Options(gradient_steps=draws, **more), first_coordinate)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("images", "known"), [(1, 0.0), (2, 0.564), (4, 1.029), (8, 1.424)])
 def test_a_round_moves_by_the_expected_maximum(images: int, known: float) -> None:
     """In deviations of what the sampler draws, E[max of K normals]; every time's denoiser moves to
@@ -229,6 +230,7 @@ def test_a_round_moves_by_the_expected_maximum(images: int, known: float) -> Non
     assert distance_moved(model) == pytest.approx(fitted_mean(model, mean), abs=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weight", [0.0, 1.0, 1e4])
 def test_a_prior_holds_the_shift_back(weight: float) -> None:
     """E|x0 - x0hat - s|^2 + lambda s^2 is least at s = (where it was without) / (1 + lambda): 1e4

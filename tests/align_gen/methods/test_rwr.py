@@ -267,6 +267,7 @@ def em_step(
     return step_of(state, batch, options, rewards)
 
 
+@pytest.mark.slow
 def test_an_em_step_on_given_pictures_reaches_the_tilt() -> None:
     """N(0, 1), r = x, beta = 2: every time's denoiser becomes that of N(.5, 1), and samples move as
     it says, to 0.03.
@@ -283,6 +284,7 @@ def test_an_em_step_on_given_pictures_reaches_the_tilt() -> None:
     assert metrics["ess"] == pytest.approx(math.exp(-0.25), abs=0.02)
 
 
+@pytest.mark.slow
 def test_a_pretraining_weight_of_lambda_keeps_that_part_of_the_data() -> None:
     """Weights (w + 1) of the same pictures have the mean (.5 + 0) / 2 = .25."""
     model, x = short(), quantiles(400)
@@ -299,6 +301,7 @@ def test_a_pretraining_weight_of_lambda_keeps_that_part_of_the_data() -> None:
     )
 
 
+@pytest.mark.slow
 def test_on_policy_every_round_tilts_again() -> None:
     """Each moves the samples to sum w x / sum w of what it drew, to 0.03, though the first was a
     full tilt already.
@@ -324,6 +327,7 @@ def test_on_policy_every_round_tilts_again() -> None:
     assert distance_moved(model) > 1.6 * seen[1].mean().item()
 
 
+@pytest.mark.slow
 def test_flow_rwr_reaches_the_tilt(monkeypatch: pytest.MonkeyPatch) -> None:
     """The velocity's: in time t the weighted optimum of the shift is .5 t^2 / ((1 - t)^2 + t^2), at
     t = 1 all of .5.

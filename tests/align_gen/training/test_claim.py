@@ -17,6 +17,7 @@ from tests.kits.runs import (
 # --- the same recipe ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_called_again_it_returns_what_is_there(finished: Run, recipe: Recipe) -> None:
     kept, heard = digests(finished.folder), []
     again = finetune(recipe, finished.folder, progress=lambda phase, *rest: heard.append(phase))
@@ -29,6 +30,7 @@ def test_called_again_it_returns_what_is_there(finished: Run, recipe: Recipe) ->
     }
 
 
+@pytest.mark.slow
 def test_a_torn_line_of_metrics_is_dropped(recipe: Recipe, tmp_path: Path) -> None:
     """A kill in the middle of a write: the line is of a step that will be repeated."""
     with pytest.raises(Stopped):
@@ -53,6 +55,7 @@ def test_what_a_kill_left_beside_the_recipe_does_not_lock_the_folder(
 # --- refused --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_directory_of_another_recipe_is_refused(finished: Run, recipe: Recipe) -> None:
     kept = digests(finished.folder)
     with pytest.raises(UserError) as error:

@@ -30,6 +30,8 @@ from tests.kits.runs import (
 )
 from tests.tiny import subject
 
+pytestmark = pytest.mark.slow
+
 # --- what is counted ------------------------------------------------------------------------------
 
 

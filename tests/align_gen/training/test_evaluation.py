@@ -17,6 +17,8 @@ from tests.kits.runs import (
     weights,
 )
 
+pytestmark = pytest.mark.slow
+
 # --- held-out rewards -----------------------------------------------------------------------------
 
 

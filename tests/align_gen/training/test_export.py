@@ -20,6 +20,8 @@ from tests.kits.runs import (
 )
 from tests.tiny import PIPELINES
 
+pytestmark = pytest.mark.slow
+
 # --- a LoRA ---------------------------------------------------------------------------------------
 
 
