@@ -268,7 +268,7 @@ def test_ties_do_not_move_the_model(name: str, sharded: bool) -> None:
     metrics, gradients = take(row.method, model, flat, sharded=sharded, **settings(row))
     assert metrics["zero_variance"] == 1
     assert not gradients or (sharded and not torch.stack(gradients).any())
-    assert metrics.get("loss", 0) == metrics.get("grad_norm", 0) == 0
+    assert metrics.get("grad_norm", 0) == 0 and (sharded or metrics.get("loss", 0) == 0)
     assert all(math.isfinite(value) for value in metrics.values())
     assert torch.equal(model.parameters()[0], before)
 
@@ -310,12 +310,14 @@ class RunRow:
     holds: Callable[[dict[str, Any]], bool] = lambda line: True
     given: str | None = None
     sampling: Sampling | None = None
+    once: int = 0  # rows of the first step alone, which no table has
 
 
 RUNS = {
     "prdp": RunRow(
-        {"name": "prdp", "gradient_steps": 2, "beta": 1e-3, "clip": 1e-5},
+        {"name": "prdp", "gradient_steps": 2, "beta": 1e-3, "clip": 1.0},
         lambda line: line["kl_binding"] >= 0,
+        once=2 * 3,  # one sample, guided, is replayed in three steps for ``replay_error``
     ),
     "ddpo": RunRow({"name": "ddpo"}, lambda line: line["clip_fraction"] == 0),
     "grpo": RunRow(
@@ -402,4 +404,4 @@ def test_a_run_resumes_to_the_last_bit(row: RunRow, tiny_folder: Path, tmp_path:
             expected = {"reward/mean_hue", "reward/combined", "reward/std", "zero_variance"}
             assert expected <= line.keys()
     promised = cost(recipe.method_options(), recipe.sampling, 2)["forwards"]
-    assert 0 < run.denoiser_calls <= len(steps) * promised
+    assert 0 < run.denoiser_calls <= len(steps) * promised + row.once
