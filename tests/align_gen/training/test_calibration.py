@@ -114,6 +114,7 @@ def combining_recipe(
     )
 
 
+@pytest.mark.slow
 def test_a_run_optimises_what_the_recipe_combines(tiny_folder: Path, tmp_path: Path) -> None:
     """Grouped: within each prompt each head has mean 0 and deviation 1, so the step's reward has
     mean 0.

@@ -83,6 +83,7 @@ def sign(text: str, ink: tuple[int, int, int] = (20, 30, 120), size: int = 192) 
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
 
 
+@pytest.mark.slow
 def test_the_right_text_scores_one_and_others_low(head: TextAccuracy) -> None:
     """In the order of the batch: right, right in other letters and spaces, one letter off, wrong,
     nothing.
