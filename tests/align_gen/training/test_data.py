@@ -207,7 +207,8 @@ def media_recipe(folder: Path, model: Path, /, **sections: Any) -> Recipe:
         "rewards": {},
         "eval_rewards": {"hue": {"name": "mean_hue"}},
     }
-    return small_recipe(folder, model, {"name": "sft"}, **sources | sections)
+    method = {"name": "sft", "images_per_prompt": 1}
+    return small_recipe(folder, model, method, **sources | sections)
 
 
 @pytest.mark.parametrize(
