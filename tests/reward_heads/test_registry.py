@@ -74,7 +74,7 @@ def test_a_function_or_class_in_a_file(file: Path) -> None:
 
 
 def test_a_dotted_path() -> None:
-    head = load("align_gen.reward_heads.mean_hue:MeanHue", hue=120.0)
+    head = load("align_gen.reward_heads.heads.mean_hue:MeanHue", hue=120.0)
     assert head.provenance() == load("mean_hue", hue=120.0).provenance()
 
 
