@@ -135,6 +135,7 @@ def test_the_reader_sees_red_as_red(head: TextAccuracy, monkeypatch: pytest.Monk
     )
 
 
+@pytest.mark.slow
 def test_a_text_may_be_given_instead(head: TextAccuracy) -> None:
     """Fixed, or with the prompt in it; quotation marks then mean nothing."""
     media = sign("OPEN 24")[None]
