@@ -4,18 +4,20 @@ PYTHON ?= python3
 #   make TORCH="torch torchvision --index-url https://download.pytorch.org/whl/cpu" install
 # torch and torchvision must come from the same index, else torchvision does not import.
 TORCH ?= torch torchvision
-# Further arguments of demo and test, e.g. make test ARGS="-k packaging"
+# Further arguments of demo, test and quick, e.g. make test ARGS="-k packaging"
 ARGS ?=
 # Processes that share the tests, each of one thread.
 JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); [ $$n -lt 4 ] && echo $$n || echo 4)
 
 VENV := .venv
 BIN := $(VENV)/bin
+# loadgroup: tests that share what takes long to make (a whole run, a browser) stay in one process.
+PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint gpu matrix clean
+.PHONY: help install demo test quick lint gpu matrix clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,7 +46,10 @@ lint: install  ## ruff and mypy
 	$(BIN)/mypy
 
 test: install lint  ## lint, then all tests; no network
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --durations=15 $(ARGS)
+	$(PYTEST) --durations=15 $(ARGS)
+
+quick: install  ## the tests of a minute or two, for in between: all but those marked slow
+	$(PYTEST) -m 'not slow' $(ARGS)
 
 gpu: install  ## on a machine with one: what a GPU computes beside what a CPU does
 	ALIGN_GEN_TEST_GPU=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q tests/align_gen/test_cuda.py $(ARGS)

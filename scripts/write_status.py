@@ -61,7 +61,7 @@ FAMILIES: dict[str, tuple[str, str, list[str]]] = {
         "small real weights",
         "the bundled emoji-video, trained on real animations: `align-gen check`; a run from end to end on a tiny "
         "random one, judged by the mean over frames; real-size shapes",
-        ["tests/pipelines/test_emoji_video.py", *LAWS, "tests/align_gen/training/test_engine.py"],
+        ["tests/pipelines/test_emoji_video.py", *LAWS, "tests/align_gen/training/test_export.py"],
     ),
     "Wan 2.1 and 2.2 (text and image to video), HunyuanVideo, CogVideoX (1.0, 1.5), LTX-Video, ModelScope": (
         "real-size shapes",
@@ -161,7 +161,11 @@ METHODS: dict[str, tuple[str, str, list[str]]] = {
         "small real weights",
         "the gradient at θ_old equals autograd, closed forms on toy, runs that resume to the last bit; a run of each "
         "on emoji-sd ([results](results/methods.md))",
-        ["tests/align_gen/methods/test_grpo.py", "tests/align_gen/methods/test_nft.py"],
+        [
+            "tests/align_gen/methods/test_grpo.py",
+            "tests/align_gen/methods/test_nft.py",
+            "tests/align_gen/methods/test_laws_of_methods.py",
+        ],
     ),
     "rwr, raft, sft": (
         "small real weights",
@@ -171,6 +175,7 @@ METHODS: dict[str, tuple[str, str, list[str]]] = {
             "tests/align_gen/methods/test_rwr.py",
             "tests/align_gen/methods/test_raft.py",
             "tests/align_gen/methods/test_sft.py",
+            "tests/align_gen/methods/test_laws_of_methods.py",
             "tests/align_gen/training/test_data.py",
         ],
     ),
@@ -192,6 +197,7 @@ RUNNING: dict[str, tuple[str, str, list[str]]] = {
             "tests/align_gen/training/test_checkpoint.py",
             "tests/align_gen/training/test_signals.py",
             "tests/align_gen/training/test_full_disk.py",
+            "tests/align_gen/training/test_claim.py",
             "tests/align_gen/training/test_engine.py",
         ],
     ),

@@ -1,4 +1,4 @@
-"""Fixtures shared by every package's tests. What builds the tiny pipelines is ``tests/tiny.py``."""
+"""Fixtures shared by every package's tests; tests/tiny has the pipelines, tests/kits the rest."""
 
 import os
 from collections.abc import Callable
@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 
+# Their assertions are shown with values, as those of test files are.
+pytest.register_assert_rewrite("tests.kits")
+
 # Tests compare with a CPU's arithmetic, bit by bit; those of a GPU are in test_cuda.py.
 if "ALIGN_GEN_TEST_GPU" not in os.environ:
     os.environ.update(CUDA_VISIBLE_DEVICES="", ACCELERATE_USE_CPU="true")
@@ -14,9 +17,7 @@ if "ALIGN_GEN_TEST_GPU" not in os.environ:
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Stable Diffusion as ``from_pretrained`` reads it. Only to be read: every test shares
-    it.
-    """
+    """A tiny Stable Diffusion as ``from_pretrained`` reads it; shared, so only to be read."""
     from tests.tiny.stable_diffusion import stable_diffusion
 
     folder = tmp_path_factory.mktemp("models") / "tiny-sd"
@@ -26,9 +27,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tiny_model() -> Callable[..., Any]:
-    """Makes an adapter of a fresh tiny pipeline: ``tiny_model(scheduler=…, seed=…, **unet
-    options)``.
-    """
+    """Make an adapter of a fresh pipeline: ``tiny_model(scheduler=…, seed=…, **unet options)``."""
     from align_gen.pipelines.families.stable_diffusion import StableDiffusion
     from tests.tiny.stable_diffusion import stable_diffusion
 
@@ -37,9 +36,7 @@ def tiny_model() -> Callable[..., Any]:
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
-    """Tiny networks: sharing their work costs more than it saves; and bit-identity wants equal
-    thread counts.
-    """
+    """Tiny networks cost more to share than they save; and bits depend on the count of threads."""
     import torch
 
     torch.set_num_threads(1)
@@ -47,9 +44,7 @@ def one_thread() -> None:
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    """The global generator, from which peft draws a LoRA, starts alike in every test, whatever ran
-    before.
-    """
+    """Start the global generator, from which peft draws a LoRA, alike in every test."""
     import torch
 
     torch.manual_seed(0)

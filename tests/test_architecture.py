@@ -17,8 +17,16 @@ PACKAGES = ("pipelines", "reward_heads", "align_gen")
 # The wings of align_gen from the bottom to the top; those of one floor do not import each other,
 # but for the hall's files. "pipelines" and "reward_heads" are the two packages beside it.
 HALL = {
-    "errors", "strict", "files", "distributed", "precision", "progress", "bundled", "run_folder", "peak_memory",
-}  # fmt: skip
+    "errors",
+    "strict",
+    "files",
+    "distributed",
+    "precision",
+    "progress",
+    "bundled",
+    "run_folder",
+    "peak_memory",
+}
 FLOORS = [
     HALL | {"losses", "pipelines", "reward_heads"},
     {"opening"},
@@ -256,6 +264,20 @@ def test_scripts_are_used_by_nothing() -> None:
         if "scripts" in parts
     ]
     assert not users
+
+
+def test_no_test_imports_another() -> None:
+    """What several tests use stands in tests/kits and tests/tiny, which use no test."""
+    files = [path for path in sources("tests") if path.name != "conftest.py"]
+    assert {"kits", "tiny", "align_gen"} <= {path.parts[1] for path in files}
+    helpers = [("tests", "kits"), ("tests", "tiny")]
+    assert any(parts[:2] in helpers for path in files for parts in imports(path))
+    assert not [
+        f"{path}: {'.'.join(parts)}"
+        for path in files
+        for parts in imports(path)
+        if parts[0] == "tests" and parts[:2] not in helpers
+    ]
 
 
 @pytest.mark.parametrize("name", ["align_gen/__init__.py", "align_gen/cli.py"])

@@ -10,6 +10,8 @@ import pytest
 
 import align_gen
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("packages")]
+
 ROOT = Path(__file__).resolve().parent.parent
 LINKED = ("pipelines", "reward_heads", "assets")
 HEAVY = {
@@ -146,6 +148,7 @@ def test_every_lazy_name_resolves_and_a_miss_lists_them() -> None:
     ],
 )
 def test_compare_is_the_function_whatever_is_imported_first(first: str) -> None:
-    code = f"{first}\nimport align_gen\nfor _ in range(2): assert align_gen.compare.__class__.__name__ == 'function'"
+    look = "for _ in range(2): assert align_gen.compare.__class__.__name__ == 'function'"
+    code = f"{first}\nimport align_gen\n{look}"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -19,6 +19,7 @@ def python_blocks() -> list[str]:
     )
 
 
+@pytest.mark.slow
 def test_the_three_jobs_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The blocks of README as they stand, but for the demo's recipe, which is cut to one small
     step.
@@ -61,6 +62,7 @@ def test_status_page_is_current(monkeypatch: pytest.MonkeyPatch) -> None:
     runpy.run_path(str(ROOT / "scripts" / "write_status.py"), run_name="__main__")
 
 
+@pytest.mark.slow
 def test_models_page_is_current(monkeypatch: pytest.MonkeyPatch) -> None:
     """Read off the adapters of every published description."""
     monkeypatch.setattr(sys, "argv", ["write_models.py", "--check"])

@@ -11,6 +11,8 @@ from align_gen.demo import COLUMNS, HeldOutFigures, demo
 from align_gen.errors import UserError
 from align_gen.training.recipe import Recipe
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("demo")]
+
 ROOT = Path(__file__).resolve().parents[2]
 FIGURES = {"before", "after", "std", "ci_low", "ci_high", "p"}
 

@@ -408,6 +408,7 @@ def run_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder / "run"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CHECKPOINTS)
 def test_a_hostile_checkpoint_is_not_loaded(
     cli: Callable[..., Done], run_folder: Path, tmp_path: Path, case: str
@@ -423,6 +424,7 @@ def test_a_hostile_checkpoint_is_not_loaded(
     )
 
 
+@pytest.mark.slow
 def test_a_journal_and_a_pointer_of_nonsense_do_no_harm(
     cli: Callable[..., Done], run_folder: Path, tmp_path: Path
 ) -> None:
@@ -571,6 +573,7 @@ def only_user_errors(work: Callable[[], Any]) -> None:
             raise AssertionError("more than one line") from error
 
 
+@pytest.mark.slow
 @FUZZ
 @given(
     content=st.binary(max_size=300)
@@ -582,12 +585,14 @@ def test_any_bytes_as_a_recipe(tmp_path_factory: pytest.TempPathFactory, content
     only_user_errors(lambda: Recipe.load(file))
 
 
+@pytest.mark.slow
 @FUZZ
 @given(data=st.dictionaries(KEYS, VALUES | st.dictionaries(KEYS, VALUES, max_size=3), max_size=6))
 def test_any_values_as_a_recipe(data: dict[str, Any]) -> None:
     only_user_errors(lambda: Recipe.parse(data))
 
 
+@pytest.mark.slow
 @FUZZ
 @given(
     lines=st.lists(

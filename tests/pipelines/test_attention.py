@@ -118,6 +118,7 @@ def test_a_frozen_copy_made_after_the_choice_carries_it(name: str) -> None:
     assert {kernel_of(module) for module in modules} == {name}
 
 
+@pytest.mark.slow
 def test_xformers_on_a_cpu_is_silent() -> None:
     """With the real package where it is installed (extra "dev"); importing and drawing print
     nothing.

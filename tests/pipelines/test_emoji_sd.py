@@ -14,6 +14,8 @@ from align_gen.pipelines import LoraOptions, rollout, sample
 from align_gen.pipelines.sampling import step_log_prob
 from align_gen.training.recipe import Recipe
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = ["a happy whale", "one lemon"]
 
 

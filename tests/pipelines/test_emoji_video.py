@@ -4,12 +4,15 @@ was learned.
 
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Generator
 
 from align_gen import Recipe, bundled, pipelines
 from align_gen.pipelines import sample
 from align_gen.training.dry_run import estimate, outline
+
+pytestmark = pytest.mark.slow
 
 FOLDER = Path(bundled.model_path("emoji-video"))
 

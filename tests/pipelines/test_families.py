@@ -8,6 +8,7 @@ from align_gen.check.laws import check
 from tests.tiny import PIPELINES, failed, subject
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PIPELINES)
 def test_every_law_holds(name: str) -> None:
     found = check(subject(name), untrained=True)

@@ -198,6 +198,7 @@ def test_the_flow_sde_at_its_ends() -> None:
         assert torch.allclose(mean, x + (s - t) * v, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_flow_sde_keeps_every_marginal() -> None:
     """Of N(0, 1): x_t has variance (1 - t)^2 + t^2, and v = (2t - 1) x / that. In many small steps
     the variance follows, whatever the noise.

@@ -194,6 +194,7 @@ def test_a_name_that_is_not_there_lists_what_is() -> None:
     assert set(pipelines.__all__) == set(pipelines._NAMES)
 
 
+@pytest.mark.slow
 def test_a_model_is_let_go_though_xformers_failed_to_import() -> None:
     """A build for another torch keeps its error, and so every frame that was waiting; in a process
     of its own.

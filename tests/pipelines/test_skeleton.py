@@ -21,6 +21,8 @@ from align_gen.pipelines.skeleton import (
     skeleton,
 )
 
+pytestmark = pytest.mark.slow
+
 DESCRIPTIONS = {
     file.stem: json.loads(file.read_text()) for file in sorted(PUBLISHED.glob("*.json"))
 }

@@ -180,7 +180,7 @@ def test_scoring_in_the_background_overlaps() -> None:
     freed = threading.Event()
 
     def patient(media: Tensor, prompts: Sequence[str]) -> Tensor:
-        assert freed.wait(timeout=30)
+        assert freed.wait(timeout=600)
         return brightness(media, prompts)
 
     rewards = reward_set([patient])
@@ -188,7 +188,7 @@ def test_scoring_in_the_background_overlaps() -> None:
     assert not pending.done()
     freed.set()
     torch.testing.assert_close(
-        pending.result(timeout=30).combined, reward_set([brightness])(MEDIA, PROMPTS).combined
+        pending.result(timeout=600).combined, reward_set([brightness])(MEDIA, PROMPTS).combined
     )
 
 
@@ -207,7 +207,7 @@ def test_a_failure_in_the_background_arrives_with_the_result() -> None:
         MEDIA, PROMPTS
     )
     with pytest.raises(RewardFailure, match="odd"):
-        pending.result(timeout=30)
+        pending.result(timeout=600)
 
 
 def test_provenance_is_by_head() -> None:

@@ -12,13 +12,14 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from align_gen import cli, methods
+from align_gen import cli
 from align_gen.bench import steps
 from align_gen.bench.plain import plain_step
 from align_gen.bench.setting import Setting
 from align_gen.bench.steps import METHODS, PLAIN, RECIPES, Bare, count_calls
 from align_gen.bench.timing import Row, in_turns, row, spread
 from align_gen.training.recipe import Recipe
+from tests.kits.methods import cost
 
 SMALL = [
     "sampling.num_inference_steps=3",
@@ -59,8 +60,15 @@ def test_the_floor_is_calls_times_what_they_cost() -> None:
     assert bare.floor(calls, seconds) == 16
 
 
+def model_and_method(name: str, method: str) -> Any:
+    """A model made ready for a method; its tests stay in one process, which makes it once."""
+    group = f"{name}-{method}"
+    return pytest.param((name, method), id=group, marks=pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(
-    scope="module", params=[(name, method) for name in RECIPES for method in METHODS], ids="-".join
+    scope="module",
+    params=[model_and_method(name, method) for name in RECIPES for method in METHODS],
 )
 def setting(request: Any) -> Setting:
     name, method = request.param
@@ -72,24 +80,28 @@ def setting(request: Any) -> Setting:
     return made
 
 
+@pytest.mark.slow
 def test_a_step_makes_no_call_beyond_the_methods_table(setting: Setting) -> None:
     """The table is an upper bound: it counts steps without noise, and calls that the clip or a tie
     leaves out.
     """
     calls = count_calls(setting)
     recipe = setting.recipe
-    passes = setting.model.rows_per_sample(recipe.sampling.guidance_scale)
-    table = methods.load(recipe.method["name"]).calls(
-        recipe.method_options(), recipe.sampling, passes
-    )
+    passes = setting.model.passes(recipe.sampling.guidance_scale)
+    table = cost(recipe.method_options(), recipe.sampling, passes)
     assert 0 < calls["forwards"] + calls["backwards"] <= table["forwards"]
     assert 0 < calls["backwards"] <= table["backwards"] and calls["decoded"] == calls["scored"] == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "setting",
-    [(name, method) for name in RECIPES for method in METHODS if method.startswith(PLAIN)],
-    ids="-".join,
+    [
+        model_and_method(name, method)
+        for name in RECIPES
+        for method in METHODS
+        if method.startswith(PLAIN)
+    ],
     indirect=True,
 )
 def test_a_plain_loop_learns_the_same_way(setting: Setting) -> None:

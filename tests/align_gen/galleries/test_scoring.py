@@ -296,6 +296,7 @@ def run_killed(gallery: Path, out: Path, limit: int) -> "subprocess.CompletedPro
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
 
 
+@pytest.mark.slow
 def test_a_kill_loses_one_chunk(tmp_path: Path) -> None:
     """Twelve pictures in chunks of 4, killed while the third is scored, then at once: 8 are known,
     4 are left.

@@ -138,7 +138,7 @@ def test_a_mistake_is_named(label: Tensor, theta: float, pattern: str) -> None:
         bradley_terry_ties(torch.zeros(3), label, theta)
 
 
-# --- what judges agree on -------------------------------------------------------------------------
+# --- what raters agree on -------------------------------------------------------------------------
 
 
 def test_strength_of_a_preference_by_hand() -> None:

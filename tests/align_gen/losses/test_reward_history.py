@@ -1,25 +1,27 @@
-"""A prompt's rewards remembered over steps: the buffer, what is held against it, and DDPO's steps
+"""A prompt's rewards remembered over steps: the buffer, what is compared with it, and DDPO's steps
 with it.
 """
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from align_gen.errors import UserError
 from align_gen.losses import advantages, history_advantages, remembered
 from align_gen.losses.reward_history import History
 from align_gen.methods import ddpo
-from align_gen.methods.batches import Prompts, Sampling
-from align_gen.methods.state import TrainState
-from align_gen.reward_heads import reward_set
-from tests.align_gen.methods.test_grpo import require_resumable, run_recipe
-from tests.align_gen.methods.test_prdp import Recorder, first_coordinate, toy
+from align_gen.methods.batches import Sampling
+from tests.kits import methods as kit
+from tests.kits.methods import require, toy
+from tests.kits.runs import small_recipe, whole_and_resumed
+
+# Two prompts of one image each on the toy, with what was remembered before.
+take = partial(kit.take, "ddpo", images_per_prompt=1, prompts_per_step=2, history=4, min_count=3)
 
 
 def test_first_in_first_out() -> None:
@@ -85,25 +87,6 @@ def test_a_reward_for_each_prompt() -> None:
 # --- DDPO with it ---------------------------------------------------------------------------------
 
 
-def take(
-    memory: dict[str, Any], rewards: Any = first_coordinate, **more: Any
-) -> tuple[dict[str, float], list[Any]]:
-    """One step of two prompts of one image each on the toy, with what was remembered before."""
-    model = toy()
-    state = TrainState(
-        model, Recorder(model.parameters(), 0.1), Accelerator(cpu=True), max_grad_norm=1e9
-    )
-    state.memory = memory
-    batch = Prompts(("a", "b"), model.encode_prompts(["a", "b"]), range(2))
-    options = ddpo.Options(
-        **{"images_per_prompt": 1, "prompts_per_step": 2, "history": 4, "min_count": 3, **more}
-    )
-    metrics = ddpo.step(
-        state, batch, model, reward_set([rewards]), options, Sampling(num_inference_steps=4)
-    )
-    return metrics, state.optimizer.seen  # type: ignore[attr-defined]
-
-
 def test_one_image_of_a_prompt_learns_from_what_came_before() -> None:
     """Prompt a is above its memory and b below: signs that the step's own two rewards, the other
     way round, hide.
@@ -113,9 +96,9 @@ def test_one_image_of_a_prompt_learns_from_what_came_before() -> None:
     def reward(media: Tensor, prompts: Any) -> Tensor:
         return torch.tensor([1.0 if prompt == "a" else 4.0 for prompt in prompts])
 
-    metrics, [(_, (felt,))] = take(memory, reward)
+    metrics, (felt,) = take(toy(), reward, memory=memory)
     assert memory == {"rewards": {"a": [0.0, 0.1, 0.0, 1.0], "b": [5.0, 5.1, 5.0, 4.0]}}
-    _, [(_, (first,))] = take({}, reward)  # too few remembered: b is the better of the two
+    _, (first,) = take(toy(), reward)  # too few remembered: b is the better of the two
     assert metrics["zero_variance"] == 0
     cosine = torch.nn.functional.cosine_similarity(felt.flatten(), first.flatten(), dim=0)
     assert cosine < -0.9
@@ -123,7 +106,7 @@ def test_one_image_of_a_prompt_learns_from_what_came_before() -> None:
 
 def test_without_a_history_nothing_is_remembered() -> None:
     memory: dict[str, Any] = {}
-    take(memory, images_per_prompt=4, history=None)
+    take(toy(), memory=memory, images_per_prompt=4, history=None)
     assert memory == {}
 
 
@@ -131,22 +114,24 @@ def test_what_a_history_needs() -> None:
     with pytest.raises(
         UserError, match=r"method\.images_per_prompt: 1 has nothing to be compared with"
     ):
-        ddpo.check(ddpo.Options(images_per_prompt=1), Sampling())
+        require(ddpo.Options(images_per_prompt=1), Sampling())
     with pytest.raises(
         UserError, match=r"method\.images_per_prompt: 1 has nothing to be compared with"
     ):
-        ddpo.check(ddpo.Options(images_per_prompt=1, prompts_per_step=1, history=32), Sampling())
+        require(ddpo.Options(images_per_prompt=1, prompts_per_step=1, history=32), Sampling())
     with pytest.raises(UserError, match=r"method\.history: 8 never holds method\.min_count, 16"):
-        ddpo.check(ddpo.Options(history=8), Sampling())
-    ddpo.check(ddpo.Options(images_per_prompt=1, history=16), Sampling())
+        require(ddpo.Options(history=8), Sampling())
+    require(ddpo.Options(images_per_prompt=1, history=16), Sampling())
 
 
+@pytest.mark.slow
 def test_a_run_from_end_to_end(tiny_folder: Path, tmp_path: Path) -> None:
     """Three steps of two of three prompts: what is remembered outlives a stop, and the checkpoint
     has it in JSON.
     """
-    recipe = run_recipe(tmp_path, tiny_folder, name="ddpo", history=3, min_count=3)
-    assert len(require_resumable(recipe, tmp_path)) == 3
+    method = {"name": "ddpo", "history": 3, "min_count": 3}
+    recipe = small_recipe(tmp_path, tiny_folder, method)
+    whole_and_resumed(recipe, tmp_path)
     found = json.loads((tmp_path / "run" / "state.json").read_text())["memory"]["rewards"]
     assert set(found) == {"a red dog", "a blue cat", "a bird"} and all(
         len(values) == 3 for values in found.values()

@@ -2,52 +2,33 @@
 has no gradient.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from functools import partial
 
 import pytest
 import torch
-from accelerate import Accelerator
-from torch import Tensor
 
 from align_gen.errors import UserError
 from align_gen.losses import advantages
 from align_gen.methods import ddpo
 from align_gen.methods.batches import Prompts, Sampling
-from align_gen.methods.state import TrainState
-from align_gen.pipelines import Model, rollout
+from align_gen.pipelines import rollout
 from align_gen.pipelines.sampling import step_log_prob
 from align_gen.pipelines.seeding import generator
-from align_gen.reward_heads import reward_set
-from tests.align_gen.methods.test_prdp import Recorder, first_coordinate, toy
+from tests.kits import methods as kit
+from tests.kits.methods import (
+    GROUP,
+    MIXTURE,
+    TEXTS,
+    cost,
+    first_coordinate,
+    require,
+    state_of,
+    step_of,
+    toy,
+)
 
-TEXTS, GROUP = ("a", "b"), 6
-
-
-def take(
-    model: Model,
-    rewards: Any = first_coordinate,
-    *,
-    lr: float = 0.1,
-    micro_batch: int = 100,
-    **more: Any,
-) -> Any:
-    """One step on a toy; (metrics, what the optimizer saw)."""
-    state = TrainState(
-        model,
-        Recorder(model.parameters(), lr),
-        Accelerator(cpu=True),
-        max_grad_norm=1e9,
-        micro_batch=micro_batch,
-    )
-    batch = Prompts(TEXTS, model.encode_prompts(TEXTS), range(len(TEXTS)))
-    options = ddpo.Options(
-        **{"images_per_prompt": GROUP, "prompts_per_step": 2, "clip": 1e-3, **more}
-    )
-    metrics = ddpo.step(
-        state, batch, model, reward_set([rewards]), options, Sampling(num_inference_steps=4)
-    )
-    return metrics, state.optimizer.seen  # type: ignore[attr-defined]
+options_of = partial(ddpo.Options, images_per_prompt=GROUP, prompts_per_step=2)
+take = partial(kit.take, "ddpo", images_per_prompt=GROUP, prompts_per_step=2, clip=1e-3)
 
 
 @pytest.mark.parametrize("name", ["toy-diffusion", "toy-flow"])
@@ -56,9 +37,8 @@ def test_the_gradient_at_theta_old(name: str, micro_batch: int) -> None:
     """-sum A_i log pi(step t of i) / (B S), by autograd with the graph of all steps alive, to 1e-6
     of the largest.
     """
-    mixture: dict[str, Any] = {"means": ((-1.0, 0.5), (1.0, -0.5)), "stds": (0.5, 0.8)}
-    metrics, [(_, (found,))] = take(toy(name, **mixture), micro_batch=micro_batch)
-    model = toy(name, **mixture)
+    metrics, (found,) = take(toy(name, **MIXTURE), micro_batch=micro_batch)
+    model = toy(name, **MIXTURE)
     condition = model.encode_prompts(TEXTS).repeat(GROUP)
     generators = [generator(0, "rollout", 0, f"{i}/{j}") for i in range(2) for j in range(GROUP)]
     drawn = rollout(model, condition, num_inference_steps=4, generator=generators)
@@ -80,11 +60,10 @@ def test_to_learn_from_the_drawing_itself_is_the_same_step(name: str) -> None:
     """The graph kept while drawing has the gradient that a second pass has, to 1e-6, and the same
     metrics.
     """
-    mixture: dict[str, Any] = {"means": ((-1.0, 0.5), (1.0, -0.5)), "stds": (0.5, 0.8)}
     twice, once = (
-        take(toy(name, **mixture), micro_batch=5, keep_graph=keep) for keep in (False, True)
+        take(toy(name, **MIXTURE), micro_batch=5, keep_graph=keep) for keep in (False, True)
     )
-    (expected, [(_, (a,))]), (metrics, [(_, (b,))]) = twice, once
+    (expected, (a,)), (metrics, (b,)) = twice, once
     assert (a - b).abs().max() <= 1e-6 * a.abs().max()
     assert metrics == pytest.approx(expected, abs=1e-6)
 
@@ -92,10 +71,8 @@ def test_to_learn_from_the_drawing_itself_is_the_same_step(name: str) -> None:
 def test_the_graph_serves_one_gradient_step() -> None:
     options = ddpo.Options(keep_graph=True, gradient_steps=2)
     with pytest.raises(UserError, match=r"method\.keep_graph: .* want gradient_steps 1"):
-        ddpo.check(options, Sampling())
-    calls = ddpo.calls(
-        ddpo.Options(images_per_prompt=6, prompts_per_step=2, keep_graph=True), Sampling(), 2
-    )
+        require(options, Sampling())
+    calls = cost(options_of(keep_graph=True), Sampling(), 2)
     assert calls["forwards"] == calls["backwards"] == 12 * 50 * 2
 
 
@@ -105,7 +82,7 @@ def test_the_clip_binds_from_the_second_gradient_step_on() -> None:
     """
     narrow, wide = (take(toy(), lr=1.0, gradient_steps=2, clip=clip) for clip in (1e-3, 10.0))
     assert 0 < narrow[0]["clip_fraction"] <= 1 and wide[0]["clip_fraction"] == 0
-    (_, [(_, (first,)), (_, (second,))]), (_, [(_, (same,)), (_, (other,))]) = narrow, wide
+    (_, (first, second)), (_, (same, other)) = narrow, wide
     assert torch.equal(first, same) and not torch.equal(second, other)
 
 
@@ -114,14 +91,9 @@ def test_the_reward_rises() -> None:
     is nothing else.
     """
     model = toy()
-    state = TrainState(
-        model,
-        torch.optim.Adam(model.parameters(), lr=0.05),
-        Accelerator(cpu=True),
-        max_grad_norm=1e9,
-    )
+    state = state_of(model, torch.optim.Adam(model.parameters(), lr=0.05), micro_batch=16)
     condition = model.encode_prompts(TEXTS)
-    options = ddpo.Options(images_per_prompt=16, prompts_per_step=2, clip=0.1)
+    options = options_of(images_per_prompt=16, clip=0.1)
 
     def mean() -> float:
         four = condition.repeat(2)
@@ -133,40 +105,18 @@ def test_the_reward_rises() -> None:
     before = mean()
     for state.step in range(10):
         batch = Prompts(TEXTS, condition, [2 * state.step, 2 * state.step + 1])
-        ddpo.step(
-            state,
-            batch,
-            model,
-            reward_set([first_coordinate]),
-            options,
-            Sampling(num_inference_steps=4),
-        )
+        step_of(state, batch, options, first_coordinate)
     assert mean() > before + 0.2
-
-
-def test_prompts_that_tie_cost_nothing_and_teach_nothing() -> None:
-    def flat_for_b(media: Tensor, prompts: Sequence[str]) -> Tensor:
-        return torch.stack(
-            [x * (prompt != "b") for x, prompt in zip(media[:, 0, 0, 0], prompts, strict=True)]
-        )
-
-    metrics, seen = take(toy(), flat_for_b)
-    assert metrics["zero_variance"] == 0.5 and len(seen) == 1
-    metrics, seen = take(toy(), lambda media, prompts: torch.ones(len(media)))
-    assert (
-        metrics["zero_variance"] == 1 and not seen and metrics["loss"] == metrics["grad_norm"] == 0
-    )
 
 
 def test_the_table_of_calls() -> None:
     """2 prompts x 6 images, 4 steps, guidance: 12 * 4 * 2 = 96 rows to draw, 96 to learn from, each
     gradient step.
     """
-    options = ddpo.Options(images_per_prompt=6, prompts_per_step=2, gradient_steps=2)
-    calls = ddpo.calls(options, Sampling(num_inference_steps=4), 2)
+    calls = cost(options_of(gradient_steps=2), Sampling(num_inference_steps=4), 2)
     assert calls == {"forwards": 96 * 3, "backwards": 96 * 2, "images": 12}
 
 
 def test_eta_zero_is_refused() -> None:
     with pytest.raises(UserError, match=r"sampling\.eta"):
-        ddpo.check(ddpo.Options(), Sampling(eta=0.0))
+        require(ddpo.Options(), Sampling(eta=0.0))

@@ -2,37 +2,44 @@
 its surrogate.
 """
 
-import json
 import math
-import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from torch import Generator, Tensor, nn
 
 from align_gen import Recipe, finetune
 from align_gen.errors import UserError
-from align_gen.galleries.gallery import write_gallery
 from align_gen.losses import bradley_terry, dpo_margin, gap_beta
-from align_gen.methods import dpo, sft
+from align_gen.methods import dpo
 from align_gen.methods.batches import Media, Pairs, Prompts, Sampling
-from align_gen.methods.state import TrainState
 from align_gen.pipelines import Condition, Diffusion, Flow, Model, rollout
 from align_gen.pipelines.base import Guidance
 from align_gen.pipelines.process import Process
 from align_gen.pipelines.seeding import generator
-from align_gen.reward_heads import RewardSet, reward_set
-from tests.align_gen.methods.test_prdp import Recorder, first_coordinate, flat_for_b, toy
+from tests.kits import methods as kit
+from tests.kits.methods import (
+    batch_kind,
+    cost,
+    flat_for_b,
+    prompts_of,
+    require,
+    state_of,
+    step_of,
+    toy,
+)
+from tests.kits.runs import given_pairs, held_out_only, small_recipe, whole_and_resumed
 
 NETWORKS = ("flow", "epsilon", "v_prediction", "sample")
 networks = pytest.mark.parametrize("network", NETWORKS)
 CORNERS: dict[str, Any] = {"means": ((-1.0, 0.5, 0.0), (1.0, -0.5, 0.2)), "stds": (0.5, 0.8)}
 TEXTS = ("a", "b", "c", "d", "e")
+take = partial(kit.take, "dpo", lr=0.0, beta=3.0)
 
 
 def toy_of(network: str, **mixture: Any) -> Model:
@@ -51,34 +58,14 @@ def moved(model: Model) -> Model:
     return model
 
 
-def pairs_of(model: Model, chosen: Tensor, rejected: Tensor, texts: Sequence[str] = TEXTS) -> Pairs:
-    texts = tuple(texts)[: len(chosen)] if len(chosen) <= len(texts) else ("a",) * len(chosen)
-    return Pairs(texts, model.encode_prompts(texts), range(len(texts)), chosen, rejected)
-
-
 def five(model: Model, seed: int = 0) -> Pairs:
     shape = (2, 5, *model.latent_shape(1, 1))
-    return pairs_of(model, *torch.randn(shape, generator=Generator().manual_seed(seed)))
+    chosen, rejected = torch.randn(shape, generator=Generator().manual_seed(seed))
+    return kit.pairs_of(model, chosen, rejected, TEXTS)
 
 
-def take(model: Model, batch: Prompts, rewards: Any = (), *, lr: float = 0.0, **more: Any) -> Any:
-    """One step on a toy: its metrics, and the gradient of each update."""
-    settings = {key: more.pop(key) for key in ("micro_batch", "step", "sharded") if key in more}
-    state = TrainState(
-        model,
-        Recorder(model.parameters(), lr),
-        Accelerator(cpu=True),
-        max_grad_norm=1e9,
-        **settings,
-    )
-    sampling = Sampling(num_inference_steps=4, eta=more.pop("eta", 1.0))
-    options = dpo.Options(**{"beta": 3.0, **more})
-    metrics = dpo.step(state, batch, model, judges(rewards), options, sampling)
-    return metrics, [gradient for _, (gradient,) in state.optimizer.seen]  # type: ignore[attr-defined]
-
-
-def judges(rewards: Sequence[Any]) -> RewardSet:
-    return reward_set(list(rewards)) if rewards else RewardSet({})
+def swapped(batch: Pairs) -> Pairs:
+    return Pairs(batch.texts, batch.condition, batch.ids, batch.rejected, batch.chosen)
 
 
 def close(a: Tensor, b: Tensor, tolerance: float = 1e-6) -> bool:
@@ -174,13 +161,13 @@ def written_out(
     one, (2, P).
     """
     found = []
-    for i, place in enumerate(batch.ids):
-        own = generator(0, "denoising", 0, place)
-        uniform = torch.rand(1, generator=own, dtype=torch.float64)
+    for i, number in enumerate(batch.ids):
+        one = generator(0, "denoising", 0, number)
+        uniform = torch.rand(1, generator=one, dtype=torch.float64)
         t = (1000 * uniform).floor()
         if isinstance(model.process, Flow):
             t = torch.distributions.Normal(0.0, 1.0).icdf(uniform).sigmoid() if logit else uniform
-        noise = torch.randn(batch.chosen.shape[1:], generator=own)[None]
+        noise = torch.randn(batch.chosen.shape[1:], generator=one)[None]
 
         def errors(
             own_model: bool, t: Tensor = t, noise: Tensor = noise, i: int = i
@@ -228,9 +215,9 @@ def test_the_gradient_is_that_of_the_written_out_loss(network: str, more: dict[s
     batch = five(model)
     if "times" in more and network != "flow":
         with pytest.raises(UserError, match=r"method\.times: logit_normal is for flow models"):
-            take(model, batch, **more)
+            take(model, batch=batch, **more)
         return
-    metrics, (found,) = take(model, batch, micro_batch=4, **more)
+    metrics, (found,) = take(model, batch=batch, micro_batch=4, **more)
     settings = {
         "smoothing": more.get("label_smoothing", 0.0),
         "lead": more.get("margin", 0.0),
@@ -253,23 +240,19 @@ def test_at_the_reference_the_loss_is_log_2_and_a_swap_turns_the_gradient_round(
 ) -> None:
     model = toy_of(network, **CORNERS)
     batch = five(model)
-    metrics, (found,) = take(model, batch)
+    metrics, (found,) = take(model, batch=batch)
     assert metrics["loss"] == pytest.approx(math.log(2), abs=1e-6) and metrics["margin"] == 0
     assert metrics["accuracy"] == 0.5  # as good as a guess
     assert metrics["chosen_change"] == metrics["rejected_change"] == 0
-    _, (swapped,) = take(
-        model, Pairs(batch.texts, batch.condition, batch.ids, batch.rejected, batch.chosen)
-    )
-    assert close(found, -swapped)
+    _, (other,) = take(model, batch=swapped(batch))
+    assert close(found, -other)
 
 
 def test_a_swap_mirrors_margin_and_accuracy() -> None:
     model = moved(toy_of("flow", **CORNERS))
     batch = five(model)
-    one, _ = take(model, batch)
-    other, _ = take(
-        model, Pairs(batch.texts, batch.condition, batch.ids, batch.rejected, batch.chosen)
-    )
+    one, _ = take(model, batch=batch)
+    other, _ = take(model, batch=swapped(batch))
     assert one["margin"] == pytest.approx(-other["margin"], rel=1e-5) and one["margin"] != 0
     assert one["accuracy"] == pytest.approx(1 - other["accuracy"]) and one["accuracy"] != 0.5
     assert one["chosen_change"] == pytest.approx(other["rejected_change"], rel=1e-5)
@@ -282,43 +265,35 @@ def test_the_anchor_alone_is_plain_denoising_of_the_better_one(dropout: float) -
     """
     model = moved(toy_of("epsilon", **CORNERS))
     batch = five(model)
-    _, (found,) = take(model, batch, beta=1e-12, anchor=1.0, dropout=dropout)
-    optimizer = Recorder(model.parameters(), 0.0)
-    state = TrainState(model, optimizer, Accelerator(cpu=True), max_grad_norm=1e9)
+    _, (found,) = take(model, batch=batch, beta=1e-12, anchor=1.0, dropout=dropout)
     given = Media(batch.texts, batch.condition, batch.ids, batch.chosen)
-    sft.step(state, given, model, RewardSet({}), sft.Options(dropout=dropout), Sampling())
-    [(_, (expected,))] = optimizer.seen
-    assert expected is not None and close(found, expected)
+    _, (expected,) = kit.take("sft", model, (), batch=given, lr=0.0, dropout=dropout)
+    assert close(found, expected)
 
 
 def test_beta_of_the_mean_is_that_of_the_sum_times_the_elements() -> None:
-    """Three latent elements: 6 with the mean is 2 with the sum; both are told at the start,
+    """Three latent elements: 6 with the mean is 2 with the sum; both are reported at the start,
     once.
     """
     model = moved(toy_of("flow", **CORNERS))
     batch = five(model)
-    mean, (a,) = take(model, batch, beta=6.0)
-    total, (b,) = take(model, batch, beta=2.0, error="sum")
+    mean, (a,) = take(model, batch=batch, beta=6.0)
+    total, (b,) = take(model, batch=batch, beta=2.0, error="sum")
     assert close(a, b) and mean == pytest.approx(total)
     assert (mean["beta_mean"], mean["beta_sum"]) == (6, 2)
-    later, _ = take(model, batch, beta=6.0, step=1)
+    later, _ = take(model, batch=batch, beta=6.0, step=1)
     assert not {"beta_mean", "beta_sum"} & later.keys()
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2, 3, 7])
-def test_micro_batches_bound_the_rows_and_change_nothing(micro_batch: int) -> None:
-    expected, whole = take(
-        moved(toy_of("flow", **CORNERS)), five(toy_of("flow", **CORNERS)), lr=0.1, gradient_steps=2
-    )
-    model, rows = moved(toy_of("flow", **CORNERS)), []
-    for module in (*model.trainable.values(), *model.reference_copies.values()):
+def test_micro_batches_bound_the_rows(micro_batch: int) -> None:
+    """Ten pictures pass policy and reference in each of two updates."""
+    model = moved(toy_of("flow", **CORNERS))
+    rows: list[int] = []
+    for module in (*model.trainable.values(), *model.copies.values()):
         module.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
-    metrics, parts = take(model, five(model), lr=0.1, gradient_steps=2, micro_batch=micro_batch)
-    assert metrics == pytest.approx(expected, rel=1e-5, abs=1e-6)
-    assert all(close(a, b) for a, b in zip(parts, whole, strict=True)) and len(parts) == 2
-    assert (
-        max(rows) <= micro_batch and sum(rows) == 2 * 2 * 10
-    )  # two updates, policy and reference, ten pictures
+    take(model, batch=five(model), lr=0.1, gradient_steps=2, micro_batch=micro_batch)
+    assert max(rows) <= micro_batch and sum(rows) == 2 * 2 * 10
 
 
 def test_a_graph_lives_for_one_micro_batch() -> None:
@@ -326,10 +301,10 @@ def test_a_graph_lives_for_one_micro_batch() -> None:
     network.
     """
     model, turns = moved(toy_of("flow", **CORNERS)), []
-    for module in (*model.trainable.values(), *model.reference_copies.values()):
+    for module in (*model.trainable.values(), *model.copies.values()):
         module.register_forward_pre_hook(lambda module, _: turns.append(module))
-    take(model, five(model), micro_batch=4)
-    assert turns == 3 * [*model.reference_copies.values(), *model.trainable.values()]
+    take(model, batch=five(model), micro_batch=4)
+    assert turns == 3 * [*model.copies.values(), *model.trainable.values()]
 
 
 def test_captions_are_dropped_alike_for_both_of_a_pair_and_for_the_reference() -> None:
@@ -341,28 +316,18 @@ def test_captions_are_dropped_alike_for_both_of_a_pair_and_for_the_reference() -
         return predict(x_t, t, condition, guidance)
 
     model.predict = watched  # type: ignore[method-assign]
-    take(model, batch)
+    take(model, batch=batch)
     assert seen == [2 * TEXTS, 2 * TEXTS]
     seen.clear()
-    take(model, batch, dropout=0.5)
+    take(model, batch=batch, dropout=0.5)
     assert seen[0] == seen[1] and seen[0][:5] == seen[0][5:]
     assert 0 < seen[0].count("") < 10 and set(seen[0]) <= {"", *TEXTS}
 
 
-def test_a_pair_does_not_depend_on_its_batch_mates_and_one_survives() -> None:
-    """The gradient of five is the mean of each one's; another update of the same step has other
-    noise.
-    """
+def test_another_update_of_a_step_has_noise_of_its_own() -> None:
     model = moved(toy_of("epsilon", **CORNERS))
-    batch, alone = five(model), []
-    _, (found, second) = take(model, batch, gradient_steps=2)
-    for i in range(5):
-        rows = slice(i, i + 1)
-        one = Pairs(
-            batch.texts[rows], batch.condition[rows], [i], batch.chosen[rows], batch.rejected[rows]
-        )
-        alone.append(take(model, one)[1][0])
-    assert close(torch.stack(alone).mean(0), found) and not close(second, found, 0.1)
+    _, (first, second) = take(model, batch=five(model), gradient_steps=2)
+    assert not close(second, first, 0.1)
 
 
 # --- what it converges to -------------------------------------------------------------------------
@@ -391,6 +356,7 @@ def sought(process: Process, variance: float, beta: float, *, derived: bool) -> 
     return (alpha**2 * variance + sigma**2) / (beta * sigma**2 * output)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("derived", [False, True])
 @networks
 def test_at_its_fixed_point_the_margin_is_the_reward_gap(network: str, derived: bool) -> None:
@@ -407,7 +373,7 @@ def test_at_its_fixed_point_the_margin_is_the_reward_gap(network: str, derived: 
     flow = isinstance(model.process, Flow)
     if flow and derived:
         assert shift[1000] > 1e9 or shift[1000].isinf()
-    model.trainable["denoiser"].double(), model.reference_copies["denoiser"].double()
+    model.trainable["denoiser"].double(), model.copies["denoiser"].double()
     with torch.no_grad():
         model.parameters()[0].copy_(shift.nan_to_num(0, 0, 0)[:, None])
     x = (
@@ -426,9 +392,9 @@ def test_at_its_fixed_point_the_margin_is_the_reward_gap(network: str, derived: 
         gap = (better - worse).item()
         one = Pairs(("a",), model.encode_prompts(["a"]), [i], better, worse)
         metrics, (gradient,) = take(
-            model, one, label_smoothing=torch.sigmoid(-torch.tensor(gap)).item(), **schedule
+            model, batch=one, label_smoothing=torch.sigmoid(-torch.tensor(gap)).item(), **schedule
         )
-        _, (without,) = take(model, one, **schedule)
+        _, (without,) = take(model, batch=one, **schedule)
         assert metrics["margin"] == pytest.approx(gap, rel=0.02 if flow else 1e-4, abs=1e-4)
         assert gradient.abs().max() <= (0.03 if flow else 1e-3) * without.abs().max()
 
@@ -474,7 +440,7 @@ FIXED_POINTS = {0.25: 0.259, 0.8: 0.416, 1.0: 0.451, 4.0: 0.747}
 def mean_family(variance: float) -> Model:
     """N(m, variance) under a flow: its one trained number is m, and no shift of single times."""
     model = toy("toy-flow", stds=(variance**0.5,))
-    model.restore_weights()
+    model.untrain()
     denoiser: Any = model.trainable["denoiser"]
     means = denoiser.means
     del denoiser.means
@@ -488,18 +454,12 @@ def learned_mean(model: Model, batches: Any, rewards: Any, rounds: int, **option
     """How far the samples of one noise are moved by the weights' average over the second half of a
     training.
     """
-    optimizer, kept = torch.optim.Adam(model.parameters(), lr=0.05, betas=(0.8, 0.99)), []
-    state = TrainState(model, optimizer, Accelerator(cpu=True), max_grad_norm=1e9, micro_batch=4096)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05, betas=(0.8, 0.99))
+    state = state_of(model, optimizer)
+    sampling = Sampling(num_inference_steps=50, eta=0.0)
+    kept = []
     for state.step in range(rounds):
-        sampling = Sampling(num_inference_steps=50, eta=0.0)
-        dpo.step(
-            state,
-            batches(state.step),
-            model,
-            judges(rewards),
-            dpo.Options(beta=2.0, **options),
-            sampling,
-        )
+        step_of(state, batches(state.step), dpo.Options(beta=2.0, **options), rewards, sampling)
         kept.append(model.parameters()[0].detach().clone())
     with torch.no_grad():
         model.parameters()[0].copy_(torch.stack(kept[rounds // 2 :]).mean(0))
@@ -513,6 +473,7 @@ def learned_mean(model: Model, batches: Any, rewards: Any, rounds: int, **option
     return (drawn() - before).mean().item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("variance", "known"), FIXED_POINTS.items())
 def test_reaches_the_root_of_its_surrogate(variance: float, known: float) -> None:
     """Flow-DPO, beta 2, pairs of the reference N(0, s^2) labelled by Bradley-Terry's of r = x:
@@ -537,6 +498,7 @@ def test_reaches_the_root_of_its_surrogate(variance: float, known: float) -> Non
     assert learned_mean(model, labelled, (), 100) == pytest.approx(expected, abs=0.03)
 
 
+@pytest.mark.slow
 def test_online_it_reaches_the_same_root() -> None:
     """Two pictures a prompt, scored x plus Gumbel noise: the best is then Bradley-Terry's of r = x.
 
@@ -554,24 +516,25 @@ def test_online_it_reaches_the_same_root() -> None:
         texts = ["a"] * count
         return Prompts(texts, model.encode_prompts(texts), range(step * count, (step + 1) * count))
 
-    found = learned_mean(model, prompts, [noisy], 40, online=True, gradient_steps=2)
+    found = learned_mean(model, prompts, noisy, 40, online=True, gradient_steps=2)
     assert found == pytest.approx(surrogate_root(1.0, 2.0), abs=0.03)
 
 
 # --- online ---------------------------------------------------------------------------------------
 
 
-def asked(model: Model, *texts: str) -> Prompts:
-    return Prompts(texts, model.encode_prompts(texts), range(len(texts)))
-
-
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_online_is_the_best_against_the_worst_of_what_was_drawn(eta: float) -> None:
     """The same step as with those two pictures given, taken by hand from the same trajectories."""
     model = moved(toy_of("flow", **CORNERS))
-    batch = asked(model, "a", "b")
+    batch = prompts_of(model, "a", "b")
     metrics, (found,) = take(
-        model, batch, [first_coordinate], online=True, images_per_prompt=5, eta=eta, micro_batch=3
+        model,
+        batch=batch,
+        sampling=Sampling(num_inference_steps=4, eta=eta),
+        micro_batch=3,
+        online=True,
+        images_per_prompt=5,
     )
     generators = [generator(0, "rollout", 0, f"{i}/{j}") for i in range(2) for j in range(5)]
     condition = batch.condition.repeat(5)
@@ -579,8 +542,9 @@ def test_online_is_the_best_against_the_worst_of_what_was_drawn(eta: float) -> N
         model, condition, num_inference_steps=4, eta=eta, generator=generators
     ).final.view(2, 5, 3, 1, 1)
     order = final[:, :, 0, 0, 0].argsort(1)
-    better, worse = (final[torch.arange(2), order[:, place]] for place in (-1, 0))
-    expected, (wanted,) = take(model, Pairs(batch.texts, batch.condition, batch.ids, better, worse))
+    better, worse = (final[torch.arange(2), order[:, rank]] for rank in (-1, 0))
+    given = Pairs(batch.texts, batch.condition, batch.ids, better, worse)
+    expected, (wanted,) = take(model, batch=given)
     assert close(found, wanted, 1e-5)
     assert {key: metrics[key] for key in expected} == pytest.approx(expected, rel=1e-4, abs=1e-6)
     assert metrics["reward/combined"] == pytest.approx(final[:, :, 0].mean().item(), rel=1e-4)
@@ -600,32 +564,18 @@ def test_prompts_that_tie_are_skipped_and_counted(sharded: bool) -> None:
         "anchor": 0.5,
     }
     rows: list[int] = []
-    hook = model.reference_copies["denoiser"].register_forward_pre_hook(
+    hook = model.copies["denoiser"].register_forward_pre_hook(
         lambda _, inputs: rows.append(len(inputs[0]))
     )
-    metrics, (found,) = take(model, asked(model, "a", "b"), [flat_for_b], **settings)
+    metrics, (found,) = take(model, flat_for_b, **settings)
     hook.remove()
     assert sum(rows) == (4 if sharded else 2)
-    alone, (expected,) = take(model, asked(model, "a"), [flat_for_b], **settings)
+    alone, (expected,) = take(model, flat_for_b, texts=("a",), **settings)
     assert metrics["zero_variance"] == 0.5 and alone["zero_variance"] == 0
     assert close(found, expected)
     assert all(
         metrics[key] == pytest.approx(alone[key], rel=1e-5)
         for key in ("loss", "margin", "accuracy")
-    )
-
-
-@pytest.mark.parametrize("sharded", [False, True])
-def test_no_pair_anywhere_is_no_step(sharded: bool) -> None:
-    model = toy_of("flow")
-    flat = [lambda media, prompts: torch.ones(len(media))]
-    metrics, seen = take(
-        model, asked(model, "a", "b"), flat, online=True, images_per_prompt=3, sharded=sharded
-    )
-    assert (
-        metrics["zero_variance"] == 1
-        and not seen
-        and all(math.isfinite(value) for value in metrics.values())
     )
 
 
@@ -642,8 +592,8 @@ def test_a_gain_weighs_pairs_by_their_reward_gap() -> None:
         gaps.append((reward.max() - reward.min()).item())
         return reward
 
-    _, (plain,) = take(model, asked(model, "a"), [noted], **settings)
-    _, (grown,) = take(model, asked(model, "a"), [noted], gain=2.0, gain_rate=1.0, **settings)
+    _, (plain,) = take(model, noted, texts=("a",), **settings)
+    _, (grown,) = take(model, noted, texts=("a",), gain=2.0, gain_rate=1.0, **settings)
     assert close(grown, plain * (1 + 2 * (1 - math.exp(-gaps[0]))))
 
 
@@ -652,11 +602,11 @@ def test_a_gain_weighs_pairs_by_their_reward_gap() -> None:
 
 def test_options_that_do_not_fit() -> None:
     with pytest.raises(UserError, match=r"method\.images_per_prompt: .* online: true"):
-        dpo.check(dpo.Options(images_per_prompt=4), Sampling())
+        require(dpo.Options(images_per_prompt=4), Sampling())
     with pytest.raises(UserError, match=r"method\.gain: .* online: true"):
-        dpo.check(dpo.Options(gain=1.0), Sampling())
-    dpo.check(dpo.Options(images_per_prompt=4, gain=1.0, online=True), Sampling(eta=0.0))
-    assert (dpo.kind(dpo.Options()), dpo.kind(dpo.Options(online=True))) == ("pairs", "prompts")
+        require(dpo.Options(gain=1.0), Sampling())
+    require(dpo.Options(images_per_prompt=4, gain=1.0, online=True), Sampling(eta=0.0))
+    assert (batch_kind(dpo.Options()), batch_kind(dpo.Options(online=True))) == ("pairs", "prompts")
 
 
 def test_the_table_of_calls() -> None:
@@ -667,166 +617,70 @@ def test_the_table_of_calls() -> None:
         {"prompts_per_step": 3, "gradient_steps": 2},
         Sampling(num_inference_steps=4),
     )
-    assert dpo.calls(dpo.Options(**options), sampling, 2) == {
+    assert cost(dpo.Options(**options), sampling, 2) == {
         "forwards": 24,
         "backwards": 12,
         "images": 6,
     }
     online = dpo.Options(**options, online=True, images_per_prompt=5)
-    assert dpo.calls(online, sampling, 2) == {"forwards": 144, "backwards": 12, "images": 6}
+    assert cost(online, sampling, 2) == {"forwards": 144, "backwards": 12, "images": 6}
 
 
 # --- in a run -------------------------------------------------------------------------------------
 
 
-def recipe_of(tiny_folder: Path, tmp_path: Path, method: dict[str, Any], **sections: Any) -> Recipe:
-    (tmp_path / "train.txt").write_text("a red dog\na blue cat\na bird")
-    (tmp_path / "eval.txt").write_text("a green fox")
-    folder = tmp_path / "pictures"
-    if not folder.exists():
-        media = torch.rand(6, 3, 16, 16, generator=Generator().manual_seed(0))
-        write_gallery(folder, media, [{"prompt": f"{i // 2}"} for i in range(6)])
-        rows = [
-            {"prompt": f"{i}", "chosen": f"{2 * i:05d}.png", "rejected": f"{2 * i + 1:05d}.png"}
-            for i in range(3)
-        ]
-        (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return Recipe.parse(
-        {
-            "model": {"path": str(tiny_folder), "lora": {"rank": 2}},
-            "method": {"name": "dpo", "prompts_per_step": 2, **method},
-            "prompts": {"eval": str(tmp_path / "eval.txt")},
-            "eval_rewards": {"hue": {"name": "mean_hue"}},
-            "sampling": {
-                "num_inference_steps": 2,
-                "guidance_scale": 2.0,
-                "height": 16,
-                "width": 16,
-            },
-            "evaluate": {"num_inference_steps": 2, "seeds": [0]},
-            "optim": {"lr": 1e-2},
-            "run": {"steps": 2, "save_every": 1},
-            **sections,
-        }
-    )
+def pairs_recipe(folder: Path, model: Path, method: dict[str, Any], /, **sections: Any) -> Recipe:
+    """Two steps on given pairs, without an average."""
+    given: dict[str, Any] = {
+        "data": {"pairs": str(given_pairs(folder))},
+        "prompts": held_out_only(folder),
+        "rewards": {},
+        "eval_rewards": {"hue": {"name": "mean_hue"}},
+        "optim": {"lr": 1e-2},
+        "run": {"steps": 2, "save_every": 1},
+    }
+    return small_recipe(folder, model, {"name": "dpo", "beta": 100.0, **method}, **given | sections)
 
 
-def test_a_run_learns_from_pairs_and_goes_on_where_it_stopped(
-    tiny_folder: Path, tmp_path: Path
-) -> None:
+def begins_at_the_reference(run: Any) -> list[bool]:
+    """Of every step, whether its loss is log 2."""
+    losses = [line["loss"] for line in run.metrics if "loss" in line]
+    return [loss == pytest.approx(math.log(2), abs=1e-6) for loss in losses]
+
+
+@pytest.mark.slow
+def test_a_run_learns_from_pairs(tiny_folder: Path, tmp_path: Path) -> None:
     """Its first loss is log 2, and the reference, the same network without its LoRA, is called as
-    often as the table says; stopped after the first step and gone on with, it ends the same to the
-    last bit.
+    often as the table says.
 
     An adapter it goes on from is the reference too: once more log 2.
     """
-    recipe = recipe_of(
-        tiny_folder, tmp_path, {"beta": 100.0}, data={"pairs": str(tmp_path / "pictures")}
-    )
-    whole = finetune(recipe, tmp_path / "whole")
-    losses = [line["loss"] for line in whole.metrics if "loss" in line]
-    assert losses[0] == pytest.approx(math.log(2), abs=1e-6) and losses[1] != pytest.approx(
-        math.log(2), abs=1e-6
-    )
-    assert (
-        whole.denoiser_calls
-        == 2 * dpo.calls(recipe.method_options(), recipe.sampling, 2)["forwards"]
-        == 16
-    )
-    size = whole.metrics[1]["beta_mean"] / whole.metrics[1]["beta_sum"]
-    assert whole.metrics[1]["beta_mean"] == 100 and size == pytest.approx(round(size)) and size > 1
-    assert "beta_mean" not in whole.metrics[2]
+    recipe = pairs_recipe(tmp_path, tiny_folder, {})
+    run = finetune(recipe, tmp_path / "run")
+    assert begins_at_the_reference(run) == [True, False]
+    promised = cost(recipe.method_options(), recipe.sampling, 2)["forwards"]
+    assert run.denoiser_calls == 2 * promised == 16
+    first = run.metrics[1]
+    size = first["beta_mean"] / first["beta_sum"]
+    assert first["beta_mean"] == 100 and size == pytest.approx(round(size)) and size > 1
+    assert "beta_mean" not in run.metrics[2]
 
-    finetune(recipe.replace(run={"steps": 1}), tmp_path / "parts")
-    text = (
-        (tmp_path / "parts/recipe.yaml")
-        .read_text()
-        .replace("run:\n  steps: 1\n", "run:\n  steps: 2\n")
-    )
-    (tmp_path / "parts/recipe.yaml").write_text(text)
-    for name in ("samples", "export"):
-        shutil.rmtree(tmp_path / "parts" / name)
-    parts = finetune(recipe, tmp_path / "parts")
-    a, b = (
-        (run.folder / "checkpoints/step-000002/weights.safetensors").read_bytes()
-        for run in (whole, parts)
-    )
-    assert a == b
-
-    again = finetune(
-        recipe.replace(model={"adapter": str(whole.folder / "export")}), tmp_path / "again"
-    )
-    losses = [line["loss"] for line in again.metrics if "loss" in line]
-    assert losses[0] == pytest.approx(math.log(2), abs=1e-6) and losses[1] != pytest.approx(
-        math.log(2), abs=1e-6
-    )
+    further = recipe.replace(model={"adapter": str(run.folder / "export")})
+    assert begins_at_the_reference(finetune(further, tmp_path / "further")) == [True, False]
 
 
 def test_only_a_lora_is_refreshed(tiny_folder: Path, tmp_path: Path) -> None:
-    data = {"pairs": str(tmp_path / "pictures")}
+    model = {"path": str(tiny_folder), "lora": None}
     with pytest.raises(UserError, match=r"model\.lora: method\.refresh wants it; it is null"):
-        recipe_of(
-            tiny_folder,
-            tmp_path,
-            {"refresh": 2},
-            data=data,
-            model={"path": str(tiny_folder), "lora": None},
-        )
+        pairs_recipe(tmp_path, tiny_folder, {"refresh": 2}, model=model)
 
 
+@pytest.mark.slow
 def test_a_refreshed_reference_survives_a_stop(tiny_folder: Path, tmp_path: Path) -> None:
     """Every second step begins at log 2, as the reference is the policy then; cut in its fourth
     step, which needs the reference of the third, a run ends the same to the last bit.
     """
-
-    def cut(phase: str, done: int, total: int, numbers: Any) -> None:
-        if (phase, done) == ("train", 4):
-            raise InterruptedError
-
-    method, run = {"beta": 100.0, "refresh": 2}, {"steps": 4, "save_every": 1}
-    recipe = recipe_of(
-        tiny_folder, tmp_path, method, data={"pairs": str(tmp_path / "pictures")}, run=run
-    )
-    whole = finetune(recipe, tmp_path / "whole")
-    losses = [line["loss"] for line in whole.metrics if "loss" in line]
-    assert [loss == pytest.approx(math.log(2), abs=1e-6) for loss in losses] == [
-        True,
-        False,
-        True,
-        False,
-    ]
-
-    with pytest.raises(InterruptedError):
-        finetune(recipe, tmp_path / "cut", progress=cut)
-    again = finetune(recipe, tmp_path / "cut")
-    a, b = (
-        (each.folder / "checkpoints/step-000004/weights.safetensors").read_bytes()
-        for each in (whole, again)
-    )
-    assert a == b
-
-
-def test_an_online_run_draws_its_pairs(tiny_folder: Path, tmp_path: Path) -> None:
-    """Without noise in its steps (eta 0), two updates a round."""
-    method = {"online": True, "images_per_prompt": 3, "gradient_steps": 2, "beta": 100.0}
-    sections: dict[str, Any] = {
-        "prompts": {"train": str(tmp_path / "train.txt"), "eval": str(tmp_path / "eval.txt")},
-        "rewards": {"jpeg_size": 1.0},
-        "sampling": {
-            "num_inference_steps": 2,
-            "guidance_scale": 2.0,
-            "eta": 0.0,
-            "height": 16,
-            "width": 16,
-        },
-    }
-    recipe = recipe_of(tiny_folder, tmp_path, method, **sections)
-    run = finetune(recipe, tmp_path / "run")
-    assert (
-        run.denoiser_calls <= 2 * dpo.calls(recipe.method_options(), recipe.sampling, 2)["forwards"]
-    )
-    steps = [line for line in run.metrics if "margin" in line]
-    assert (
-        len(steps) == 2
-        and {"reward/jpeg_size", "reward/std", "zero_variance", "accuracy"} <= steps[0].keys()
-    )
+    run = {"steps": 4, "save_every": 1}
+    recipe = pairs_recipe(tmp_path, tiny_folder, {"refresh": 2}, run=run)
+    whole = whole_and_resumed(recipe, tmp_path, stop=4)
+    assert begins_at_the_reference(whole) == [True, False, True, False]

@@ -3,73 +3,39 @@ comes to rest.
 """
 
 import math
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 from torch.distributions import Independent, Normal, kl_divergence
 
-from align_gen import Recipe, finetune
 from align_gen.errors import UserError
 from align_gen.losses import advantages, gaussian_kl
 from align_gen.methods import grpo
 from align_gen.methods.batches import Prompts, Sampling
-from align_gen.methods.state import TrainState
-from align_gen.pipelines import FlowSDE, Model, rollout
+from align_gen.pipelines import FlowSDE, rollout
 from align_gen.pipelines.sampling import step_log_prob
 from align_gen.pipelines.seeding import generator
-from align_gen.reward_heads import reward_set
-from tests.align_gen.methods.test_ddpo import GROUP, TEXTS
-from tests.align_gen.methods.test_prdp import (
-    Recorder,
+from tests.kits import methods as kit
+from tests.kits.methods import (
+    GROUP,
+    MIXTURE,
+    TEXTS,
     closed_form,
+    cost,
     first_coordinate,
-    flat_for_b,
+    flat,
+    moved,
+    require,
+    state_of,
+    step_of,
     toy,
 )
-from tests.align_gen.training.test_engine import Stopped, lines, same, stop_at, weights
 
-MIXTURE: dict[str, Any] = {"means": ((-1.0, 0.5), (1.0, -0.5)), "stds": (0.5, 0.8)}
-
-
-def moved(name: str) -> Model:
-    """A toy in two dimensions away from its reference, as after some training."""
-    model = toy(name, **MIXTURE)
-    with torch.no_grad():
-        model.parameters()[0].add_(
-            0.1 * torch.randn(1001, 2, generator=torch.Generator().manual_seed(1))
-        )
-    return model
-
-
-def take(
-    model: Model,
-    rewards: Any = first_coordinate,
-    *,
-    lr: float = 0.1,
-    micro_batch: int = 100,
-    **more: Any,
-) -> Any:
-    """One step on a toy; (metrics, what the optimizer saw)."""
-    state = TrainState(
-        model,
-        Recorder(model.parameters(), lr),
-        Accelerator(cpu=True),
-        max_grad_norm=1e9,
-        micro_batch=micro_batch,
-    )
-    state.step = more.pop("step", 0)
-    batch = Prompts(TEXTS, model.encode_prompts(TEXTS), range(len(TEXTS)))
-    options = grpo.Options(
-        **{"images_per_prompt": GROUP, "prompts_per_step": 2, "clip": 1e-3, **more}
-    )
-    metrics = grpo.step(
-        state, batch, model, reward_set([rewards]), options, Sampling(num_inference_steps=4)
-    )
-    return metrics, state.optimizer.seen  # type: ignore[attr-defined]
+options_of = partial(grpo.Options, images_per_prompt=GROUP, prompts_per_step=2)
+take = partial(kit.take, "grpo", images_per_prompt=GROUP, prompts_per_step=2, clip=1e-3)
 
 
 # --- the parts ------------------------------------------------------------------------------------
@@ -122,8 +88,8 @@ def test_the_gradient_at_theta_old(name: str, micro_batch: int, std: str, reduct
 
     KL by torch.distributions, away from the reference; the ratio of the first gradient step is 1.
     """
-    options = {"micro_batch": micro_batch, "std": std, "kl": 0.3, "log_prob": reduction}
-    metrics, [(_, (found,))] = take(moved(name), **options)
+    options: dict[str, Any] = {"std": std, "kl": 0.3, "log_prob": reduction}
+    metrics, (found,) = take(moved(name), micro_batch=micro_batch, **options)
     model, start, settings = moved(name), toy(name, **MIXTURE), {"eta": 1.0, "guidance_scale": 5.0}
     condition = model.encode_prompts(TEXTS).repeat(GROUP)
     generators = [generator(0, "rollout", 0, f"{i}/{j}") for i in range(2) for j in range(GROUP)]
@@ -133,7 +99,8 @@ def test_the_gradient_at_theta_old(name: str, micro_batch: int, std: str, reduct
         reward.std(1, correction=0, keepdim=True) if std == "group" else reward.std(correction=0)
     )
     advantage = ((reward - reward.mean(1, keepdim=True)) / width).flatten()
-    terms, divergences = [], []
+    terms = []
+    divergences = []
     for i in drawn.stochastic.tolist():
         log_prob = step_log_prob(model, drawn, i, condition, **settings, reduction=reduction)  # type: ignore[arg-type]
         x, (t, s) = drawn.latents[:, i], drawn.times[i]
@@ -161,8 +128,8 @@ def test_at_the_reference_the_divergence_changes_nothing() -> None:
     (plain, first), (priced, second) = (
         take(toy(**MIXTURE), kl=kl, gradient_steps=2, lr=0.5) for kl in (0.0, 50.0)
     )
-    assert torch.equal(first[0][1][0], second[0][1][0]) and "kl" not in plain
-    assert not torch.equal(first[1][1][0], second[1][1][0]) and priced["kl"] > 0
+    assert torch.equal(first[0], second[0]) and "kl" not in plain
+    assert not torch.equal(first[1], second[1]) and priced["kl"] > 0
     assert take(toy(**MIXTURE), kl=50.0)[0]["kl"] == 0
 
 
@@ -171,19 +138,17 @@ def test_a_window_is_all_that_is_learned_from(window: int) -> None:
     """Of the toy's shifts, one a time, those of the window's times get a gradient and no others;
     over rounds, all do.
 
-    Four steps, of which the last has no density, leave three, and 4 - window places to start from.
+    Four steps, of which the last has no density, leave three, and 4 - window steps to start from.
     What a step teaches is what it teaches among all three, in a mean over fewer.
     """
     learned = toy().times(4, (1, 1, 1))[:3, 0].long().tolist()
     starts = set()
     for step in range(12):
-        (_, [(_, (gradient,))]), (_, [(_, (whole,))]) = (
-            take(toy(), window=w, step=step) for w in (window, None)
-        )
+        (_, (gradient,)), (_, (whole,)) = (take(toy(), window=w, step=step) for w in (window, None))
         rows = gradient.flatten().nonzero().flatten().tolist()
-        places = sorted(learned.index(row) for row in rows)
-        assert places == list(range(places[0], places[0] + window))
-        starts.add(places[0])
+        steps = sorted(learned.index(row) for row in rows)
+        assert steps == list(range(steps[0], steps[0] + window))
+        starts.add(steps[0])
         torch.testing.assert_close(gradient[rows], whole[rows] * 3 / window)
     assert starts == set(range(4 - window))
 
@@ -191,19 +156,7 @@ def test_a_window_is_all_that_is_learned_from(window: int) -> None:
 def test_a_window_as_wide_as_all_is_none() -> None:
     whole, wide, wider = (take(toy(**MIXTURE), window=window) for window in (None, 3, 4))
     assert whole[0] == wide[0] == wider[0]
-    assert torch.equal(whole[1][0][1][0], wide[1][0][1][0])
-
-
-@pytest.mark.parametrize("micro_batch", [1, 7])
-def test_micro_batches_change_nothing(micro_batch: int) -> None:
-    """Two gradient steps with everything on: same gradients and metrics to 1e-6."""
-    options: dict[str, Any] = {"window": 2, "kl": 0.1, "gradient_steps": 2, "std": "step"}
-    (expected, whole), (metrics, parts) = (
-        take(moved("toy-flow"), micro_batch=b, **options) for b in (100, micro_batch)
-    )
-    assert metrics == pytest.approx(expected, rel=1e-5, abs=1e-6)
-    for (_, (a,)), (_, (b,)) in zip(whole, parts, strict=True):
-        assert (a - b).abs().max() <= 1e-6 * a.abs().max()
+    assert torch.equal(whole[1][0], wide[1][0])
 
 
 def test_the_clip_binds_from_the_second_gradient_step_on() -> None:
@@ -212,22 +165,13 @@ def test_the_clip_binds_from_the_second_gradient_step_on() -> None:
     """
     narrow, wide = (take(toy(), lr=1.0, gradient_steps=2, clip=clip) for clip in (1e-3, 10.0))
     assert 0 < narrow[0]["clip_fraction"] <= 1 and wide[0]["clip_fraction"] == 0
-    assert torch.equal(narrow[1][0][1][0], wide[1][0][1][0])
-    assert not torch.equal(narrow[1][1][1][0], wide[1][1][1][0])
+    (_, (first, second)), (_, (same, other)) = narrow, wide
+    assert torch.equal(first, same) and not torch.equal(second, other)
 
 
-def test_prompts_that_tie_are_left_out_unless_the_reference_holds_them() -> None:
-    """Without kl, a step of ties alone is no update, and of half ties costs half; with kl it is a
-    pull back.
-    """
-    assert take(moved("toy-flow"), flat_for_b)[0]["zero_variance"] == 0.5
-    metrics, seen = take(moved("toy-flow"), lambda media, prompts: torch.ones(len(media)))
-    assert (
-        metrics["zero_variance"] == 1 and not seen and metrics["loss"] == metrics["grad_norm"] == 0
-    )
-    metrics, [(_, (gradient,))] = take(
-        moved("toy-flow"), lambda media, prompts: torch.ones(len(media)), kl=0.1
-    )
+def test_prompts_that_tie_are_pulled_back_to_the_reference() -> None:
+    """Without kl, a step of ties alone is no update; with kl it is a pull back."""
+    _, (gradient,) = take(moved("toy-flow"), flat, kl=0.1)
     shift = moved("toy-flow").parameters()[0].detach()
     felt = gradient != 0
     assert felt.any() and (gradient[felt].sign() == shift[felt].sign()).all()
@@ -236,6 +180,7 @@ def test_prompts_that_tie_are_left_out_unless_the_reference_holds_them() -> None
 # --- where it comes to rest -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "a"), [("toy-diffusion", None), ("toy-flow", 0.7)])
 def test_it_comes_to_rest_where_the_reward_is_worth_its_price(name: str, a: float | None) -> None:
     """N(0, 1), r = x, kl = 2: the mean moves by b V / (kl s), within .03, where V = Var(x0 | x_T),
@@ -245,28 +190,22 @@ def test_it_comes_to_rest_where_the_reward_is_worth_its_price(name: str, a: floa
     costs kl d^2 / (2 v), v the step's variance, wherever it is taken. The advantage is r / s, so d
     = b v G / (kl s), and the mean moves by the sum of G d = b V / (kl s). E[A score] is short of
     Cov(r, score) / s by b = E[std of a group] / s = sqrt(2 / n) gamma(n / 2) / gamma((n - 1) / 2).
-    DDPO is the case kl = 0, and has no such place.
+    DDPO is the case kl = 0, and never comes to rest.
     """
-    model, steps, rounds, kl, n = toy(name), 10, 30, 2.0, 512
+    model = toy(name)
+    steps, rounds, kl, n = 10, 30, 2.0, 512
     if a is not None:
         model.process = FlowSDE(a)
     condition = model.encode_prompts(["a"])
     optimizer = torch.optim.Adam(model.parameters(), lr=0.1, betas=(0.8, 0.95))
-    state = TrainState(model, optimizer, Accelerator(cpu=True), max_grad_norm=1e9, micro_batch=8192)
+    state = state_of(model, optimizer, micro_batch=8192)
     options = grpo.Options(
         images_per_prompt=n, kl=kl, log_prob="sum", clip=1e6, advantage_limit=1e6
     )
     for state.step in range(rounds):
         optimizer.param_groups[0]["lr"] = 0.1 * (1 - state.step / rounds)
         batch = Prompts(["a"], condition, [state.step])
-        grpo.step(
-            state,
-            batch,
-            model,
-            reward_set([first_coordinate]),
-            options,
-            Sampling(num_inference_steps=steps),
-        )
+        step_of(state, batch, options, first_coordinate, Sampling(num_inference_steps=steps))
 
     def drawn(count: int) -> Tensor:
         many = model.encode_prompts(["a"] * count)
@@ -282,17 +221,16 @@ def test_it_comes_to_rest_where_the_reward_is_worth_its_price(name: str, a: floa
     assert (drawn(4) - reference).mean().item() == pytest.approx(expected, abs=0.03)
 
 
-# --- options and whole runs -----------------------------------------------------------------------
+# --- options --------------------------------------------------------------------------------------
 
 
 def test_the_table_of_calls() -> None:
     """2 prompts x 6 images, 4 steps, guidance: 96 rows to draw; a window of 1 is 24 rows a gradient
     step, or twice.
     """
-    shared = {"images_per_prompt": 6, "prompts_per_step": 2, "gradient_steps": 2}
     sampling = Sampling(num_inference_steps=4)
     plain, windowed, priced = (
-        grpo.calls(grpo.Options(**shared, **more), sampling, 2)
+        cost(options_of(gradient_steps=2, **more), sampling, 2)
         for more in ({}, {"window": 1}, {"window": 1, "kl": 0.1})
     )
     assert plain == {"forwards": 96 * 3, "backwards": 96 * 2, "images": 12}
@@ -300,65 +238,11 @@ def test_the_table_of_calls() -> None:
     assert priced == {"forwards": 96 + 24 * 4, "backwards": 24 * 2, "images": 12}
 
 
-def test_calls_made_are_the_calls_promised() -> None:
-    """12 drawn in 4 steps, and again in the window of 2; the reference is a copy and bears no
-    hook.
-    """
-    model, counts = toy(), []
-    model.trainable["denoiser"].register_forward_pre_hook(
-        lambda module, inputs: counts.append(len(inputs[0]))
-    )
-    take(model, window=2, kl=0.1)
-    assert sum(counts) == 12 * 4 + 12 * 2
-
-
 def test_what_cannot_learn_is_refused() -> None:
     with pytest.raises(UserError, match=r"sampling\.eta"):
-        grpo.check(grpo.Options(), Sampling(eta=0.0))
+        require(grpo.Options(), Sampling(eta=0.0))
     with pytest.raises(
         UserError, match=r"method\.window: 9 is more than sampling\.num_inference_steps, 8"
     ):
-        grpo.check(grpo.Options(window=9), Sampling(num_inference_steps=8))
-    grpo.check(grpo.Options(window=8), Sampling(num_inference_steps=8))
-
-
-def run_recipe(folder: Path, model: Path, **method: Any) -> Recipe:
-    """Two steps of 2 prompts x 2 pictures on a tiny Stable Diffusion."""
-    (folder / "train.txt").write_text("a red dog\na blue cat\na bird")
-    (folder / "eval.txt").write_text("a green fox")
-    return Recipe.parse(
-        {
-            "model": {"path": str(model), "lora": {"rank": 2}},
-            "method": {"images_per_prompt": 2, "prompts_per_step": 2, **method},
-            "prompts": {"train": str(folder / "train.txt"), "eval": str(folder / "eval.txt")},
-            "rewards": {"mean_hue": {"hue": 120.0}},
-            "sampling": {
-                "num_inference_steps": 3,
-                "guidance_scale": 2.0,
-                "height": 16,
-                "width": 16,
-            },
-            "evaluate": {"num_inference_steps": 2, "seeds": [0]},
-            "optim": {"lr": 1e-2, "ema": 0.5, "micro_batch": 3},
-            "run": {"steps": 3, "seed": 3, "save_every": 1},
-        }
-    )
-
-
-def require_resumable(recipe: Recipe, folder: Path) -> list[dict[str, Any]]:
-    """A run stopped after its second step and taken up again is the uninterrupted one, to the last
-    bit; its metrics.
-    """
-    whole = finetune(recipe, folder / "whole")
-    with pytest.raises(Stopped):
-        finetune(recipe, folder / "run", progress=stop_at(2))
-    resumed = finetune(recipe, folder / "run")
-    assert same(weights(resumed.folder), weights(whole.folder))
-    assert lines(resumed.folder) == lines(whole.folder)
-    return [line for line in lines(whole.folder) if "loss" in line]
-
-
-def test_a_run_from_end_to_end(tiny_folder: Path, tmp_path: Path) -> None:
-    recipe = run_recipe(tmp_path, tiny_folder, name="grpo", window=1, kl=0.1, gradient_steps=2)
-    steps = require_resumable(recipe, tmp_path)
-    assert len(steps) == 3 and all(line["kl"] >= 0 and line["grad_norm"] > 0 for line in steps)
+        require(grpo.Options(window=9), Sampling(num_inference_steps=8))
+    require(grpo.Options(window=8), Sampling(num_inference_steps=8))

@@ -2,12 +2,11 @@
 it improves on.
 """
 
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 
@@ -16,16 +15,41 @@ from align_gen.errors import UserError
 from align_gen.losses import nft_loss, optimality
 from align_gen.methods import nft
 from align_gen.methods.batches import Prompts, Sampling
-from align_gen.methods.state import TrainState
 from align_gen.pipelines import Condition, Flow, Model, rollout
 from align_gen.pipelines.seeding import generator
-from align_gen.reward_heads import reward_set
-from tests.align_gen.methods.test_ddpo import GROUP, TEXTS
-from tests.align_gen.methods.test_grpo import MIXTURE, moved, require_resumable, run_recipe
-from tests.align_gen.methods.test_prdp import Recorder, first_coordinate, flat_for_b, toy
+from tests.kits import methods as kit
+from tests.kits.methods import (
+    GROUP,
+    MIXTURE,
+    STEPS,
+    TEXTS,
+    Recorder,
+    Taken,
+    cost,
+    first_coordinate,
+    gradients_of,
+    moved,
+    prompts_of,
+    state_of,
+    step_of,
+    toy,
+)
 
 both = pytest.mark.parametrize("name", ["toy-diffusion", "toy-flow"])
-STEPS, DRAWS = 4, 3
+DRAWS = 3
+ODE = Sampling(num_inference_steps=STEPS, eta=0.0)
+SHARED: dict[str, Any] = {
+    "images_per_prompt": GROUP,
+    "prompts_per_step": 2,
+    "times_per_image": DRAWS,
+    "beta": 0.7,
+    "advantage_limit": 2.0,
+}
+options_of = partial(nft.Options, **SHARED)
+
+
+def take(model: Model, rewards: Any = first_coordinate, **more: Any) -> Taken:
+    return kit.take("nft", model, rewards, sampling=ODE, **SHARED | more)
 
 
 def random_case(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -123,43 +147,6 @@ def test_its_optimum_is_the_covariance_of_reward_and_velocity() -> None:
 # --- the step -------------------------------------------------------------------------------------
 
 
-def state_of(model: Model, optimizer: torch.optim.Optimizer, micro_batch: int = 100) -> TrainState:
-    return TrainState(
-        model, optimizer, Accelerator(cpu=True), max_grad_norm=1e9, micro_batch=micro_batch
-    )
-
-
-def options_of(**more: Any) -> nft.Options:
-    shared = {
-        "images_per_prompt": GROUP,
-        "prompts_per_step": 2,
-        "times_per_image": DRAWS,
-        "beta": 0.7,
-    }
-    return nft.Options(**{**shared, "advantage_limit": 2.0, **more})
-
-
-def prompts_of(model: Model) -> Prompts:
-    return Prompts(TEXTS, model.encode_prompts(TEXTS), range(len(TEXTS)))
-
-
-def take(
-    model: Model,
-    rewards: Any = first_coordinate,
-    *,
-    lr: float = 0.1,
-    micro_batch: int = 100,
-    **more: Any,
-) -> Any:
-    """One step on a toy; (metrics, what the optimizer saw)."""
-    state = state_of(model, Recorder(model.parameters(), lr), micro_batch)
-    sampling = Sampling(num_inference_steps=STEPS, eta=0.0)
-    metrics = nft.step(
-        state, prompts_of(model), model, reward_set([rewards]), options_of(**more), sampling
-    )
-    return metrics, state.optimizer.seen  # type: ignore[attr-defined]
-
-
 def drawn(model: Model) -> tuple[Tensor, Tensor]:
     """The pictures of ``take``'s step by the weights as they are, and their r."""
     generators = [generator(0, "rollout", 0, f"{i}/{j}") for i in range(2) for j in range(GROUP)]
@@ -172,13 +159,16 @@ def drawn(model: Model) -> tuple[Tensor, Tensor]:
 
 def noised(model: Model, x0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Every picture's noisings, with plain formulas: (x_t, t, target), DRAWS x B rows."""
-    owns = [generator(0, f"denoising/{n}", 0, i) for n in range(DRAWS) for i in range(len(x0))]
+    generators = [
+        generator(0, f"denoising/{n}", 0, i) for n in range(DRAWS) for i in range(len(x0))
+    ]
     flow = isinstance(model.process, Flow)
-    times, noise = [], []
-    for own in owns:
-        uniform = torch.rand(1, generator=own, dtype=torch.float64)
+    times = []
+    noise = []
+    for one in generators:
+        uniform = torch.rand(1, generator=one, dtype=torch.float64)
         times.append(uniform if flow else (1000 * uniform).floor())
-        noise.append(torch.randn(x0.shape[1:], generator=own))
+        noise.append(torch.randn(x0.shape[1:], generator=one))
     t, x1, x0 = torch.cat(times), torch.stack(noise), x0.repeat(DRAWS, 1, 1, 1)
     alpha, sigma = (part.float().view(-1, 1, 1, 1) for part in model.process.coefficients(t))
     return alpha * x0 + sigma * x1, t, x1 - x0 if flow else x1
@@ -202,7 +192,7 @@ def test_the_gradient_at_theta_old(name: str, micro_batch: int, kl: float) -> No
 
     Away from the reference, with its squared distance; at theta_old the outputs have not moved.
     """
-    metrics, [(_, (found,))] = take(moved(name), micro_batch=micro_batch, kl=kl)
+    metrics, (found,) = take(moved(name), micro_batch=micro_batch, kl=kl)
     model, start = moved(name), toy(name, **MIXTURE)
     x0, r = drawn(model)
     x_t, t, _ = at = noised(model, x0)
@@ -265,21 +255,12 @@ def test_where_a_round_comes_to_rest(name: str) -> None:
     before = model.parameters()[0].detach().clone()
     optimizer = Newton(model.parameters(), lr=0.0)
     optimizer.curvature = 2 * 0.7**2 * total / (len(t) * 2)
-    sampling = Sampling(num_inference_steps=STEPS, eta=0.0)
-    options = options_of(gradient_steps=2)
-    metrics = nft.step(
-        state_of(model, optimizer),
-        prompts_of(model),
-        model,
-        reward_set([first_coordinate]),
-        options,
-        sampling,
-    )
+    state = state_of(model, optimizer)
+    batch = prompts_of(model, *TEXTS)
+    metrics = step_of(state, batch, options_of(gradient_steps=2), first_coordinate, ODE)
     torch.testing.assert_close(model.parameters()[0].detach() - before, best, rtol=0, atol=2e-5)
-    (_, (first,)), (_, (second,)) = optimizer.seen
-    assert (
-        first is not None and second is not None and second.abs().max() < 1e-5 * first.abs().max()
-    )
+    first, second = gradients_of(state)
+    assert second.abs().max() < 1e-5 * first.abs().max()
     assert metrics["output_change"] > 0
 
 
@@ -289,7 +270,7 @@ def test_the_average_can_be_the_old_policy(name: str) -> None:
     back.
     """
     model, average = moved(name), toy(name, **MIXTURE)
-    state = state_of(model, Recorder(model.parameters(), 0.0))
+    state = state_of(model, lr=0.0)
     state.ema = EMAModel(average.parameters(), decay=0.9)
     before, seen = model.parameters()[0].detach().clone(), []
 
@@ -297,11 +278,9 @@ def test_the_average_can_be_the_old_policy(name: str) -> None:
         seen.append(media.clone())
         return first_coordinate(media, prompts)
 
-    sampling = Sampling(num_inference_steps=STEPS, eta=0.0)
-    metrics = nft.step(
-        state, prompts_of(model), model, reward_set([look]), options_of(old="average"), sampling
-    )
-    [(_, (found,))] = state.optimizer.seen  # type: ignore[attr-defined]
+    batch = prompts_of(model, *TEXTS)
+    metrics = step_of(state, batch, options_of(old="average"), look, ODE)
+    (found,) = gradients_of(state)
     x0, r = drawn(average)
     torch.testing.assert_close(seen[0], x0)
     assert torch.equal(model.parameters()[0], before)
@@ -321,23 +300,6 @@ def test_an_average_must_be_there() -> None:
         recipe.replace(method=method, optim={"ema": None})
 
 
-@pytest.mark.parametrize("micro_batch", [1, 7])
-def test_micro_batches_change_nothing(micro_batch: int) -> None:
-    """Two gradient steps with everything on: same gradients and metrics to 1e-6."""
-    options: dict[str, Any] = {
-        "kl": 0.1,
-        "gradient_steps": 2,
-        "dropout": 0.5,
-        "times": "logit_normal",
-    }
-    (expected, whole), (metrics, parts) = (
-        take(moved("toy-flow"), micro_batch=b, **options) for b in (100, micro_batch)
-    )
-    assert metrics == pytest.approx(expected, rel=1e-5, abs=1e-6)
-    for (_, (a,)), (_, (b,)) in zip(whole, parts, strict=True):
-        assert (a - b).abs().max() <= 1e-6 * a.abs().max()
-
-
 def test_captions_are_dropped_and_guidance_is_off_while_learning(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -352,28 +314,28 @@ def test_captions_are_dropped_and_guidance_is_off_while_learning(
         def watched(
             x: Tensor,
             t: Tensor,
-            told: Condition,
+            condition: Condition,
             guidance: Any,
             model: Any = model,
             seen: Any = seen,
         ) -> Tensor:
-            seen.append((told.prompts, guidance))
-            return type(model).predict(model, x, t, told, guidance)
+            seen.append((condition.prompts, guidance))
+            return type(model).predict(model, x, t, condition, guidance)
 
         monkeypatch.setattr(model, "predict", watched)
         take(model, dropout=dropout)
         assert [guidance for _, guidance in seen] == STEPS * [5.0] + DRAWS * [1.0]
-        told = [prompt for prompts, guidance in seen for prompt in prompts if guidance == 1.0]
-        shares.append(sum(prompt == "" for prompt in told) / len(told))
+        texts = [prompt for prompts, guidance in seen for prompt in prompts if guidance == 1.0]
+        shares.append(texts.count("") / len(texts))
     assert shares[0] == 0 and 0.2 < shares[1] < 0.8 and shares[2] == 1
 
 
+@pytest.mark.slow
 def test_the_reward_rises() -> None:
     """Ten rounds: the first coordinate of what is drawn from the same noise has moved up."""
     model = toy("toy-flow")
-    state = state_of(model, torch.optim.Adam(model.parameters(), lr=0.1), 4096)
+    state = state_of(model, torch.optim.Adam(model.parameters(), lr=0.1))
     condition = model.encode_prompts(TEXTS)
-    sampling = Sampling(num_inference_steps=4, eta=0.0)
 
     def level() -> float:
         four = condition.repeat(2)
@@ -386,20 +348,11 @@ def test_the_reward_rises() -> None:
     for state.step in range(10):
         batch = Prompts(TEXTS, condition, [2 * state.step, 2 * state.step + 1])
         options = options_of(images_per_prompt=32, times_per_image=8)
-        nft.step(state, batch, model, reward_set([first_coordinate]), options, sampling)
+        step_of(state, batch, options, first_coordinate, ODE)
     assert level() > before + 0.2
 
 
-def test_prompts_that_tie_cost_nothing_and_teach_nothing() -> None:
-    metrics, seen = take(toy(), flat_for_b)
-    assert metrics["zero_variance"] == 0.5 and len(seen) == 1
-    metrics, seen = take(toy(), lambda media, prompts: torch.ones(len(media)))
-    assert (
-        metrics["zero_variance"] == 1 and not seen and metrics["loss"] == metrics["grad_norm"] == 0
-    )
-
-
-# --- options and whole runs -----------------------------------------------------------------------
+# --- options --------------------------------------------------------------------------------------
 
 
 def test_the_table_of_calls() -> None:
@@ -408,31 +361,8 @@ def test_the_table_of_calls() -> None:
     """
     sampling = Sampling(num_inference_steps=4)
     plain, full = (
-        nft.calls(options_of(gradient_steps=2, **more), sampling, 2)
+        cost(options_of(gradient_steps=2, **more), sampling, 2)
         for more in ({}, {"kl": 0.1, "old": "average"})
     )
     assert plain == {"forwards": 96 + 36 * 2, "backwards": 36 * 2, "images": 12}
     assert full == {"forwards": 96 + 36 * (2 * 2 + 1), "backwards": 36 * 2, "images": 12}
-
-
-def test_calls_made_are_the_calls_promised() -> None:
-    """12 drawn in 4 steps, 36 noisings learned from; the first outputs serve as the old
-    policy's.
-    """
-    model, counts = toy(), []
-    model.trainable["denoiser"].register_forward_pre_hook(
-        lambda module, inputs: counts.append(len(inputs[0]))
-    )
-    take(model, gradient_steps=2)
-    assert sum(counts) == 12 * STEPS + 36 * 2
-
-
-@pytest.mark.parametrize("old", ["round", "average"])
-def test_a_run_from_end_to_end(tiny_folder: Path, tmp_path: Path, old: str) -> None:
-    recipe = run_recipe(
-        tmp_path, tiny_folder, name="nft", old=old, kl=0.1, gradient_steps=2, times_per_image=2
-    )
-    steps = require_resumable(recipe, tmp_path)
-    assert len(steps) == 3 and all(
-        line["output_change"] > 0 and line["grad_norm"] > 0 for line in steps
-    )

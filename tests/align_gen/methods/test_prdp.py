@@ -4,11 +4,11 @@ odd rewards.
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from align_gen import pipelines
@@ -16,64 +16,26 @@ from align_gen.errors import UserError
 from align_gen.losses import rdp_loss
 from align_gen.methods import prdp
 from align_gen.methods.batches import Prompts, Sampling
-from align_gen.methods.state import TrainState
 from align_gen.methods.trajectories import replay
-from align_gen.pipelines import FlowSDE, Model, Rollout, gaussian_log_prob, rollout
+from align_gen.pipelines import FlowSDE, Rollout, gaussian_log_prob, rollout
 from align_gen.pipelines.seeding import generator
 from align_gen.reward_heads import RewardFailure, RewardSet, reward_set
+from tests.kits import methods as kit
+from tests.kits.methods import (
+    MIXTURE,
+    Recorder,
+    closed_form,
+    cost,
+    first_coordinate,
+    flat_for_b,
+    prompts_of,
+    require,
+    state_of,
+    step_of,
+    toy,
+)
 
-CORNERS = ((-1.0, 0.5), (1.0, -0.5))
-
-
-def first_coordinate(media: Tensor, prompts: Sequence[str]) -> Tensor:
-    return media[:, 0, 0, 0]
-
-
-class Recorder(torch.optim.SGD):
-    """SGD that remembers every step: the parameters before it, and their gradient."""
-
-    def __init__(self, parameters: Any, lr: float):
-        super().__init__(parameters, lr=lr)
-        self.seen: list[tuple[list[Tensor], list[Tensor | None]]] = []
-
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        parameters = self.param_groups[0]["params"]
-        gradients = [None if p.grad is None else p.grad.clone() for p in parameters]
-        self.seen.append(([p.detach().clone() for p in parameters], gradients))
-        super().step(closure)
-
-
-def toy(name: str = "toy-diffusion", **mixture: Any) -> Model:
-    model = pipelines.load(name, **mixture)
-    model.train_full()
-    return model
-
-
-def state_of(model: Model, *, lr: float = 1.0, micro_batch: int = 4096) -> TrainState:
-    optimizer = Recorder(model.parameters(), lr=lr)
-    return TrainState(
-        model, optimizer, Accelerator(cpu=True), max_grad_norm=1e9, micro_batch=micro_batch
-    )
-
-
-def prompts_of(model: Model, *texts: str) -> Prompts:
-    return Prompts(texts, model.encode_prompts(texts), range(len(texts)))
-
-
-def take(
-    model: Model, rewards: Any = (first_coordinate,), texts: Sequence[str] = ("a", "b"), **more: Any
-) -> Any:
-    """One step on a toy; returns (metrics, what the optimizer saw)."""
-    state = state_of(model, lr=more.pop("lr", 1.0), micro_batch=more.pop("micro_batch", 4096))
-    options = prdp.Options(
-        **{"images_per_prompt": 6, "gradient_steps": 2, "beta": 5.0, "clip": 1e-3, **more}
-    )
-    rewards = rewards if isinstance(rewards, RewardSet) else reward_set(list(rewards))
-    metrics = prdp.step(
-        state, prompts_of(model, *texts), model, rewards, options, Sampling(num_inference_steps=4)
-    )
-    assert isinstance(state.optimizer, Recorder)
-    return metrics, state.optimizer.seen
+take = partial(kit.take, "prdp", lr=1.0, images_per_prompt=6, gradient_steps=2, beta=5.0, clip=1e-3)
 
 
 # --- the gradient ---------------------------------------------------------------------------------
@@ -120,7 +82,8 @@ def test_two_passes_equal_one_backward_through_all_steps(
     In float64, at both of K = 2 gradient steps; before the second the clip binds on some steps and
     not on others.
     """
-    texts, group, sampling = ("a", "b", "c"), 6, Sampling(num_inference_steps=4)
+    texts = ("a", "b", "c")
+    group = 6
     clip = {"mean": 3e-3, "sum": 6e-3}[reduction]
     options = prdp.Options(
         images_per_prompt=group,
@@ -130,7 +93,7 @@ def test_two_passes_equal_one_backward_through_all_steps(
         clip=clip,
         log_prob=reduction,
     )
-    model = pipelines.load(name, means=CORNERS, stds=(0.5, 0.8))
+    model = pipelines.load(name, **MIXTURE)
     model.trainable["denoiser"].double()
     model.train_full()
     with torch.no_grad():  # away from the reference, as after some training
@@ -138,9 +101,7 @@ def test_two_passes_equal_one_backward_through_all_steps(
         model.parameters()[0].add_(0.05 * noise)
     state = state_of(model, lr=0.05, micro_batch=5)
     before = copy.deepcopy(model.trainable["denoiser"].state_dict())
-    metrics = prdp.step(
-        state, prompts_of(model, *texts), model, reward_set([first_coordinate]), options, sampling
-    )
+    metrics = step_of(state, prompts_of(model, *texts), options, first_coordinate)
     assert isinstance(state.optimizer, Recorder) and len(state.optimizer.seen) == 2
     assert 0 < metrics["clip_fraction"] < 1
 
@@ -190,41 +151,14 @@ def test_the_stored_log_probabilities_are_replayed() -> None:
     """Without an update in between, pass 1 of the second step finds what the rollout stored, to
     rounding.
     """
-    metrics, _ = take(toy(means=CORNERS, stds=(0.5, 0.8)), lr=0.0)
+    metrics, _ = take(toy(**MIXTURE), lr=0.0)
     assert metrics["log_prob_change"] < 1e-6 and metrics["clip_fraction"] == 0
-
-
-@pytest.mark.parametrize("micro_batch", [1, 5, 12])
-def test_micro_batches_change_nothing(micro_batch: int) -> None:
-    """12 samples at once, one by one, or unevenly: same gradients and metrics to 1e-6."""
-    expected, whole = take(toy(), lr=0.05)
-    metrics, parts = take(toy(), lr=0.05, micro_batch=micro_batch)
-    assert metrics == pytest.approx(expected, rel=1e-5, abs=1e-6)
-    for (_, (a,)), (_, (b,)) in zip(whole, parts, strict=True):
-        assert a is not None and b is not None
-        assert (a - b).abs().max() <= 1e-6 * a.abs().max()
 
 
 # --- what it converges to -------------------------------------------------------------------------
 
 
-def closed_form(model: Model, steps: int, slope: float, beta: float) -> float:
-    """slope V / beta, V <- m_t^2 V + std^2 along the chain: Var_ref(x_0 | x_T), m_t the slope of
-    step t's mean.
-
-    The optimum over trajectories tilts p(x_0 | x_T), a Gaussian of variance V, by exp(slope x_0 /
-    beta).
-    """
-    variance, points = 0.0, torch.tensor([0.0, 1.0]).view(2, 1, 1, 1)
-    condition = model.encode_prompts(["a", "a"])
-    for t, s in model.times(steps, (1, 1, 1)):
-        with model.as_reference():
-            output = model.predict(points, t, condition, 1.0)
-        mean, std = model.process.transition(points, output, t, s, 1.0)
-        variance = (mean[1] - mean[0]).item() ** 2 * variance + std.item() ** 2
-    return slope * variance / beta
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize(("images", "keep"), [(32, None), (64, 16)])
 @pytest.mark.parametrize(
     ("name", "a", "known"),
@@ -238,22 +172,22 @@ def test_reaches_its_own_closed_form(
 
     The loss averages over S steps, so a trajectory weight of 2 is beta = 2 S with summed
     log-probabilities. The same noise gives the same sample shifted, so four samples measure the
-    mean's move exactly. To learn from the best and the worst only leads to the same place.
+    mean's move exactly. To learn from the best and the worst only leads there too.
     """
-    model, steps, rounds = toy(name), 10, 20
+    model = toy(name)
+    steps, rounds = 10, 20
     if a is not None:
         model.process = FlowSDE(a)
     condition = model.encode_prompts(["a"])
     optimizer = torch.optim.Adam(model.parameters(), lr=0.15, betas=(0.8, 0.99))
-    state = TrainState(model, optimizer, Accelerator(cpu=True), max_grad_norm=1e9, micro_batch=4096)
+    state = state_of(model, optimizer)
     stochastic = len(rollout(model, condition, num_inference_steps=steps).stochastic)
     learn = {"gradient_steps": 3, "beta": 2 * stochastic, "clip": 1e6, "log_prob": "sum"}
     options = prdp.Options(images_per_prompt=images, keep=keep, **learn)
-    rewards = reward_set([first_coordinate])
     for state.step in range(rounds):
         optimizer.param_groups[0]["lr"] = 0.15 * (1 - state.step / rounds)
         batch = Prompts(["a"], condition, [0])
-        prdp.step(state, batch, model, rewards, options, Sampling(num_inference_steps=steps))
+        step_of(state, batch, options, first_coordinate, Sampling(num_inference_steps=steps))
 
     def drawn() -> Tensor:
         four = model.encode_prompts(["a"] * 4)
@@ -292,9 +226,9 @@ def test_what_is_not_kept_teaches_nothing() -> None:
 
         return reward
 
-    low, ((_, (a,)), *_) = take(toy(), rewards=[middle(1.0)], keep=2)
-    high, ((_, (b,)), *_) = take(toy(), rewards=[middle(4.0)], keep=2)
-    assert a is not None and b is not None and a.any()
+    low, (a, *_) = take(toy(), middle(1.0), keep=2)
+    high, (b, *_) = take(toy(), middle(4.0), keep=2)
+    assert a.any()
     torch.testing.assert_close(a, b, rtol=0, atol=0)
     assert low["reward/combined"] == pytest.approx((0 + 4 * 1 + 5) / 6)
     assert high["reward/combined"] == pytest.approx((0 + 4 * 4 + 5) / 6)
@@ -331,32 +265,15 @@ def test_closed_form_of_the_flow_sde() -> None:
 # --- odd rewards ----------------------------------------------------------------------------------
 
 
-def flat_for_b(media: Tensor, prompts: Sequence[str]) -> Tensor:
-    return torch.stack(
-        [x * (prompt != "b") for x, prompt in zip(media[:, 0, 0, 0], prompts, strict=True)]
-    )
-
-
 def test_a_group_without_reward_variance_is_skipped_and_counted() -> None:
     """Prompt b's rewards all tie: the update is the one of prompt a alone, not its half."""
-    metrics, both = take(toy(), rewards=[flat_for_b], texts=("a", "b"), lr=0.05)
+    metrics, both = take(toy(), rewards=flat_for_b, texts=("a", "b"), lr=0.05)
     assert metrics["zero_variance"] == 0.5
-    alone, one = take(toy(), rewards=[flat_for_b], texts=("a",), lr=0.05)
+    alone, one = take(toy(), rewards=flat_for_b, texts=("a",), lr=0.05)
     assert alone["zero_variance"] == 0
     assert metrics["loss"] == pytest.approx(alone["loss"], rel=1e-5)
-    for (_, (a,)), (_, (b,)) in zip(both, one, strict=True):
+    for a, b in zip(both, one, strict=True):
         torch.testing.assert_close(a, b)
-
-
-def test_no_pair_anywhere_is_no_step() -> None:
-    """All rewards tie: nothing is divided by zero, the optimizer is not called, the weights
-    stay.
-    """
-    model = toy()
-    metrics, seen = take(model, rewards=[lambda media, prompts: torch.ones(len(media))])
-    assert metrics["zero_variance"] == 1 and not seen
-    assert all(value == value for value in metrics.values())
-    assert not model.parameters()[0].any()
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -388,7 +305,7 @@ def test_siblings_and_prompts_do_not_share_noise() -> None:
         seen.append((media.flatten().tolist(), list(prompts)))
         return media[:, 0, 0, 0]
 
-    take(toy(), rewards=[look])
+    take(toy(), rewards=look)
     ((values, prompts),) = seen
     assert len(set(values)) == 12 and prompts == ["a"] * 6 + ["b"] * 6
 
@@ -398,12 +315,12 @@ def test_siblings_and_prompts_do_not_share_noise() -> None:
 
 def test_eta_zero_is_refused() -> None:
     with pytest.raises(UserError, match=r"sampling\.eta"):
-        prdp.check(prdp.Options(), Sampling(eta=0.0))
+        require(prdp.Options(), Sampling(eta=0.0))
 
 
 def test_to_keep_more_than_is_drawn_is_refused() -> None:
     with pytest.raises(UserError, match=r"method\.keep: 9 is more than images_per_prompt, 8"):
-        prdp.check(prdp.Options(images_per_prompt=8, keep=9), Sampling())
+        require(prdp.Options(images_per_prompt=8, keep=9), Sampling())
 
 
 def test_a_clip_within_the_noise_of_replay_is_warned_about(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -428,12 +345,12 @@ def test_call_table() -> None:
     """
     options = prdp.Options(images_per_prompt=3, prompts_per_step=2, gradient_steps=2)
     sampling = Sampling(num_inference_steps=4)
-    assert prdp.calls(options, sampling, 2) == {
+    assert cost(options, sampling, 2) == {
         "forwards": 48 * 5,
         "backwards": 48 * 2,
         "images": 6,
     }
-    assert prdp.calls(options, sampling, 1) == {
+    assert cost(options, sampling, 1) == {
         "forwards": 24 * 5,
         "backwards": 24 * 2,
         "images": 6,
@@ -441,30 +358,11 @@ def test_call_table() -> None:
     few = prdp.Options(
         images_per_prompt=9, keep=3, prompts_per_step=2, gradient_steps=2
     )  # 144 to draw, 48 to learn
-    assert prdp.calls(few, sampling, 2) == {
+    assert cost(few, sampling, 2) == {
         "forwards": 144 + 48 * 4,
         "backwards": 48 * 2,
         "images": 6,
     }
-
-
-@pytest.mark.parametrize(("keep", "samples"), [(None, 12), (2, 4)])
-def test_calls_made_are_the_calls_promised(keep: int | None, samples: int) -> None:
-    """12 are drawn in 4 steps, the kept replayed in the 3 that have a density: by the reference,
-    and 3 + 2 x 3.
-    """
-    model, counts = toy(), []
-    model.trainable["denoiser"].register_forward_pre_hook(
-        lambda module, inputs: counts.append(len(inputs[0]))
-    )
-    take(model, lr=0.0, keep=keep)
-    drawn, steps, stochastic = 12, 4, 3
-    options = prdp.Options(images_per_prompt=6, keep=keep, prompts_per_step=2)
-    promised = prdp.calls(options, Sampling(num_inference_steps=4, guidance_scale=1.0), 1)
-    reference = samples * stochastic  # its copy bears no hook
-    # The first step replays one sample alone.
-    assert sum(counts) == drawn * steps + samples * 3 * stochastic + stochastic
-    assert sum(counts) + reference <= promised["forwards"]
 
 
 def test_log_probability_units() -> None:

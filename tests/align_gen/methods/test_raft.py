@@ -5,7 +5,7 @@ outputs in place.
 import itertools
 import math
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,29 +13,36 @@ import torch
 from torch import Tensor
 
 from align_gen.losses import choice_probabilities
-from align_gen.methods import raft, sft
-from align_gen.methods.batches import Prompts, Sampling
+from align_gen.methods import raft
+from align_gen.methods.batches import Media
 from align_gen.methods.denoising import draw_noise, draw_times, noise_generators
 from align_gen.pipelines import Model
-from align_gen.reward_heads import RewardSet, reward_set
-from tests.align_gen.methods.test_prdp import first_coordinate, toy
-from tests.align_gen.methods.test_sft import (
-    MIXTURE,
-    STEPS,
+from tests.kits import methods as kit
+from tests.kits.fitting import (
     Averaging,
+    distance_moved,
     fitted_mean,
     fitted_shifts,
-    media_of,
-    moved,
     sample_std,
     short,
-    small_recipe,
+)
+from tests.kits.methods import (
+    GROUP,
+    MIXTURE,
+    SAMPLING,
+    STEPS,
+    cost,
+    first_coordinate,
+    flat,
+    moved,
+    prompts_of,
     state_of,
-    whole_and_resumed,
+    step_of,
+    toy,
 )
 
-GROUP, TEXTS = 6, ("a", "b", "c")
-SAMPLING = Sampling(num_inference_steps=STEPS)
+TEXTS = ("a", "b", "c")
+take = partial(kit.take, "raft", texts=TEXTS, images_per_prompt=GROUP, gradient_steps=1)
 
 
 # --- who is kept ----------------------------------------------------------------------------------
@@ -91,11 +98,10 @@ def test_choices_follow_their_chances_and_their_prompts_id() -> None:
 # --- one step -------------------------------------------------------------------------------------
 
 
-def take(
-    model: Model, rewards: Any = first_coordinate, *, texts: Sequence[str] = TEXTS, lr: float = 0.1,
-    micro_batch: int = 4096, sharded: bool = False, **more: Any,
-) -> Any:  # fmt: skip
-    """One step; (metrics, the gradients that the optimizer saw, the pictures that were drawn)."""
+def take_and_look(
+    model: Model, rewards: Any = first_coordinate, **more: Any
+) -> tuple[dict[str, float], list[Tensor], Tensor]:
+    """One step; (metrics, gradients, the pictures that were drawn)."""
     seen: list[Tensor] = []
 
     def look(media: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -103,27 +109,22 @@ def take(
         found: Tensor = rewards(media, prompts)
         return found
 
-    state = state_of(model, lr=lr, micro_batch=micro_batch)
-    state.sharded = sharded
-    batch = Prompts(texts, model.encode_prompts(texts), range(len(texts)))
-    options = raft.Options(**{"images_per_prompt": GROUP, "gradient_steps": 1, **more})
-    metrics = raft.step(state, batch, model, reward_set([look]), options, SAMPLING)
-    return metrics, [gradient for _, (gradient,) in state.optimizer.seen], seen[0]  # type: ignore[attr-defined]
+    metrics, gradients = take(model, look, **more)
+    return metrics, gradients, seen[0]
 
 
 def plain(model: Model, media: Tensor, ids: Sequence[int]) -> Tensor:
     """Sft's gradient on these pictures of one step, by their ids."""
-    state, batch = state_of(model), media_of(model, media, ["a"] * len(media))
-    batch = type(batch)(batch.texts, batch.condition, ids, media)
-    sft.step(state, batch, model, RewardSet({}), sft.Options(), SAMPLING)
-    gradient: Tensor = state.optimizer.seen[0][1][0]  # type: ignore[attr-defined]
+    texts = ["a"] * len(media)
+    batch = Media(texts, model.encode_prompts(texts), ids, media)
+    _, (gradient,) = kit.take("sft", model, (), batch=batch)
     return gradient
 
 
 @pytest.mark.parametrize("name", ["toy-diffusion", "toy-flow"])
 def test_a_step_is_plain_denoising_of_the_best(name: str) -> None:
-    """To the last bit; the noise of image j of prompt i is that of place i K + j."""
-    metrics, (found,), drawn = take(toy(name, **MIXTURE))
+    """To the last bit; the noise of image j of prompt i is that of row i K + j."""
+    metrics, (found,), drawn = take_and_look(toy(name, **MIXTURE))
     best = first_coordinate(drawn, ()).view(3, GROUP).argmax(1) + torch.arange(0, 18, GROUP)
     expected = plain(toy(name, **MIXTURE), drawn[best], best.tolist())
     assert expected.any() and torch.equal(found, expected)
@@ -135,13 +136,13 @@ def test_a_step_is_plain_denoising_of_the_best(name: str) -> None:
 
 def test_one_image_a_prompt_is_self_distillation() -> None:
     """K = 1, no prior: plain denoising of what was drawn, whatever the reward says."""
-    metrics, (found,), drawn = take(toy(**MIXTURE), images_per_prompt=1)
+    metrics, (found,), drawn = take_and_look(toy(**MIXTURE), images_per_prompt=1)
     assert torch.equal(found, plain(toy(**MIXTURE), drawn, [0, 1, 2]))
     assert metrics["kept_reward"] == pytest.approx(metrics["reward/combined"])
 
 
 def test_one_picture_is_a_step() -> None:
-    metrics, (found,), _ = take(toy(**MIXTURE), images_per_prompt=1, texts=("a",))
+    metrics, (found,) = take(toy(**MIXTURE), images_per_prompt=1, texts=("a",))
     assert (
         found.any()
         and metrics["reward/std"] == 0
@@ -164,7 +165,7 @@ def test_only_the_best_prompts_stay(share: float, kept: list[int]) -> None:
     """Of three a share of .3 is one, of .7 two, and one stays always: the mean is over those that
     stay.
     """
-    metrics, (found,), drawn = take(toy(**MIXTURE), by_prompt, prompt_share=share)
+    metrics, (found,), drawn = take_and_look(toy(**MIXTURE), by_prompt, prompt_share=share)
     best = (first_coordinate(drawn, ()).view(3, GROUP).argmax(1) + torch.arange(0, 18, GROUP))[kept]
     assert torch.equal(found, plain(toy(**MIXTURE), drawn[best], best.tolist()))
     levels = torch.tensor([10.0, 30.0, 20.0])[kept] + first_coordinate(drawn[best], ())
@@ -176,39 +177,25 @@ def test_where_all_processes_must_call_other_prompts_run_and_weigh_nothing() -> 
     denoised.
     """
     more: dict[str, Any] = {"prompt_share": 0.3, "prior_weight": 0.5, "gradient_steps": 2}
-    metrics, found, _ = take(toy(**MIXTURE), by_prompt, sharded=True, **more)
-    expected, wanted, _ = take(toy(**MIXTURE), by_prompt, **more)
+    metrics, found = take(toy(**MIXTURE), by_prompt, sharded=True, **more)
+    expected, wanted = take(toy(**MIXTURE), by_prompt, **more)
     assert metrics == pytest.approx(expected, rel=1e-6)
     for a, b in zip(found, wanted, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
 
 
 def test_prompts_that_score_alike_stay_together() -> None:
-    metrics, (found,), drawn = take(
-        toy(**MIXTURE), lambda media, prompts: torch.zeros(len(media)), prompt_share=0.3
-    )
+    metrics, (found,), drawn = take_and_look(toy(**MIXTURE), flat, prompt_share=0.3)
     assert torch.equal(
         found, plain(toy(**MIXTURE), drawn[[0, GROUP, 2 * GROUP]], [0, GROUP, 2 * GROUP])
     )
     assert metrics["zero_variance"] == 1
 
 
-@pytest.mark.parametrize(
-    "more", [{}, {"prior_weight": 0.5}, {"temperature": 0.3, "prompt_share": 0.7}]
-)
-@pytest.mark.parametrize("micro_batch", [1, 2])
-def test_micro_batches_change_nothing(micro_batch: int, more: dict[str, Any]) -> None:
-    metrics, whole, _ = take(toy(**MIXTURE), gradient_steps=2, **more)
-    parts, found, _ = take(toy(**MIXTURE), gradient_steps=2, micro_batch=micro_batch, **more)
-    assert parts == pytest.approx(metrics, rel=1e-5, abs=1e-9)
-    for a, b in zip(whole, found, strict=True):
-        assert (a - b).abs().max() <= 1e-6 * a.abs().max()
-
-
 def test_every_gradient_step_has_noise_of_its_own() -> None:
     """With the weights held still, two draws are two gradients, the first that of one step."""
-    _, (one,), _ = take(toy(**MIXTURE), lr=0.0)
-    _, (first, second), _ = take(toy(**MIXTURE), lr=0.0, gradient_steps=2)
+    _, (one,) = take(toy(**MIXTURE), lr=0.0)
+    _, (first, second) = take(toy(**MIXTURE), lr=0.0, gradient_steps=2)
     assert torch.equal(one, first) and not torch.equal(first, second)
 
 
@@ -219,13 +206,12 @@ def m_step(
     model: Model, prompts: int, *, draws: int, rate: float = STEPS / 2, **more: Any
 ) -> dict[str, float]:
     """One round from the reference, r = x, whose regression is taken to its end."""
-    state = state_of(model, lr=rate, optimizer=Averaging)
-    texts = ["a"] * prompts
-    batch = Prompts(texts, model.encode_prompts(texts), range(prompts))
-    options = raft.Options(gradient_steps=draws, **more)
-    return raft.step(state, batch, model, reward_set([first_coordinate]), options, SAMPLING)
+    state = state_of(model, Averaging(model.parameters(), lr=rate))
+    batch = prompts_of(model, *["a"] * prompts)
+    return step_of(state, batch, raft.Options(gradient_steps=draws, **more), first_coordinate)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("images", "known"), [(1, 0.0), (2, 0.564), (4, 1.029), (8, 1.424)])
 def test_a_round_moves_by_the_expected_maximum(images: int, known: float) -> None:
     """In deviations of what the sampler draws, E[max of K normals]; every time's denoiser moves to
@@ -241,9 +227,10 @@ def test_a_round_moves_by_the_expected_maximum(images: int, known: float) -> Non
     assert model.denoiser.shift[:STEPS, 0].tolist() == pytest.approx(
         fitted_shifts(model, mean), abs=0.03
     )
-    assert moved(model) == pytest.approx(fitted_mean(model, mean), abs=0.03)
+    assert distance_moved(model) == pytest.approx(fitted_mean(model, mean), abs=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weight", [0.0, 1.0, 1e4])
 def test_a_prior_holds_the_shift_back(weight: float) -> None:
     """E|x0 - x0hat - s|^2 + lambda s^2 is least at s = (where it was without) / (1 + lambda): 1e4
@@ -263,27 +250,16 @@ def test_a_prior_holds_the_shift_back(weight: float) -> None:
     assert max(expected) > 0.25 / (1 + weight)
     assert model.denoiser.shift[:STEPS, 0].tolist() == pytest.approx(expected, abs=0.03)
     if weight == 1e4:
-        assert model.denoiser.shift.abs().max() < 1e-3 and abs(moved(model)) < 1e-3
+        assert model.denoiser.shift.abs().max() < 1e-3 and abs(distance_moved(model)) < 1e-3
 
 
 # --- the prior ------------------------------------------------------------------------------------
 
 
-def away(name: str) -> Model:
-    """Off its reference, as after some training."""
-    model = toy(name, **MIXTURE)
-    parameter = model.parameters()[0]
-    with torch.no_grad():
-        parameter.add_(
-            0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
-        )
-    return model
-
-
 @pytest.mark.parametrize("name", ["toy-diffusion", "toy-flow"])
 def test_at_the_reference_the_prior_has_no_gradient(name: str) -> None:
-    metrics, (found,), _ = take(toy(name, **MIXTURE), prior_weight=1e6)
-    free, (expected,), _ = take(toy(name, **MIXTURE))
+    metrics, (found,) = take(toy(name, **MIXTURE), prior_weight=1e6)
+    free, (expected,) = take(toy(name, **MIXTURE))
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
     assert (
         metrics["prior"] == 0
@@ -297,12 +273,13 @@ def test_the_gradient_is_that_of_error_and_prior(name: str) -> None:
     """mean of |output - target|^2 + 3 |output - reference's|^2 at the same x_t, t, by autograd, to
     1e-6.
     """
-    metrics, (found,), drawn = take(away(name), prior_weight=3.0)
-    model = away(name)
+    metrics, (found,), drawn = take_and_look(moved(name, 0.3), prior_weight=3.0)
+    model = moved(name, 0.3)
     best = first_coordinate(drawn, ()).view(3, GROUP).argmax(1) + torch.arange(0, 18, GROUP)
-    own = noise_generators(state_of(model), best.tolist())
-    x0, t = drawn[best], draw_times(model, own)
-    x1, condition = draw_noise(x0, own), model.encode_prompts(TEXTS)
+    generators = noise_generators(state_of(model), best.tolist())
+    x0 = drawn[best]
+    t = draw_times(model, generators)
+    x1, condition = draw_noise(x0, generators), model.encode_prompts(TEXTS)
     alpha, sigma = (c.float().view(-1, 1, 1, 1) for c in model.process.coefficients(t))
     x_t = alpha * x0 + sigma * x1
     with model.as_reference():
@@ -319,7 +296,7 @@ def test_the_gradient_is_that_of_error_and_prior(name: str) -> None:
     assert metrics["prior"] == pytest.approx(prior.item(), rel=1e-5) and prior > 0
 
 
-# --- options and whole runs -----------------------------------------------------------------------
+# --- options --------------------------------------------------------------------------------------
 
 
 def test_the_table_of_calls() -> None:
@@ -332,52 +309,10 @@ def test_the_table_of_calls() -> None:
         "gradient_steps": 3,
         "prompt_share": 0.5,
     }
-    assert raft.calls(raft.Options(**options), SAMPLING, 2) == {
+    assert cost(raft.Options(**options), SAMPLING, 2) == {
         "forwards": 192 + 6,
         "backwards": 6,
         "images": 2,
     }
     prior = raft.Options(prior_weight=0.1, **options)
-    assert raft.calls(prior, SAMPLING, 2) == {"forwards": 192 + 12, "backwards": 6, "images": 2}
-
-
-@pytest.mark.parametrize("share", [0.7, 1.0])
-def test_calls_made_are_the_calls_promised(share: float) -> None:
-    """The reference is a copy here, which bears no hook."""
-    model, counts = toy(), []
-    model.trainable["denoiser"].register_forward_pre_hook(
-        lambda module, inputs: counts.append(len(inputs[0]))
-    )
-    more: dict[str, Any] = {"images_per_prompt": GROUP, "gradient_steps": 3, "prompt_share": share}
-    take(model, prior_weight=1.0, **more)
-    promised = raft.calls(raft.Options(prompts_per_step=3, prior_weight=1.0, **more), SAMPLING, 1)
-    assert sum(counts) + promised["backwards"] == promised["forwards"]
-
-
-@pytest.mark.parametrize(
-    "more", [{}, {"temperature": 5.0, "prompt_share": 0.5, "prior_weight": 0.1}]
-)
-def test_a_run_resumes_to_the_last_bit(
-    more: dict[str, Any], tiny_folder: Path, tmp_path: Path
-) -> None:
-    """With a LoRA, whose reference is itself switched off."""
-    (tmp_path / "train.txt").write_text("a red dog\na bird\nan elk")
-    method = {
-        "name": "raft",
-        "images_per_prompt": 3,
-        "prompts_per_step": 2,
-        "gradient_steps": 2,
-        **more,
-    }
-    prompts = {"eval": str(tmp_path / "eval.txt"), "train": str(tmp_path / "train.txt")}
-    recipe = small_recipe(
-        tmp_path, tiny_folder, method, prompts=prompts, rewards={"mean_hue": {"hue": 120.0}}
-    )
-    whole, resumed = whole_and_resumed(recipe, tmp_path)
-    assert whole == resumed and [line["step"] for line in whole] == [1, 2]
-    for line in whole:
-        assert line["grad_norm"] > 0
-        assert line["kept_reward"] >= line["reward/combined"] or "temperature" in more
-        assert ("prior" in line) == ("prior_weight" in more)
-    if "prior_weight" in more:
-        assert whole[1]["prior"] > 0
+    assert cost(prior, SAMPLING, 2) == {"forwards": 192 + 12, "backwards": 6, "images": 2}

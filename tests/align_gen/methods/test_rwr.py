@@ -4,43 +4,44 @@ and what it skips.
 
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from align_gen.errors import UserError
 from align_gen.losses import effective_sample_size, exponential_weights, softmax_weights
-from align_gen.methods import rwr, sft
-from align_gen.methods.batches import Prompts, Sampling
+from align_gen.methods import rwr
+from align_gen.methods.batches import Batch, Prompts, Sampling
 from align_gen.methods.denoising import draw_noise, draw_times, noise_generators
-from align_gen.methods.state import TrainState
 from align_gen.pipelines import Model
-from align_gen.reward_heads import RewardSet, reward_set
-from tests.align_gen.methods.test_prdp import first_coordinate, toy
-from tests.align_gen.methods.test_sft import (
-    MIXTURE,
-    STEPS,
+from tests.kits import methods as kit
+from tests.kits.fitting import (
     Averaging,
+    distance_moved,
     fitted_mean,
     fitted_shifts,
-    given,
-    media_of,
-    moved,
-    pictures,
     quantiles,
     sample_std,
     short,
-    small_recipe,
-    state_of,
-    whole_and_resumed,
 )
-
-GROUP, TEXTS = 6, ("a", "b")
-
+from tests.kits.methods import (
+    GROUP,
+    MIXTURE,
+    STEPS,
+    TEXTS,
+    Taken,
+    batch_kind,
+    cost,
+    first_coordinate,
+    media_of,
+    pictures,
+    require,
+    state_of,
+    step_of,
+    toy,
+)
 
 # --- weights --------------------------------------------------------------------------------------
 
@@ -117,29 +118,23 @@ def test_wrong_shapes_are_named(
 # --- one step -------------------------------------------------------------------------------------
 
 
-def options_of(**more: Any) -> rwr.Options:
-    return rwr.Options(**{"images_per_prompt": GROUP, "min_ess": 1.5, **more})
-
-
 def take(
-    model: Model, rewards: Any = first_coordinate, *, media: Tensor | None = None, texts: Sequence[str] = TEXTS,
-    lr: float = 0.1, micro_batch: int = 4096, sharded: bool = False, **more: Any,
-) -> Any:  # fmt: skip
-    """One step, on given pictures or on its own; (metrics, the gradients that the optimizer
-    saw).
-    """
-    state = state_of(model, lr=lr, micro_batch=micro_batch)
-    state.sharded = sharded
-    if media is None:
-        batch = Prompts(texts, model.encode_prompts(texts), range(len(texts)))
-    else:
-        batch = media_of(model, media, [text for text in texts for _ in range(GROUP)])
-    options, sampling = (
-        options_of(offline=media is not None, **more),
-        Sampling(num_inference_steps=STEPS),
-    )
-    metrics = rwr.step(state, batch, model, reward_set([rewards]), options, sampling)
-    return metrics, [gradient for _, (gradient,) in state.optimizer.seen]  # type: ignore[attr-defined]
+    model: Model,
+    rewards: Any = first_coordinate,
+    *,
+    media: Tensor | None = None,
+    texts: Sequence[str] = TEXTS,
+    **more: Any,
+) -> Taken:
+    """One step, on given pictures or on its own."""
+    batch = None if media is None else media_of(model, media, each_group(texts))
+    options = {"images_per_prompt": GROUP, "min_ess": 1.5, "offline": media is not None, **more}
+    return kit.take("rwr", model, rewards, batch=batch, texts=texts, **options)
+
+
+def each_group(texts: Sequence[str]) -> list[str]:
+    """The text of every picture: GROUP of each."""
+    return [text for text in texts for _ in range(GROUP)]
 
 
 def level(media: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -148,14 +143,9 @@ def level(media: Tensor, prompts: Sequence[str]) -> Tensor:
 
 def plain(model: Model, media: Tensor) -> tuple[dict[str, float], Tensor]:
     """What sft makes of the same pictures: (metrics, gradient)."""
-    state, batch = (
-        state_of(model),
-        media_of(model, media, [text for text in TEXTS for _ in range(GROUP)]),
-    )
-    metrics = sft.step(
-        state, batch, model, RewardSet({}), sft.Options(), Sampling(num_inference_steps=STEPS)
-    )
-    return metrics, state.optimizer.seen[0][1][0]  # type: ignore[attr-defined]
+    batch = media_of(model, media, each_group(TEXTS))
+    metrics, (gradient,) = kit.take("sft", model, (), batch=batch)
+    return metrics, gradient
 
 
 @pytest.mark.parametrize("weights", ["softmax", "exponential"])
@@ -187,8 +177,8 @@ def test_the_gradient_is_that_of_the_weighted_error(name: str, pretrain_weight: 
     autograd, to 1e-6.
     """
     x0, model = pictures(12), toy(name, **MIXTURE)
-    own = noise_generators(state_of(model), range(12))
-    t, x1 = draw_times(model, own), draw_noise(x0, own)
+    generators = noise_generators(state_of(model), range(12))
+    t, x1 = draw_times(model, generators), draw_noise(x0, generators)
     alpha, sigma = (c.float().view(-1, 1, 1, 1) for c in model.process.coefficients(t))
     output = model.predict(alpha * x0 + sigma * x1, t, model.encode_prompts(["a"] * 12), 1.0)
     each = (output - (x1 if name == "toy-diffusion" else x1 - x0)).square().flatten(1).mean(1)
@@ -202,17 +192,6 @@ def test_the_gradient_is_that_of_the_weighted_error(name: str, pretrain_weight: 
     assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-5)
     sizes = 1 / share.view(2, GROUP).square().sum(1)
     assert metrics["ess"] == pytest.approx(sizes.mean().item() / GROUP, rel=1e-5)
-
-
-@pytest.mark.parametrize("micro_batch", [1, 5])
-@pytest.mark.parametrize("offline", [True, False])
-def test_micro_batches_change_nothing(micro_batch: int, offline: bool) -> None:
-    settings: dict[str, Any] = {"media": pictures(12) if offline else None, "gradient_steps": 2}
-    metrics, whole = take(toy(**MIXTURE), **settings)
-    parts, found = take(toy(**MIXTURE), micro_batch=micro_batch, **settings)
-    assert parts == pytest.approx(metrics, rel=1e-5)
-    for a, b in zip(whole, found, strict=True):
-        assert (a - b).abs().max() <= 1e-6 * a.abs().max()
 
 
 def test_every_gradient_step_has_noise_of_its_own() -> None:
@@ -259,7 +238,7 @@ def test_where_all_processes_must_call_what_is_skipped_runs_and_weighs_nothing()
 
 
 @pytest.mark.parametrize("pretrain_weight", [0.0, 1.0])
-def test_where_all_are_are_skipped_nothing_is_learned(pretrain_weight: float) -> None:
+def test_where_all_are_skipped_nothing_is_learned(pretrain_weight: float) -> None:
     model = toy(**MIXTURE)
     metrics, seen = take(model, one_for_b, texts=("b",), pretrain_weight=pretrain_weight)
     assert metrics["skipped"] == 1 and metrics["loss"] == metrics["grad_norm"] == 0 and not seen
@@ -279,18 +258,16 @@ def test_the_cap_holds_one_picture_back() -> None:
 
 
 def em_step(
-    model: Model, batch: Prompts, rewards: Any, images: int, draws: int = 100, **more: Any
+    model: Model, batch: Batch, rewards: Any, images: int, draws: int = 100, **more: Any
 ) -> dict[str, float]:
     """One round whose regression is taken to its end, over ``draws`` draws of the noise."""
-    state = state_of(model, lr=STEPS / 2, optimizer=Averaging)
-    options = rwr.Options(
-        images_per_prompt=images, gradient_steps=draws, beta=2.0, cap=None, **more
-    )
-    return rwr.step(
-        state, batch, model, reward_set([rewards]), options, Sampling(num_inference_steps=STEPS)
-    )
+    state = state_of(model, Averaging(model.parameters(), lr=STEPS / 2))
+    shared: dict[str, Any] = {"images_per_prompt": images, "gradient_steps": draws}
+    options = rwr.Options(beta=2.0, cap=None, **shared, **more)
+    return step_of(state, batch, options, rewards)
 
 
+@pytest.mark.slow
 def test_an_em_step_on_given_pictures_reaches_the_tilt() -> None:
     """N(0, 1), r = x, beta = 2: every time's denoiser becomes that of N(.5, 1), and samples move as
     it says, to 0.03.
@@ -303,10 +280,11 @@ def test_an_em_step_on_given_pictures_reaches_the_tilt() -> None:
         fitted_shifts(model, 0.5), abs=0.03
     )
     assert fitted_mean(model, 0.5) == pytest.approx(0.5, abs=0.03)
-    assert moved(model) == pytest.approx(fitted_mean(model, 0.5), abs=0.03)
+    assert distance_moved(model) == pytest.approx(fitted_mean(model, 0.5), abs=0.03)
     assert metrics["ess"] == pytest.approx(math.exp(-0.25), abs=0.02)
 
 
+@pytest.mark.slow
 def test_a_pretraining_weight_of_lambda_keeps_that_part_of_the_data() -> None:
     """Weights (w + 1) of the same pictures have the mean (.5 + 0) / 2 = .25."""
     model, x = short(), quantiles(400)
@@ -323,6 +301,7 @@ def test_a_pretraining_weight_of_lambda_keeps_that_part_of_the_data() -> None:
     )
 
 
+@pytest.mark.slow
 def test_on_policy_every_round_tilts_again() -> None:
     """Each moves the samples to sum w x / sum w of what it drew, to 0.03, though the first was a
     full tilt already.
@@ -344,10 +323,11 @@ def test_on_policy_every_round_tilts_again() -> None:
         x = seen[number]
         mean = ((x / 2).softmax(0) * x).sum().item()
         assert mean - x.mean().item() == pytest.approx(sample_std(model) ** 2 / 2, abs=0.06)
-        assert moved(model) == pytest.approx(fitted_mean(model, mean), abs=0.03)
-    assert moved(model) > 1.6 * seen[1].mean().item()
+        assert distance_moved(model) == pytest.approx(fitted_mean(model, mean), abs=0.03)
+    assert distance_moved(model) > 1.6 * seen[1].mean().item()
 
 
+@pytest.mark.slow
 def test_flow_rwr_reaches_the_tilt(monkeypatch: pytest.MonkeyPatch) -> None:
     """The velocity's: in time t the weighted optimum of the shift is .5 t^2 / ((1 - t)^2 + t^2), at
     t = 1 all of .5.
@@ -358,26 +338,26 @@ def test_flow_rwr_reaches_the_tilt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("align_gen.pipelines.families.toy.BINS", 20)
     model, x = toy("toy-flow"), quantiles(400)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.1, betas=(0.8, 0.99))
-    state = TrainState(model, optimizer, Accelerator(cpu=True), max_grad_norm=1e9, micro_batch=4096)
+    state = state_of(model, optimizer)
     options = rwr.Options(images_per_prompt=400, offline=True, gradient_steps=10, beta=2.0)
     batch = media_of(model, x, ["a"] * 400)
     for state.step in range(20):
         optimizer.param_groups[0]["lr"] = 0.1 * (1 - state.step / 20)
-        rwr.step(state, batch, model, reward_set([first_coordinate]), options, Sampling())
+        step_of(state, batch, options, first_coordinate)
     expected = [0.5 * t**2 / ((1 - t) ** 2 + t**2) for t in (0.25, 0.5, 0.75, 1.0)]
     assert model.parameters()[0][[5, 10, 15, 20], 0].tolist() == pytest.approx(expected, abs=0.03)
-    assert moved(model) == pytest.approx(0.5, abs=0.03)
+    assert distance_moved(model) == pytest.approx(0.5, abs=0.03)
 
 
-# --- options and whole runs -----------------------------------------------------------------------
+# --- options --------------------------------------------------------------------------------------
 
 
 def test_a_bound_that_only_ties_reach_is_refused() -> None:
     with pytest.raises(
         UserError, match=r"method\.min_ess: 2 skips all but ties among 2 images; want less"
     ):
-        rwr.check(rwr.Options(images_per_prompt=2), Sampling())
-    rwr.check(rwr.Options(images_per_prompt=3), Sampling(eta=0.0))
+        require(rwr.Options(images_per_prompt=2), Sampling())
+    require(rwr.Options(images_per_prompt=3), Sampling(eta=0.0))
 
 
 def test_the_table_of_calls() -> None:
@@ -385,48 +365,10 @@ def test_the_table_of_calls() -> None:
     step.
     """
     options: dict[str, Any] = {"images_per_prompt": 6, "prompts_per_step": 2, "gradient_steps": 3}
-    drawn = rwr.calls(rwr.Options(**options), Sampling(num_inference_steps=4), 2)
+    drawn = cost(rwr.Options(**options), Sampling(num_inference_steps=4), 2)
     assert drawn == {"forwards": 96 + 36, "backwards": 36, "images": 12}
-    offline = rwr.calls(rwr.Options(offline=True, **options), Sampling(num_inference_steps=4), 2)
+    offline = cost(rwr.Options(offline=True, **options), Sampling(num_inference_steps=4), 2)
     assert offline == {"forwards": 36, "backwards": 36, "images": 12}
-    assert rwr.kind(rwr.Options()) == "prompts" and rwr.kind(rwr.Options(offline=True)) == "media"
-
-
-@pytest.mark.parametrize("offline", [True, False])
-def test_calls_made_are_the_calls_promised(offline: bool) -> None:
-    model, counts = toy(), []
-    model.trainable["denoiser"].register_forward_pre_hook(
-        lambda module, inputs: counts.append(len(inputs[0]))
+    assert (
+        batch_kind(rwr.Options()) == "prompts" and batch_kind(rwr.Options(offline=True)) == "media"
     )
-    take(model, media=torch.zeros(12, 1, 1, 1) if offline else None, gradient_steps=3)
-    promised = rwr.calls(
-        options_of(prompts_per_step=2, gradient_steps=3, offline=offline),
-        Sampling(num_inference_steps=STEPS),
-        1,
-    )
-    assert sum(counts) == promised["forwards"]
-
-
-@pytest.mark.parametrize("offline", [True, False])
-def test_a_run_resumes_to_the_last_bit(offline: bool, tiny_folder: Path, tmp_path: Path) -> None:
-    method = {
-        "name": "rwr",
-        "images_per_prompt": 3,
-        "prompts_per_step": 2,
-        "gradient_steps": 2,
-        "beta": 100.0,
-    }
-    (tmp_path / "train.txt").write_text("a red dog\na bird\nan elk")
-    source = {"media": str(given(tmp_path, 3))} if offline else {}
-    prompts = {"eval": str(tmp_path / "eval.txt")} | (
-        {} if offline else {"train": str(tmp_path / "train.txt")}
-    )
-    recipe = small_recipe(
-        tmp_path, tiny_folder, {**method, "offline": offline}, data=source, prompts=prompts,
-        rewards={"mean_hue": {"hue": 120.0}},
-    )  # fmt: skip
-    whole, resumed = whole_and_resumed(recipe, tmp_path)
-    assert whole == resumed and [line["step"] for line in whole] == [1, 2]
-    for line in whole:
-        assert line["grad_norm"] > 0 and 0 < line["ess"] <= 1 and line["skipped"] == 0
-        assert {"reward/mean_hue", "reward/combined", "reward/std", "zero_variance"} <= line.keys()

@@ -30,6 +30,9 @@ from align_gen.galleries.table import ScoresTable
 from align_gen.report.page import build_report, inert_json
 from align_gen.report.words import digits_of, facts, number, summary, towards
 
+# One browser, and the two pages that it shows: made once.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("browser")]
+
 HOSTILE = (
     "</script><script>alert(1)</script> \" onclick='alert(2)' <img src=x onerror=alert(3)> "
     "&lt; \u2028 <!-- {{ 2 }}"

@@ -16,6 +16,7 @@ from align_gen.galleries.scoring import score, score_file
 from align_gen.galleries.table import ScoresTable
 from align_gen.reward_heads import reward_set
 from align_gen.training.calibration import Combine, combination, scales_of
+from tests.kits.runs import small_recipe
 
 SPEC: dict[str, Any] = {
     "hue": {"name": "mean_hue", "hue": 120.0},
@@ -92,37 +93,28 @@ def test_a_reference_scored_by_others_is_refused(reference: Path) -> None:
 def test_a_mistake_in_combine_is_one_line_before_anything_is_written(
     tiny_folder: Path, tmp_path: Path, section: dict[str, Any], message: str
 ) -> None:
+    rewards = {**SPEC, "hue": {**SPEC["hue"], "weight": 2.0}}
     with pytest.raises(UserError, match=message):
-        finetune(
-            recipe_of(
-                tiny_folder, tmp_path, {**SPEC, "hue": {**SPEC["hue"], "weight": 2.0}}, section
-            ),
-            tmp_path / "r",
-        )
+        finetune(combining_recipe(tmp_path, tiny_folder, rewards, section), tmp_path / "r")
     assert not (tmp_path / "r").exists()
 
 
-def recipe_of(
-    model: Path, folder: Path, rewards: dict[Any, Any], section: dict[str, Any]
+def combining_recipe(
+    folder: Path, model: Path, rewards: dict[Any, Any], section: dict[str, Any]
 ) -> Recipe:
-    (folder / "train.txt").write_text("a red dog\na blue cat")
-    (folder / "eval.txt").write_text("a green fox")
-    method = {"name": "ddpo", "images_per_prompt": 4, "prompts_per_step": 2, "clip": 1.0}
-    return Recipe.parse(
-        {
-            "model": {"path": str(model), "lora": {"rank": 2}},
-            "method": method,
-            "prompts": {"train": str(folder / "train.txt"), "eval": str(folder / "eval.txt")},
-            "rewards": rewards,
-            "combine": section,
-            "eval_rewards": {"held": {"name": "mean_hue"}},
-            "sampling": {"num_inference_steps": 2, "height": 16, "width": 16},
-            "evaluate": {"num_inference_steps": 2, "seeds": [0, 1]},
-            "run": {"steps": 1},
-        }
+    """One step of 2 prompts x 4 pictures."""
+    return small_recipe(
+        folder,
+        model,
+        {"name": "ddpo", "images_per_prompt": 4, "clip": 1.0},
+        rewards=rewards,
+        combine=section,
+        eval_rewards={"held": {"name": "mean_hue"}},
+        run={"steps": 1},
     )
 
 
+@pytest.mark.slow
 def test_a_run_optimises_what_the_recipe_combines(tiny_folder: Path, tmp_path: Path) -> None:
     """Grouped: within each prompt each head has mean 0 and deviation 1, so the step's reward has
     mean 0.
@@ -134,12 +126,11 @@ def test_a_run_optimises_what_the_recipe_combines(tiny_folder: Path, tmp_path: P
         return 1000 * media.mean((1, 2, 3))
 
     rewards = {"huge": {"name": huge}, "hue": {"name": "mean_hue", "hue": 120.0}}
-    run = finetune(
-        recipe_of(tiny_folder, tmp_path, rewards, {"normalise": "group"}), tmp_path / "grouped"
-    )
+    grouped = combining_recipe(tmp_path, tiny_folder, rewards, {"normalise": "group"})
+    run = finetune(grouped, tmp_path / "grouped")
     [line] = [line for line in run.metrics if "reward/combined" in line]
     assert line["reward/combined"] == pytest.approx(0, abs=1e-5) and 0.5 < line["reward/std"] < 2.1
-    plain = finetune(recipe_of(tiny_folder, tmp_path, rewards, {}), tmp_path / "plain")
+    plain = finetune(combining_recipe(tmp_path, tiny_folder, rewards, {}), tmp_path / "plain")
     table = ScoresTable.load(plain.folder / "samples/final/scores.parquet")
     sums = [a + b for a, b in zip(table.heads["huge"], table.heads["hue"], strict=True)]  # type: ignore[operator]
     assert table.combined == pytest.approx(sums, abs=1e-3)

@@ -219,7 +219,7 @@ def test_the_sums_are_those_of_sha256sum(tmp_path: Path) -> None:
 def test_a_full_disk_leaves_the_checkpoints_that_stand(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However the failure is told; and what was half-written does not keep the room."""
+    """However the failure is worded; and what was half-written does not keep the room."""
     two_saved(tmp_path)
     state = state_of()
     checkpoint.restore(state, tmp_path)

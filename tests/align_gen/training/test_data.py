@@ -3,7 +3,6 @@ they are fitted.
 """
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,9 @@ from align_gen.galleries.gallery import write_gallery
 from align_gen.galleries.pairs import write_pairs
 from align_gen.methods.batches import Sampling
 from align_gen.pipelines import Model
+from align_gen.training import engine
 from align_gen.training.data import MediaData, PairData, PromptData, fitted
+from tests.kits.runs import TRAIN, small_recipe
 from tests.tiny import subject
 
 
@@ -68,9 +69,14 @@ def test_what_cannot_be_learned_from_is_counted(tmp_path: Path) -> None:
     (folder / "00003.png").write_bytes(b"no picture")
     (folder / "00004.png").unlink()
     rows = [
-        pair("a", 0, 1), pair("a", 0, 1, label=0), pair("a", 0, 1, label=7), pair("a", 1, 2), pair("a", 0, 3),
-        pair("a", 4, 0), pair("a", 5, 0),
-    ]  # fmt: skip
+        pair("a", 0, 1),
+        pair("a", 0, 1, label=0),
+        pair("a", 0, 1, label=7),
+        pair("a", 1, 2),
+        pair("a", 0, 3),
+        pair("a", 4, 0),
+        pair("a", 5, 0),
+    ]
     (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = PairData.load(str(folder))
     assert len(data) == 2
@@ -158,48 +164,51 @@ def test_prompts_are_units_of_their_own(model: Model) -> None:
     assert (batch.texts, batch.ids, len(data)) == (["b", "b"], [3, 4], 2)
 
 
+# --- which units a step gets ----------------------------------------------------------------------
+
+
+def drawn(recipe: Recipe, prompts: list[str], steps: int) -> list[Any]:
+    from accelerate import Accelerator
+
+    model = engine.load_model(recipe)
+    engine.prepare_model(recipe, model)
+    state = engine.prepare_state(recipe, model, Accelerator(cpu=True))
+    batches = []
+    for state.step in range(steps):
+        batches.append(engine.draw_batch(PromptData(prompts), recipe, state))
+    return batches
+
+
+def test_every_epoch_is_a_permutation(recipe: Recipe) -> None:
+    """5 prompts, 2 a step: five steps are two epochs, in which every prompt comes twice, once in
+    each.
+    """
+    texts = [text for batch in drawn(recipe, list(TRAIN), 5) for text in batch.texts]
+    assert sorted(texts[:5]) == sorted(texts[5:]) == sorted(TRAIN)
+
+
+def test_a_prompt_twice_in_a_step_is_two_draws(recipe: Recipe) -> None:
+    """Where an epoch ends inside a step, a prompt can come twice in it; with the same id it would
+    be the same noise and half of the work for nothing (45 prompts, 32 a step, as in the paper: in
+    two steps of three).
+    """
+    for batch in drawn(recipe, ["a"], 2):
+        assert list(batch.texts) == ["a", "a"]
+        assert len(set(batch.ids)) == 2
+
+
 # --- in a run -------------------------------------------------------------------------------------
 
 
-def recipe_of(tiny_folder: Path, tmp_path: Path, **sections: Any) -> Recipe:
-    (tmp_path / "eval.txt").write_text("a green fox")
-    return Recipe.parse(
-        {
-            "model": {"path": str(tiny_folder), "lora": {"rank": 2}},
-            "method": {"name": "sft", "prompts_per_step": 2},
-            "prompts": {"eval": str(tmp_path / "eval.txt")},
-            "eval_rewards": {"hue": {"name": "mean_hue"}},
-            "sampling": {"num_inference_steps": 2, "height": 16, "width": 16},
-            "evaluate": {"num_inference_steps": 2, "seeds": [0]},
-            "run": {"steps": 2, "save_every": 1},
-            **sections,
-        }
-    )
-
-
-def test_a_run_learns_from_given_pictures_and_goes_on_where_it_stopped(
-    tiny_folder: Path, tmp_path: Path
-) -> None:
-    """Without any optimised reward; stopped after the first step and gone on with, it ends the same
-    to the last bit.
-    """
-    folder = gallery(tmp_path / "g", ["a red dog", "a blue cat", "a bird"])
-    recipe = recipe_of(tiny_folder, tmp_path, data={"media": str(folder)})
-    whole = finetune(recipe, tmp_path / "whole")
-    finetune(recipe.replace(run={"steps": 1}), tmp_path / "parts")
-    text = (tmp_path / "parts/recipe.yaml").read_text().replace("steps: 1\n", "steps: 2\n")
-    (tmp_path / "parts/recipe.yaml").write_text(text)
-    for name in ("samples", "export"):
-        shutil.rmtree(tmp_path / "parts" / name)
-    parts = finetune(recipe, tmp_path / "parts")
-    a, b = (
-        (run.folder / "checkpoints/step-000002/weights.safetensors").read_bytes()
-        for run in (whole, parts)
-    )
-    assert a == b
-    assert [line["loss"] for line in whole.metrics if "loss" in line] == [
-        line["loss"] for line in parts.metrics if "loss" in line
-    ]
+def media_recipe(folder: Path, model: Path, /, **sections: Any) -> Recipe:
+    """Supervised fine-tuning, and nothing that it could learn from yet."""
+    sources: dict[str, Any] = {
+        "prompts": {"eval": str(folder / "eval.txt")},
+        "rewards": {},
+        "eval_rewards": {"hue": {"name": "mean_hue"}},
+    }
+    method = {"name": "sft", "images_per_prompt": 1}
+    return small_recipe(folder, model, method, **sources | sections)
 
 
 @pytest.mark.parametrize(
@@ -225,16 +234,16 @@ def test_a_missing_or_useless_source_is_named(
     tiny_folder: Path, tmp_path: Path, sections: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        recipe_of(tiny_folder, tmp_path, **sections)
+        media_recipe(tmp_path, tiny_folder, **sections)
 
 
 def test_held_out_prompts_may_not_be_in_the_data(tiny_folder: Path, tmp_path: Path) -> None:
     folder = gallery(tmp_path / "g", ["a  Green fox"])
     with pytest.raises(UserError, match="overlap in 1 prompts"):
-        finetune(recipe_of(tiny_folder, tmp_path, data={"media": str(folder)}), tmp_path / "run")
+        finetune(media_recipe(tmp_path, tiny_folder, data={"media": str(folder)}), tmp_path / "run")
     with pytest.raises(UserError, match="no such folder"):
         finetune(
-            recipe_of(tiny_folder, tmp_path, data={"media": str(tmp_path / "nowhere")}),
+            media_recipe(tmp_path, tiny_folder, data={"media": str(tmp_path / "nowhere")}),
             tmp_path / "run",
         )
     assert not (tmp_path / "run").exists()

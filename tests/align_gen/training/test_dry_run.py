@@ -19,6 +19,7 @@ sys.path.insert(0, str(SCRIPTS))
 memory_page: Any = import_module("write_memory")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     [[], ["memory.checkpointing=true"], ["model.lora=null"]],

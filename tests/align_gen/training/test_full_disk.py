@@ -12,10 +12,18 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 RECIPE = """
 model: {{path: {model}, lora: {{rank: 2}}}}
-method: {{name: prdp, images_per_prompt: 2, prompts_per_step: 1, gradient_steps: 1, beta: 1.0, clip: 1.0e-3}}
+method:
+  name: prdp
+  images_per_prompt: 2
+  prompts_per_step: 1
+  gradient_steps: 1
+  beta: 1.0
+  clip: 1.0e-3
 prompts: {{train: {folder}/train.txt, eval: {folder}/eval.txt}}
 rewards: {{mean_hue: {{hue: 120.0}}}}
 sampling: {{num_inference_steps: 2, guidance_scale: 1.0, height: 16, width: 16}}
@@ -70,10 +78,10 @@ def test_a_run_survives_a_full_disk(
     )
     if done.returncode == 99 or "unshare" in done.stderr:
         pytest.skip(f"no mount namespace here: {done.stderr.strip()}")
-    told = (tmp_path / "first.err").read_text().splitlines()
-    assert (tmp_path / "first").read_text().strip() == "1", told
-    assert f"run/{what}" in told[-1] and "cannot be written (" in told[-1]
-    assert "the same command goes on from the last checkpoint" in told[-1]
+    said = (tmp_path / "first.err").read_text().splitlines()
+    assert (tmp_path / "first").read_text().strip() == "1", said
+    assert f"run/{what}" in said[-1] and "cannot be written (" in said[-1]
+    assert "the same command goes on from the last checkpoint" in said[-1]
     assert (tmp_path / "left").read_text() == ""
     assert (tmp_path / "second").read_text().strip() == "0", (tmp_path / "second.err").read_text()
     subprocess.run(

@@ -34,6 +34,7 @@ def jpeg_kilobytes(media: Tensor, prompts: Sequence[str]) -> Tensor:
     return scores
 
 
+@pytest.mark.slow
 def test_the_guard_stops_it_and_the_report_is_red(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

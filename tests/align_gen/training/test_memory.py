@@ -4,18 +4,22 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from align_gen import methods
 from align_gen.methods.batches import Batch, Media, Pairs, Prompts
 from align_gen.peak_memory import PeakMemory
 from align_gen.pipelines import Model
 from align_gen.reward_heads import reward_set
 from align_gen.training.engine import load_model, prepare_model, prepare_state
 from align_gen.training.recipe import Recipe
+from tests.kits.methods import batch_kind, step_of
+
+pytestmark = pytest.mark.slow
 
 SMALL = ["model.lora.rank=2", "optim.micro_batch=2", "optim.ema=null"]
 GIVEN = {"dpo, given": "pairs", "sft": "media"}  # what these learn from; the others draw
 METHODS = {  # PRDP learns from all: `keep` would make the growth that is looked for smaller
-    "prdp": "{name: prdp, images_per_prompt: 4, prompts_per_step: 1, gradient_steps: 2, clip: 1.0e+9}",
+    "prdp": (
+        "{name: prdp, images_per_prompt: 4, prompts_per_step: 1, gradient_steps: 2, clip: 1.0e+9}"
+    ),
     "ddpo": "{name: ddpo, images_per_prompt: 4, prompts_per_step: 1, clip: 1.0e+9}",
     "grpo": "{name: grpo, images_per_prompt: 4, prompts_per_step: 1, kl: 0.1, clip: 1.0e+9}",
     "nft": "{name: nft, images_per_prompt: 4, prompts_per_step: 1, times_per_image: 2}",
@@ -53,23 +57,18 @@ def peak_of_a_step(name: str, steps: int, times: int) -> int:
         f"sampling={{num_inference_steps: {steps}, guidance_scale: 3.0, height: 64, width: 64}}"
     )
     recipe = Recipe.load("emoji-sd-prdp", [f"method={METHODS[name]}", sampling, *SMALL, *given])
-    prompts = recipe.method["prompts_per_step"] * times
-    options, count = (
-        recipe.method_options().model_copy(update={"prompts_per_step": prompts}),
-        4 * times,
-    )
+    options = recipe.method_options()
+    prompts = options.prompts_per_step * times
+    options = options.model_copy(update={"prompts_per_step": prompts})
+    count = 4 * times
+
     model = load_model(recipe)
     prepare_model(recipe, model)
-    state, method = (
-        prepare_state(recipe, model, Accelerator(cpu=True)),
-        methods.load(recipe.method["name"]),
-    )
-    batch, rewards = (
-        batch_of(model, method.kind(options), count, prompts),
-        reward_set(["sharpness"]),
-    )
+    state = prepare_state(recipe, model, Accelerator(cpu=True))
+    batch = batch_of(model, batch_kind(options), count, prompts)
+    rewards = reward_set(["sharpness"])
     with PeakMemory() as memory:
-        method.step(state, batch, model, rewards, options, recipe.sampling)
+        step_of(state, batch, options, rewards, recipe.sampling)
     latent = torch.Size(model.latent_shape(64, 64)).numel()
     return memory.peak - 4 * count * ((steps + 1) * latent + 3 * 64 * 64)
 

@@ -292,18 +292,18 @@ def test_a_mistake_is_one_line_that_names_the_key(written: Any, case: str) -> No
 
 
 @pytest.mark.parametrize(
-    "place", ["run: {steps: *f}", "rewards: {jpeg_size: *f}", "method: {name: *f}"]
+    "alias", ["run: {steps: *f}", "rewards: {jpeg_size: *f}", "method: {name: *f}"]
 )
-def test_a_yaml_bomb_is_defused(written: Any, place: str) -> None:
+def test_a_yaml_bomb_is_defused(written: Any, alias: str) -> None:
     """Aliases of aliases: six short lines stand for 10^6 words, and thirty would for more than any
     memory.
     """
     rows = ["a: &a [w, w, w, w, w, w, w, w, w, w]"]
     for last, name in zip("abcde", "bcdef", strict=True):
         rows.append(f"{name}: &{name} [{', '.join(['*' + last] * 10)}]")
-    section = place.partition(":")[0]
+    section = alias.partition(":")[0]
     kept = [line for line in MINIMAL.splitlines() if not line.startswith(section)]
-    path = written("\n".join(["x:", *("  " + row for row in rows), *kept, place]))
+    path = written("\n".join(["x:", *("  " + row for row in rows), *kept, alias]))
     with pytest.raises(UserError) as error:
         Recipe.load(path)
     assert "unknown key x" not in line_of(

@@ -408,6 +408,7 @@ def test_texts_become_the_tokens_of_hpsv2(golden: dict[str, Any]) -> None:
     assert [row[: int(row.argmax()) + 1].tolist() for row in tokens] == golden["tokens"]
 
 
+@pytest.mark.slow
 def test_the_real_architecture_takes_what_hpsv2_loads(
     golden: dict[str, Any], tmp_path: Path
 ) -> None:

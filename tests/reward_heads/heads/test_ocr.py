@@ -83,6 +83,7 @@ def sign(text: str, ink: tuple[int, int, int] = (20, 30, 120), size: int = 192) 
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
 
 
+@pytest.mark.slow
 def test_the_right_text_scores_one_and_others_low(head: TextAccuracy) -> None:
     """In the order of the batch: right, right in other letters and spaces, one letter off, wrong,
     nothing.
@@ -134,6 +135,7 @@ def test_the_reader_sees_red_as_red(head: TextAccuracy, monkeypatch: pytest.Monk
     )
 
 
+@pytest.mark.slow
 def test_a_text_may_be_given_instead(head: TextAccuracy) -> None:
     """Fixed, or with the prompt in it; quotation marks then mean nothing."""
     media = sign("OPEN 24")[None]

@@ -21,7 +21,7 @@ from align_gen.reward_heads.heads.clip import ClipHead
 from align_gen.reward_heads.heads.video_reward import VideoReward, VideoScorer
 from align_gen.reward_heads.wrappers.segments import Segments
 from align_gen.reward_training.train import train_reward
-from tests.reward_heads.heads.test_clip import media, write_clip
+from tests.kits.clips import media, write_clip
 
 
 def numbered(frames: int, count: int = 1) -> Tensor:
