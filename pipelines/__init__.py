@@ -1,5 +1,6 @@
-"""How to sample: model adapters, diffusion and flow processes, rollouts, guidance. Names resolve on
-first use.
+"""How to sample: model adapters, diffusion and flow processes, rollouts, guidance.
+
+Names resolve on first use.
 """
 
 import logging

@@ -17,8 +17,9 @@ Guidance = float | Mapping[str, float]
 
 @dataclass(frozen=True)
 class Condition:
-    """What a denoiser is told besides (x_t, t). Every tensor has B rows; indexing and repeating go
-    by rows.
+    """The inputs of a denoiser besides (x_t, t); indexing and repeating go by rows.
+
+    Every tensor has B rows.
 
     ``latent_shape`` is the shape of one sample's latents, (C, H, W) or (C, F, H, W), so that a
     condition alone is enough to start sampling.
@@ -107,8 +108,9 @@ class Model(Trainable, ABC):
 
     @abstractmethod
     def predict(self, x_t: Tensor, t: Tensor, condition: Condition, guidance: Guidance) -> Tensor:
-        """The guided output in the process's convention, of x_t's shape. t: () or (B,), process
-        time.
+        """The guided output in the process's convention, of x_t's shape.
+
+        ``t`` is (B,) or (), process time.
         """
 
     @abstractmethod
@@ -124,9 +126,7 @@ class Model(Trainable, ABC):
         """Media in [0, 1] -> latents; the encoder's mean, no sampling."""
 
     def rows_per_sample(self, guidance: Guidance) -> int:
-        """Rows of the network that one row of ``predict`` takes: guidance by comparison doubles
-        them.
-        """
+        """Rows of the network that one row of ``predict`` takes; guidance by comparison takes two."""
         return 1
 
     # -- taking the result away

@@ -51,8 +51,9 @@ class Texts(Trainable):
         """Tensors of one row a text, of equal widths whatever the texts."""
 
     def encode_negatives(self, texts: Sequence[str]) -> Rows:
-        """Tensors of negative texts, of the widths of ``encode_texts``; for a family that encodes
-        negative texts in another way.
+        """Tensors of negative texts, of the widths of ``encode_texts``.
+
+        For a family that encodes negative texts in another way.
         """
         return self.encode_texts(texts)
 
@@ -80,8 +81,9 @@ class Texts(Trainable):
         return self
 
     def free_text_encoders(self, prompts: Sequence[str] = ()) -> None:
-        """Encode prompts, then drop the text encoders; from then on, only texts that were encoded
-        by now can be sampled.
+        """Encode prompts, then drop the text encoders.
+
+        From then on, only texts that were encoded by now can be sampled.
         """
         self._encode(prompts)
         if self.default_negative is not None:
@@ -94,8 +96,9 @@ class Texts(Trainable):
     # -- encoding
 
     def text_tensors(self, prompts: Sequence[str], negatives: Sequence[str | None]) -> Rows:
-        """Tensors of B prompts, and under ``negative_NAME`` those of their B negative texts, of
-        which None stands for zeros.
+        """Tensors of B prompts, and under ``negative_NAME`` those of their B negative texts.
+
+        A negative text of None stands for zeros.
         """
         texts = self._encode(prompts)
         against = self._encode([text for text in negatives if text is not None], negative=True)

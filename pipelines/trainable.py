@@ -161,8 +161,9 @@ class Trainable:
             module.requires_grad_(True)
 
     def restore_weights(self) -> None:
-        """Go back to the weights before ``train_lora`` or ``train_full``; an adapter that was
-        loaded earlier stays.
+        """Go back to the weights before ``train_lora`` or ``train_full``.
+
+        An adapter that was loaded earlier stays.
         """
         for name, module in self.trainable.items():
             inner = unwrap(module)
@@ -245,8 +246,9 @@ class Trainable:
         return next(next(iter(self.trainable.values())).parameters())
 
     def _require_no_foreign_lora(self) -> None:
-        """Refuse a LoRA of another name: ours would be switched on in its place, in the policy and
-        in the reference.
+        """Refuse a LoRA of another name.
+
+        Ours would be switched on in its place, in the policy and in the reference.
         """
         for name, module in self.trainable.items():
             loaded = getattr(unwrap(module), "peft_config", {}).keys()

@@ -21,18 +21,15 @@ class FluxKontext(Flux):
 
     def __init__(self, pipeline: Any):
         super().__init__(pipeline)
+        # as published; the call's default is FLUX.1's
         if "embedded" in self.guidances:
-            self.guidances = {
-                **self.guidances,
-                "embedded": 2.5,
-            }  # as published; the call's default is FLUX.1's
+            self.guidances = {**self.guidances, "embedded": 2.5}
 
     def inputs(
         self, count: int, height: int, width: int, num_frames: int, **inputs: Any
     ) -> dict[str, Tensor]:
-        image = pictures(
-            "image", "the pictures to edit", inputs.pop("image", None), count, height, width
-        )
+        given = inputs.pop("image", None)
+        image = pictures("image", "the pictures to edit", given, count, height, width)
         super().inputs(count, height, width, num_frames, **inputs)
         with torch.no_grad():
             return {"image_latents": self.encode(image)}

@@ -1,5 +1,6 @@
-"""HunyuanVideo, text to video: a language model's tokens and CLIP's pooled output, guidance as an
-input.
+"""HunyuanVideo, text to video: a language model's tokens and CLIP's pooled output.
+
+Guidance is an input of the network.
 """
 
 from collections.abc import Sequence
@@ -15,8 +16,9 @@ from ..schedules import flow_times
 
 
 class HunyuanVideo(Video):
-    """Adapter of ``diffusers.HunyuanVideoPipeline``; trains the transformer. Latents are (16, F,
-    H/8, W/8).
+    """Adapter of ``diffusers.HunyuanVideoPipeline``; trains the transformer.
+
+    Latents are (16, F, H/8, W/8).
 
     A bare guidance number is the embedded scale, as in the pipeline's call; ``{"text": …}`` is its
     ``true_cfg_scale``. A network without that input knows "text" alone.

@@ -1,5 +1,6 @@
-"""PixArt-Sigma: T5's tokens, a diffusion transformer on SDXL's latents that also predicts a
-variance nobody reads.
+"""PixArt-Sigma: T5's tokens, a diffusion transformer on SDXL's latents.
+
+The network also predicts a variance, which is not used.
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from ..schedules import ddim_process, ddim_times
 
 
 class PixArtTransformer2DModel(diffusers.PixArtTransformer2DModel, PeftAdapterMixin):  # type: ignore[misc]
-    """diffusers' own, that can take a LoRA; under the same name, which is what its files say."""
+    """diffusers' network, made to take a LoRA; the name is the one in its files."""
 
 
 class PixArtSigma(OwnLora):

@@ -1,6 +1,4 @@
-"""LAION's aesthetic predictor, version 2: a picture's mean rating, from its CLIP embedding
-alone.
-"""
+"""LAION's aesthetic predictor, version 2: a picture's mean rating, from its CLIP embedding."""
 
 from collections.abc import Sequence
 from functools import cached_property

@@ -23,16 +23,15 @@ FILES = {"v2.0": "HPS_v2_compressed.pt", "v2.1": "HPS_v2.1_compressed.pt"}
 
 
 def scaled_size(height: int, width: int, size: int) -> tuple[int, int]:
-    """(height, width) with the longer side ``size``, the other in proportion: rounded, and at least
-    one pixel.
-    """
+    """(height, width) with the longer side ``size``, the other in proportion, from 1 pixel."""
     scale = size / max(height, width)
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def resize_and_pad(images: Tensor, size: int, antialias: bool = True) -> Tensor:
-    """(B, 3, H, W) -> (B, 3, size, size): bicubic to ``scaled_size``, then black bars, centred;
-    differentiable.
+    """(B, 3, H, W) -> (B, 3, size, size): resize, then black bars; differentiable.
+
+    The resize is bicubic, to ``scaled_size``; the picture is centred between the bars.
 
     An odd row or column of the bars goes to the bottom or right. Bicubic overshoots [0, 1] at edges
     and stays so. A picture whose longer side is ``size`` is not resized, but padded like any other
@@ -49,8 +48,7 @@ def resize_and_pad(images: Tensor, size: int, antialias: bool = True) -> Tensor:
 
 
 class HpsHead(RewardHead):
-    """The cosine of picture and prompt under HPS v2's or v2.1's CLIP: (B,) in [-1, 1],
-    differentiable.
+    """The cosine of picture and prompt under the CLIP of HPS v2 or v2.1, in [-1, 1].
 
     As ``hpsv2.score`` has it: no logit scale, and no factor of 100, with which benchmark tables
     print it. Pictures are fitted into a square of the model's size (``resize_and_pad``), then

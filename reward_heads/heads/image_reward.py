@@ -1,5 +1,6 @@
-"""ImageReward: a BLIP that reads the prompt while it looks at the picture, trained on rankings by
-people.
+"""ImageReward: a BLIP that reads the prompt while it looks at the picture.
+
+Trained on people's rankings.
 
 Xu et al., NeurIPS 2023, arXiv 2304.05977.
 """
@@ -40,9 +41,10 @@ VISION_NAMES = (  # of BLIP's picture encoder -> of transformers'
 
 
 class ImageReward(RewardHead):
-    """Standardised reward: five linear layers on what BLIP's text encoder makes of the prompt's
-    first token while it attends to the picture. About mean 0 and standard deviation 1 on the
-    pictures it was trained on; unbounded.
+    """ImageReward's standardised score, unbounded.
+
+    Five linear layers read what BLIP's text encoder makes of the prompt's first token while it
+    attends to the picture. About mean 0 and standard deviation 1 on the pictures of its training.
 
     Preprocessing, differentiable throughout: the shorter side is resized to the model's size (224),
     bicubic with antialias, the centre is cropped, then CLIP's mean and std. Prompts are cut and
@@ -142,8 +144,9 @@ def _load(path: str, tokenizer_path: str, dtype: str) -> Reader:
 
 
 def build(state: Mapping[str, Tensor], file: Path, tokenizer: Any) -> Reader:
-    """The published state as a model; what BLIP was pretrained with besides (projections, position
-    ids) is left out.
+    """The published state as a model.
+
+    What BLIP was pretrained with besides (projections, position ids) is left out.
 
     Raises:
         ValueError: a weight is missing or of another shape than the rest, or the tokenizer is not
@@ -203,8 +206,9 @@ def _vision(state: Mapping[str, Tensor]) -> Any:
 
 
 def _text(state: Mapping[str, Tensor]) -> Any:
-    """An empty text encoder of the shapes of its weights; "decoder" is what gives it attention to
-    the picture.
+    """An empty text encoder of the shapes of its weights.
+
+    As a "decoder", it attends to the picture.
     """
     from transformers import BlipTextConfig
     from transformers.models.blip.modeling_blip_text import BlipTextModel

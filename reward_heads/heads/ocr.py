@@ -22,8 +22,9 @@ QUOTED = re.compile(r'"([^"]+)"|“([^”]+)”')
 
 
 class TextAccuracy(RewardHead):
-    """1 - edits / length of the wanted text, at least 0: what is read against what the prompt
-    quotes. Not differentiable.
+    """1 - edits / length of the wanted text, at least 0. Not differentiable.
+
+    The text that is read is compared with the text that the prompt quotes.
 
     Both are compared without white space and in lower case. Several quotations are wanted one after
     the other, as a picture is read from top to bottom. Other text in the picture counts as edits.

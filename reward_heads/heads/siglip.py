@@ -20,9 +20,10 @@ MODES = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers, which a processor's f
 
 
 class SiglipHead(RewardHead):
-    """exp(scale) cos + bias, the logit of a SigLIP, or its sigmoid: the probability that picture
-    and prompt belong together. Any published SigLIP or SigLIP 2 of fixed resolution; not those of
-    variable resolution (NaFlex).
+    """The logit of a SigLIP, exp(scale) cos + bias, or its sigmoid.
+
+    The sigmoid is the probability that picture and prompt belong together. Any published SigLIP or
+    SigLIP 2 of fixed resolution works; those of variable resolution (NaFlex) do not.
 
     Preprocessing, differentiable throughout: the picture is squashed to the model's size with
     antialias, bilinear or bicubic as its own processor has it (SigLIP 2 bilinear), then normalised.

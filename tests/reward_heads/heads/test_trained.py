@@ -166,7 +166,7 @@ def test_a_mistake_is_named(base: Path, options: dict[str, Any], pattern: str) -
     ("change", "pattern"),
     [
         ({"format": 2}, "want a head of format 1"),
-        ({"media": "video"}, "judges a video, want one that judges a image"),
+        ({"media": "video"}, "scores a video, want one that scores a image"),
         ({"dimensions": []}, "want as many names"),
         ({"dimensions": ["a", 3]}, "want as many names"),
         ({"std": [1.0, 0.0]}, "std above 0"),

@@ -180,7 +180,7 @@ def test_range_and_provenance_say_what_was_done() -> None:
         ({"segments": 0}, "segments: want 1 or more"),
         ({"decay": -1.0}, "decay: want a number from 0"),
         ({"head": "nonesuch"}, "no reward 'nonesuch'"),
-        ({"head": Segments("jpeg_size")}, "judges a video; want one that judges pictures"),
+        ({"head": Segments("jpeg_size")}, "scores a video; want one that scores pictures"),
         ({"colour": 1}, "options are"),
     ],
     ids=lambda value: value if isinstance(value, str) else "+".join(value),

@@ -27,7 +27,7 @@ def test_views_of_what_they_do_not_change_agree() -> None:
     flat = torch.tensor([0.8, 0.3, 0.1]).view(1, 3, 1, 1).expand(2, 3, 16, 16)
     head = load("views", head="mean_hue", hue=20.0)
     assert isinstance(head, Views)
-    score, spread = head.judge(flat, ["", ""])
+    score, spread = head.score_and_std(flat, ["", ""])
     torch.testing.assert_close(score, load("mean_hue", hue=20.0)(flat, ["", ""]))
     assert spread.abs().max() < 1e-6
 
@@ -37,7 +37,7 @@ def test_a_mirror_image_that_scores_otherwise_is_uncertainty() -> None:
     media = pictures()
     l, r = left(media, ()), left(media.flip(-1), ())  # noqa: E741
     head = Views(load(left), count=2, penalty=2.0)
-    score, spread = head.judge(media, [""] * 3)
+    score, spread = head.score_and_std(media, [""] * 3)
     torch.testing.assert_close(spread, (l - r).abs() / 2)
     torch.testing.assert_close(score, (l + r) / 2 - 2 * spread)
     torch.testing.assert_close(head(media, [""] * 3), score)
@@ -83,7 +83,7 @@ def test_members_disagree_by_their_deviation() -> None:
     head = Ensemble([load(bright), load(lambda m, p: 3 * bright(m, p))], scale=[1.0, 2.0])
     media = pictures()
     b = bright(media, ())
-    score, spread = head.judge(media, [""] * 3)
+    score, spread = head.score_and_std(media, [""] * 3)
     torch.testing.assert_close(score, 1.25 * b)
     torch.testing.assert_close(spread, 0.25 * b)
 
@@ -94,7 +94,7 @@ def test_a_set_tells_how_unsure_it_is() -> None:
         {"safe": {"name": "views", "head": "jpeg_size", "count": 3, "weight": 2.0}}
     )
     media = pictures()
-    _, spread = rewards.heads["safe"].judge(media, [""] * 3)
+    _, spread = rewards.heads["safe"].score_and_std(media, [""] * 3)
     found = rewards(media, [""] * 3)
     assert found.uncertainty is not None
     torch.testing.assert_close(found.uncertainty, 2 * spread)
