@@ -73,8 +73,10 @@ class Model(Trainable, ABC):
     process: Process
     default_size: tuple[int, int] = (512, 512)
     default_frames: int = 1
-    required_inputs: tuple[str, ...] = ()  # pictures that ``encode_prompts`` wants besides texts
-    frame_rate: int = 8  # of videos, a second
+    # Pictures that ``encode_prompts`` wants besides texts.
+    required_inputs: tuple[str, ...] = ()
+    # Frames of a video in a second.
+    frame_rate: int = 8
 
     # -- conditioning and shapes
 
@@ -93,7 +95,7 @@ class Model(Trainable, ABC):
         num_frames: int | None = None,
         **inputs: Any,
     ) -> Condition:
-        """What does not change along a trajectory, computed once.
+        """The inputs that do not change along a trajectory, computed once.
 
         ``None`` is the family's own default, of sizes and frames too. Texts are padded to a fixed
         length, so that rows of several calls concatenate. ``inputs``: control maps, source images
@@ -126,7 +128,7 @@ class Model(Trainable, ABC):
         """Media in [0, 1] -> latents; the encoder's mean, no sampling."""
 
     def rows_per_sample(self, guidance: Guidance) -> int:
-        """Rows of the network that one row of ``predict`` takes; guidance by comparison takes two."""
+        """Rows of the network that one row of ``predict`` takes, two where guidance compares."""
         return 1
 
     # -- taking the result away

@@ -10,7 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-PROBES = 4096  # elements of every weight that its fingerprint looks at
+# Elements of every weight that its fingerprint looks at.
+PROBES = 4096
 
 
 def default_folder() -> Path:
@@ -53,7 +54,8 @@ class PromptCache:
         file = self._file(key, text)
         try:
             tensors: dict[str, Tensor] = load_file(file)
-            os.utime(file)  # used now
+            # The time of the last use, by which files are deleted.
+            os.utime(file)
         except (OSError, SafetensorError):
             return None
         return tensors

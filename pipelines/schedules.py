@@ -84,7 +84,8 @@ def flow_times(
         tokens: of the image in the network, for dynamic shifting.
         sigmas: the grid before shifting, for pipelines that bring their own.
     """
-    fresh = type(scheduler).from_config(scheduler.config)  # the pipeline's stays as it was
+    # A fresh one: the pipeline's scheduler stays as it was.
+    fresh = type(scheduler).from_config(scheduler.config)
     options: dict[str, Any] = {}
     if fresh.config.get("use_dynamic_shifting"):
         options["mu"] = resolution_shift(fresh.config, tokens)

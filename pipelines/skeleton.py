@@ -54,9 +54,11 @@ def skeleton(
     """
     import_xformers()
     index = dict(description["model_index"])
-    family_of(index["_class_name"])  # of no other class is anything built
+    # Raises for a class without an adapter: nothing of it is built.
+    family_of(index["_class_name"])
     parts = {name: _build(part, dtype, device) for name, part in description["components"].items()}
-    with torch.device(device):  # some pipelines put a network together from two
+    # Some pipelines put a network together from two.
+    with torch.device(device):
         return _class("diffusers", index.pop("_class_name"))(**parts, **index)
 
 
@@ -68,7 +70,8 @@ def make_fake(modules: Mapping[str, nn.Module], device: str = "cpu") -> "ShapesO
     Call them with real tensors, inside the context that is returned.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    known: dict[int, Any] = {}  # by identity: a tensor that two modules share stays shared
+    # By identity: a tensor that two modules share stays shared.
+    known: dict[int, Any] = {}
 
     def fake(value: Any) -> Any:
         if isinstance(value, list | tuple):
@@ -134,7 +137,8 @@ def describe_source(source: str) -> Description:
         description: dict[str, Any] = json.loads(file.read_text())
         if source == description["repo"]:
             return description
-    read_model_index(source)  # whose errors say what is wanted
+    # Its errors say what is wanted.
+    read_model_index(source)
     from huggingface_hub import snapshot_download
 
     return read_description(Path(snapshot_download(source, allow_patterns="*.json")))
@@ -172,16 +176,17 @@ def _read_component(folder: Path, library: str, kind: str) -> dict[str, Any]:
 
 
 def _class(library: str, name: str) -> Any:
-    if library not in LIBRARIES:  # files name it, and files are not trusted
+    # Files name the library, and files are not trusted.
+    if library not in LIBRARIES:
         raise ValueError(f"component class {library}.{name}: want one of {LIBRARIES}")
-    found: Any = getattr(importlib.import_module(library), name, None)
-    is_class = isinstance(found, type)
-    if not is_class or not (name.endswith(KINDS) or issubclass(found, nn.Module)):
+    kind: Any = getattr(importlib.import_module(library), name, None)
+    is_class = isinstance(kind, type)
+    if not is_class or not (name.endswith(KINDS) or issubclass(kind, nn.Module)):
         raise ValueError(
             f"component class {library}.{name}: "
             "want a network, a scheduler, a tokenizer or a processor"
         )
-    return found
+    return kind
 
 
 def _build(part: Mapping[str, Any] | None, dtype: torch.dtype, device: torch.device | str) -> Any:
@@ -194,7 +199,8 @@ def _build(part: Mapping[str, Any] | None, dtype: torch.dtype, device: torch.dev
     config = part["config"]
     if "Scheduler" in kind:
         return built.from_config(config)
-    if not issubclass(built, nn.Module):  # image processors
+    # Image processors.
+    if not issubclass(built, nn.Module):
         return built(**config)
 
     # both libraries build networks in the default dtype

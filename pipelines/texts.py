@@ -13,11 +13,15 @@ from .prompt_cache import PromptCache, fingerprint
 from .trainable import Trainable
 
 Self = TypeVar("Self", bound="Texts")
-Rows = dict[str, Tensor]  # the tensors of one text, by name
+# The tensors of one text, or of several, by name.
+Rows = dict[str, Tensor]
 TOKENIZER_LOG = "transformers.tokenization_utils_base"
-WORTH_CACHING = 50_000_000  # parameters of text encoders; smaller ones are faster than a disk
-AT_ONCE = 32  # texts that are encoded in one call
-NEGATIVE = "negative_"  # before a tensor's name: what guidance puts in its place
+# Parameters of text encoders from which the disk is faster than they are.
+WORTH_CACHING = 50_000_000
+# Texts that are encoded in one call.
+AT_ONCE = 32
+# Stands before a tensor's name for what guidance puts in its place.
+NEGATIVE = "negative_"
 
 
 class Texts(Trainable):
@@ -89,7 +93,8 @@ class Texts(Trainable):
         if self.default_negative is not None:
             self._encode([self.default_negative], negative=True)
         if self.prompt_cache is not None:
-            self._key()  # computed from the encoders, which go now
+            # The key is computed from the encoders, which go now.
+            self._key()
         self.pipeline.register_modules(**dict.fromkeys(self.text_encoders()))
         self._freed = True
 

@@ -195,5 +195,6 @@ def within_groups(scores: Tensor, prompts: Sequence[str]) -> Tensor:
     mean = zeros.index_add(0, group, exact) / count
     centred = exact - mean[group]
     variance = zeros.index_add(0, group, centred.square()) / count
-    std = variance.clamp(min=1e-24).sqrt()  # the root of 0 has no gradient
+    # The root of 0 has no gradient.
+    std = variance.clamp(min=1e-24).sqrt()
     return (centred / std.clamp(min=1e-6)[group]).to(scores.dtype)

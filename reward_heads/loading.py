@@ -31,20 +31,21 @@ def load(name: str | Callable[..., Any], **options: Any) -> RewardHead:
 
     if ":" in name:
         _require_no_head_before_colon(name)
-        made = _import(name)
+        source = _import(name)
     else:
         check_options(name, options)
-        made = head_class(name)
-    if not inspect.isclass(made) and not options:
-        return made if isinstance(made, RewardHead) else CallableHead(made, name)
+        source = head_class(name)
+    # A function or a head is used as it is; a class, or a function with options, makes a head.
+    if not inspect.isclass(source) and not options:
+        return source if isinstance(source, RewardHead) else CallableHead(source, name)
 
     try:
-        inspect.signature(made).bind(**options)
+        inspect.signature(source).bind(**options)
     except TypeError as error:
-        accepted = sorted(inspect.signature(made).parameters)
+        accepted = sorted(inspect.signature(source).parameters)
         raise ValueError(f"reward {name!r}: {error}; options are {accepted}") from None
     try:
-        head = made(**options)
+        head = source(**options)
     except (TypeError, ValueError) as error:
         raise ValueError(f"reward {name!r}: {error}") from error
     if not isinstance(head, RewardHead):

@@ -1,4 +1,4 @@
-"""The options of a head: read from its constructor and its docstring, and checked before it loads."""
+"""The options of a head: read from its constructor and docstring, checked before it loads."""
 
 import inspect
 import re
@@ -79,6 +79,7 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
     except TypeError as error:
         raise ValueError(f"reward {name!r}: {error}; options are {sorted(accepted)}") from None
 
+    # Values are checked and not converted: a head gets what the user wrote.
     types = get_type_hints(head.__init__)
     known = {option.name: option for option in options_of(name)}
     for key in options.keys() & known.keys():
@@ -120,10 +121,11 @@ def _parameters(head: Any) -> dict[str, inspect.Parameter]:
 
 def _descriptions(head: Any) -> dict[str, str]:
     """Lines of the ``Args:`` blocks of a class and its bases; the class's own count."""
-    found: dict[str, str] = {}
+    descriptions: dict[str, str] = {}
     for base in reversed(head.__mro__):
+        # From "Args:" to the next line without an indent, entries are "    name: text".
         _, _, block = inspect.cleandoc(vars(base).get("__doc__") or "").partition("Args:\n")
         block = re.split(r"\n(?=\S)", block)[0]
         for match in re.finditer(r"^    (\w+): (.*(?:\n {8}.*)*)", block, re.MULTILINE):
-            found[match[1]] = " ".join(match[2].split())
-    return found
+            descriptions[match[1]] = " ".join(match[2].split())
+    return descriptions

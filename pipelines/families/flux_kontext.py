@@ -42,5 +42,6 @@ class FluxKontext(Flux):
     def sequence(self, x: Tensor, tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         tokens, positions = super().sequence(x, tensors)
         source, source_positions = super().sequence(tensors["image_latents"], tensors)
-        source_positions[:, 0] = 1  # a second picture at the same places
+        # A second picture at the same places.
+        source_positions[:, 0] = 1
         return torch.cat([tokens, source], 1), torch.cat([positions, source_positions])

@@ -37,7 +37,8 @@ class HunyuanVideo(Video):
     default_size = (720, 1280)
     default_frames = 129
     frame_rate = 24
-    max_sequence_length = 256  # after the words around every prompt
+    # Tokens of the prompt alone, after the words around every prompt.
+    max_sequence_length = 256
 
     def __init__(self, pipeline: Any):
         super().__init__(pipeline)

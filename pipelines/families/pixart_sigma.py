@@ -39,7 +39,8 @@ class PixArtSigma(OwnLora):
         side = pipeline.transformer.config.sample_size * pipeline.vae_scale_factor
         self.default_size = (side, side)
         if pipeline.vae.dtype == torch.float16 and pipeline.vae.config.force_upcast:
-            pipeline.vae.float()  # it is SDXL's, and overflows in half precision
+            # SDXL's VAE overflows in half precision.
+            pipeline.vae.float()
 
     @property
     def text_limit(self) -> tuple[Any, int]:
@@ -67,4 +68,5 @@ class PixArtSigma(OwnLora):
             added_cond_kwargs={"resolution": None, "aspect_ratio": None},
             return_dict=False,
         )[0]
-        return output[:, : x.shape[1]]  # the rest is the variance
+        # The other channels are the variance.
+        return output[:, : x.shape[1]]

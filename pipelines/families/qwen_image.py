@@ -32,7 +32,8 @@ class QwenImage(Pretrained):
         "add_k_proj",
         "add_v_proj",
     )
-    default_negative = " "  # as published; the pipeline has none of its own
+    # As published; the pipeline has no default.
+    default_negative = " "
     patch_size = 2
     max_sequence_length = 512
 
@@ -59,7 +60,8 @@ class QwenImage(Pretrained):
         L is fixed here; the pipeline's own is that of its longest text.
         """
         embeds, mask = self.pipeline._get_qwen_prompt_embeds(list(texts), self.device)
-        room = (0, self.max_sequence_length - embeds.shape[1])  # negative where it is to be cut
+        # Negative where the pipeline's tokens are to be cut.
+        room = (0, self.max_sequence_length - embeds.shape[1])
         return {
             "prompt_embeds": pad(embeds, (0, 0, *room)),
             "prompt_embeds_mask": pad(mask, room).bool(),
@@ -81,7 +83,8 @@ class QwenImage(Pretrained):
     def call(self, latents: Tensor, guidance: Guidance, **inputs: Any) -> dict[str, Any]:
         options = super().call(self._pack(latents), guidance, **inputs)
         options["true_cfg_scale"] = options.pop("guidance_scale")
-        if options["true_cfg_scale"] > 1:  # else the pipeline warns of a text it does not read
+        # Else the pipeline warns of a text that it does not read.
+        if options["true_cfg_scale"] > 1:
             options["negative_prompt"] = [self.default_negative] * len(latents)
         return options
 
@@ -89,7 +92,8 @@ class QwenImage(Pretrained):
         height, width = x.shape[-2:]
         output = self.trainable["transformer"](
             hidden_states=self._pack(x),
-            timestep=(1000 * t).to(x.dtype) / 1000,  # rounded as the pipeline rounds it
+            # Rounded as the pipeline rounds it.
+            timestep=(1000 * t).to(x.dtype) / 1000,
             encoder_hidden_states=tensors["prompt_embeds"],
             encoder_hidden_states_mask=tensors["prompt_embeds_mask"],
             img_shapes=[[(1, height // 2, width // 2)]] * len(x),

@@ -22,7 +22,8 @@ class StableDiffusionXL(Pretrained):
         if pipeline.config.force_zeros_for_empty_prompt:
             self.default_negative = None
         if pipeline.vae.dtype == torch.float16 and pipeline.vae.config.force_upcast:
-            pipeline.vae.float()  # it overflows in half precision
+            # This VAE overflows in half precision.
+            pipeline.vae.float()
 
     def times(self, num_inference_steps: int, latent_shape: Sequence[int]) -> Tensor:
         return ddim_times(self.pipeline.scheduler, num_inference_steps)

@@ -69,4 +69,5 @@ class ZImage(Pretrained):
         texts = [text[:length] for text, length in rows]
         network = self.trainable["transformer"]
         output = network(list(x.unsqueeze(2)), 1 - t, texts, return_dict=False)[0]
-        return -torch.stack(output).squeeze(2).float()  # guided in float32, as in the pipeline
+        # Guided in float32, as in the pipeline.
+        return -torch.stack(output).squeeze(2).float()

@@ -12,11 +12,13 @@ from typing import Any
 
 from .scorer import Scorer
 
-FORMAT = 1  # of the folder; raised when an older reader would misread it
+# Of the folder; raise when an older reader would misread it.
+FORMAT = 1
 WEIGHTS = "head.safetensors"
 ABOUT = "head.json"
 BUNDLED = Path(__file__).parent.parent.parent / "assets" / "models"
-MOST = 2**16  # a layer's width in a file that is not trusted
+# The widest layer that a file, which is not trusted, may ask for.
+MOST = 2**16
 _KEYS: dict[str, Any] = {
     "media": str,
     "dimensions": list,

@@ -15,7 +15,8 @@ from . import hub, weights
 from .dtypes import dtype_name
 from .text_cache import TextCache
 
-PRECISION = {"float32": "fp32", "bfloat16": "pure_bf16", "float16": "pure_fp16"}  # open_clip's
+# torch's names of precisions -> open_clip's
+PRECISION = {"float32": "fp32", "bfloat16": "pure_bf16", "float16": "pure_fp16"}
 
 
 class OpenClip:

@@ -15,7 +15,8 @@ from .head_folder import WEIGHTS, find_base, read_about
 from .open_clip_model import OpenClip
 from .scorer import Scorer
 
-PREPROCESSING = "trained-1"  # raise when scores of the same picture change
+# Raise when scores of the same picture change.
+PREPROCESSING = "trained-1"
 
 
 class PreferenceHead(RewardHead):

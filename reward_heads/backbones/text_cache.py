@@ -6,15 +6,18 @@ from threading import Lock
 import torch
 from torch import Tensor
 
-AT_ONCE = 256  # texts that are encoded in one call
-LIMIT = 16_384  # texts; a gallery of as many prompts as pictures must not fill the memory
+# Texts that are encoded in one call.
+AT_ONCE = 256
+# Texts; a gallery of as many prompts as pictures must not fill the memory.
+LIMIT = 16_384
 
 
 class TextCache:
     """Vectors of the latest texts, each encoded once; several threads may ask."""
 
     def __init__(self) -> None:
-        self._known: dict[str, Tensor] = {}  # oldest first
+        # Oldest first, so that the oldest are dropped.
+        self._known: dict[str, Tensor] = {}
         self._lock = Lock()
 
     @torch.no_grad()

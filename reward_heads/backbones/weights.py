@@ -1,4 +1,4 @@
-"""Weights of reward heads: looked up by path or hub name, read without running code, loaded once."""
+"""Weights of reward heads: by path or hub name, read without running code, loaded once."""
 
 import hashlib
 import pickle

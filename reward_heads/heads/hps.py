@@ -17,8 +17,10 @@ from ..backbones.dtypes import DtypeName
 from ..backbones.open_clip_model import OpenClip
 from ..base import RewardHead, check_images
 
-PREPROCESSING = "hps-1"  # raise when scores of the same picture change
+# Raise when scores of the same picture change.
+PREPROCESSING = "hps-1"
 REPOSITORY = "xswu/HPSv2"
+# The published file of each version, in the repository.
 FILES = {"v2.0": "HPS_v2_compressed.pt", "v2.1": "HPS_v2.1_compressed.pt"}
 
 
@@ -88,13 +90,18 @@ class HpsHead(RewardHead):
             raise ValueError(f"hps version: want one of {sorted(FILES)}, got {version!r}")
         if not isinstance(antialias, bool):
             raise ValueError(f"hps antialias: want true or false, got {antialias!r}")
-        self.version, self.antialias = version, antialias
+        self.version = version
+        self.antialias = antialias
+        # An open_clip folder says its own architecture.
+        folder = None if path is None else Path(path).expanduser()
         self.architecture: str | None
-        if path is not None and (Path(path).expanduser() / "open_clip_config.json").is_file():
-            self.architecture, self.clip = None, OpenClip.load(path, dtype=dtype)
+        if folder is not None and (folder / "open_clip_config.json").is_file():
+            self.architecture = None
+            self.clip = OpenClip.load(str(path), dtype=dtype)
         else:
             self.architecture = architecture
-            self.clip = OpenClip.load(_known(architecture), str(_checkpoint(path, version)), dtype)
+            _require_architecture(architecture)
+            self.clip = OpenClip.load(architecture, str(_checkpoint(path, version)), dtype)
 
     def __call__(self, media: Tensor, prompts: Sequence[str], **context: Any) -> Tensor:
         check_images(media)
@@ -128,20 +135,19 @@ class HpsHead(RewardHead):
 
 def _checkpoint(path: str | None, version: str) -> Path:
     """The file of weights, once its name does not belong to the other version."""
-    found = weights.find(path or REPOSITORY, FILES[version])
+    checkpoint = weights.find(path or REPOSITORY, FILES[version])
     for other, file in FILES.items():
         if other != version and Path(path or "").name == file:
             raise ValueError(
                 f"hps version: {version}, but {path} is the file of {other}; want version {other}"
             )
-    return found
+    return checkpoint
 
 
-def _known(architecture: str) -> str:
+def _require_architecture(architecture: str) -> None:
     import open_clip
 
     if architecture not in open_clip.list_models():
         raise ValueError(
             f"hps architecture: want one that open_clip lists, as ViT-H-14, got {architecture!r}"
         )
-    return architecture

@@ -25,7 +25,8 @@ class VideoScorer(Scorer):
     """
 
     media = "video"
-    frames: ClassVar[int] = 8  # of a longer video, evenly spaced
+    # Of a longer video, evenly spaced.
+    frames: ClassVar[int] = 8
     READS: ClassVar[dict[str, list[int]]] = {
         "visual_quality": [0],
         "motion_quality": [0, 1, 2],

@@ -15,8 +15,8 @@ class Ensemble(UncertainHead):
 
     Args:
         members: two or more heads, each a name, a head, or a mapping with a ``name`` and options.
-        scale: divisors of the members' scores, one a member, above 0, so that all count alike; None:
-            1.
+        scale: divisors of the members' scores, one a member, above 0, so that all count alike;
+            None: 1.
         penalty: standard deviations of the members' scores that are taken off their mean.
     """
 

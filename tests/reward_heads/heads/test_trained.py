@@ -193,6 +193,12 @@ def test_a_broken_folder_is_named(
         TrainedHead(str(tmp_path))
 
 
+def test_a_folder_of_a_tuned_clip_is_another_reward(base: Path) -> None:
+    """train-reward writes such a one when it tunes CLIP itself."""
+    with pytest.raises(ValueError, match=f"an open_clip model.*want clip:path={base}$"):
+        TrainedHead(str(base))
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000])
 def test_what_is_no_head_is_said(tmp_path: Path, text: str) -> None:
     with pytest.raises(ValueError, match=r"no head.json in it; want a folder"):

@@ -5,7 +5,6 @@ import torch
 from torch import Tensor
 
 from align_gen.reward_heads import load, reward_set
-from align_gen.reward_heads.wrappers.ensemble import Ensemble
 from align_gen.reward_heads.wrappers.views import Views, crops
 
 
@@ -78,16 +77,6 @@ def test_gradients_flow_where_the_head_has_them() -> None:
     assert media.grad is not None and media.grad.abs().sum() > 0
 
 
-def test_members_disagree_by_their_deviation() -> None:
-    """Opinions b and 3 b / 2 (scaled by 2): mean 1.25 b, deviation .25 b."""
-    head = Ensemble([load(bright), load(lambda m, p: 3 * bright(m, p))], scale=[1.0, 2.0])
-    media = pictures()
-    b = bright(media, ())
-    score, spread = head.score_and_std(media, [""] * 3)
-    torch.testing.assert_close(score, 1.25 * b)
-    torch.testing.assert_close(spread, 0.25 * b)
-
-
 def test_a_set_tells_how_unsure_it_is() -> None:
     """Weight 2: twice the head's spread; of a video, the mean over frames."""
     rewards = reward_set(
@@ -124,17 +113,3 @@ def test_provenance_tells_the_views_and_the_head() -> None:
 def test_a_wrong_view_is_named(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load("views", **options)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"members": ["mean_hue"]}, "two or more heads"),
-        ({"members": "mean_hue"}, "two or more heads"),
-        ({"members": ["mean_hue", "jpeg_size"], "scale": [1.0]}, "scale: want 2 numbers above 0"),
-        ({"members": ["mean_hue", {"hue": 3}]}, "no reward ''"),
-    ],
-)
-def test_a_wrong_ensemble_is_named(options: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        load("ensemble", **options)
