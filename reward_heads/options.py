@@ -53,16 +53,13 @@ def options_of(name: str) -> tuple[Option, ...]:
     head = head_class(name)
     types = get_type_hints(head.__init__)
     descriptions = _descriptions(head)
-    return tuple(
-        Option(
-            key,
-            in_words(types[key]),
-            None if parameter.default is parameter.empty else parameter.default,
-            parameter.default is parameter.empty,
-            descriptions.get(key, ""),
-        )
-        for key, parameter in _parameters(head).items()
-    )
+    options = []
+    for key, parameter in _parameters(head).items():
+        required = parameter.default is parameter.empty
+        default = None if required else parameter.default
+        about = descriptions.get(key, "")
+        options.append(Option(key, in_words(types[key]), default, required, about))
+    return tuple(options)
 
 
 def check_options(name: str, options: Mapping[str, Any]) -> None:
@@ -82,14 +79,16 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
     # Values are checked and not converted: a head gets what the user wrote.
     types = get_type_hints(head.__init__)
     known = {option.name: option for option in options_of(name)}
-    for key in options.keys() & known.keys():
+    for key, value in options.items():
+        if key not in known:  # another head's, which a wrapper passes on
+            continue
         try:
-            TypeAdapter(types[key], config=STRICT).validate_python(options[key])
+            TypeAdapter(types[key], config=STRICT).validate_python(value)
         except ValidationError:
             option = known[key]
             about = re.split(r"[.;] ", option.description)[0].rstrip(".")
             raise ValueError(
-                f"reward {name!r}: {key}: want {option.type} ({about}), got {options[key]!r}"
+                f"reward {name!r}: {key}: want {option.type} ({about}), got {value!r}"
             ) from None
 
 
