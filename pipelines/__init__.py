@@ -1,5 +1,6 @@
-"""How to sample: model adapters, diffusion and flow processes, rollouts, guidance. Names resolve on
-first use.
+"""How to sample: model adapters, diffusion and flow processes, rollouts, guidance.
+
+Names resolve on first use.
 """
 
 import logging
@@ -13,8 +14,8 @@ if TYPE_CHECKING:
     from .sampling import Rollout, rollout, sample
     from .trainable import LoraOptions
 
-# xformers has no kernels for a CPU, and says so as soon as diffusers finds it: whoever asks for
-# them is told then.
+# xformers has no kernels for a CPU, and says so as soon as diffusers imports it: an error follows
+# where somebody asks for these kernels.
 logging.getLogger("xformers").addFilter(
     lambda record: "can't load C++/CUDA extensions" not in record.getMessage()
 )

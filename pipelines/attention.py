@@ -1,8 +1,9 @@
-"""Which kernel computes attention: chosen for each module of a model, and tried before it is used.
+"""The kernel that computes attention, chosen for each module and tried before it is used.
 
-torch's ``scaled_dot_product_attention`` picks one by itself ("sdpa") or is held to one ("math",
-"flash", "efficient", "cudnn"); xformers brings its own. The choice is a matter of the model's own
-modules: diffusers' process-wide switch, which would reach the next model too, is never touched.
+torch's ``scaled_dot_product_attention`` picks a kernel by itself ("sdpa"), or runs a named one
+("math", "flash", "efficient", "cudnn"); xformers brings another. A choice patches the attention
+processors of one model: diffusers' own switch is for the whole process and would reach the next
+model too.
 """
 
 import inspect
@@ -27,7 +28,10 @@ KERNELS = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
 }
 NAMES = ("auto", "sdpa", *KERNELS, "xformers")
-XFORMERS = {  # what diffusers calls the same processor over xformers
+# Words of the error with which torch says that a kernel cannot take these inputs.
+NO_KERNEL = ("No available kernel", "No viable backend")
+# diffusers' processors -> their versions over xformers
+XFORMERS = {
     "AttnProcessor2_0": "XFormersAttnProcessor",
     "AttnAddedKVProcessor2_0": "XFormersAttnAddedKVProcessor",
     "JointAttnProcessor2_0": "XFormersJointAttnProcessor",
@@ -39,10 +43,10 @@ def attend(kernel: str, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     if kernel == "xformers":
         from xformers.ops import memory_efficient_attention  # type: ignore[import-not-found, unused-ignore]
 
-        made: Tensor = memory_efficient_attention(
-            *(x.transpose(1, 2) for x in (query, key, value))
-        ).transpose(1, 2)
-        return made
+        # xformers wants (B, L, heads, head size)
+        swapped = (x.transpose(1, 2) for x in (query, key, value))
+        output: Tensor = memory_efficient_attention(*swapped).transpose(1, 2)
+        return output
     if kernel == "sdpa":
         return F.scaled_dot_product_attention(query, key, value)
     with sdpa_kernel(KERNELS[kernel]):
@@ -54,13 +58,11 @@ def kernel_error(
     kernel: str, head_size: int, dtype: torch.dtype, device: torch.device
 ) -> str | None:
     """Why a kernel does not run here, forward and backward; None where it does."""
-    query, key, value = (
-        torch.ones(1, 2, 32, head_size, dtype=dtype, device=device, requires_grad=True)
-        for _ in range(3)
-    )
+    options: dict[str, Any] = {"dtype": dtype, "device": device, "requires_grad": True}
+    query, key, value = (torch.ones(1, 2, 32, head_size, **options) for _ in range(3))
     try:
         attend(kernel, query, key, value).sum().backward()
-    except Exception as error:  # each library has its own, and some raise what they please
+    except Exception as error:  # each library has errors of its own, and some raise any kind
         return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
     return None
 
@@ -71,8 +73,7 @@ def use_attention(
     dtype: torch.dtype | None = None,
     device: torch.device | None = None,
 ) -> dict[str, Counter[str]]:
-    """Have the denoisers of a model use a kernel, and say which each of their modules uses, by
-    component.
+    """Set the kernel of a model's denoisers; how many modules of each component use which.
 
     "auto": xformers where it runs on an accelerator and the module has a processor for it, else
     torch's own choice.
@@ -91,31 +92,38 @@ def use_attention(
     for _, module in _modules(model):
         weight = next(module.parameters())
         where = (module.inner_dim // module.heads, dtype or weight.dtype, device or weight.device)
-        kernel = name
-        if name == "auto":
-            fast = (
-                where[2].type != "cpu"
-                and _takes_xformers(module)
-                and kernel_error("xformers", *where) is None
-            )
-            kernel = "xformers" if fast else "sdpa"
-        elif name == "xformers" and not _takes_xformers(module):
-            raise ValueError(
-                f"attention xformers: {type(_plain(module)).__name__} has no version over xformers"
-            )
-        elif (reason := kernel_error(name, *where)) is not None:
-            size, precision, device = where
-            raise ValueError(
-                f"attention {name}: not here, with heads of {size} in {precision} on {device}: {reason}"
-            )
-        plan.append((module, kernel))
+        plan.append((module, _kernel_for(module, name, *where)))
     set_kernels(plan)
     return attention_of(model)
 
 
+def _kernel_for(
+    module: Any, name: str, head_size: int, dtype: torch.dtype, device: torch.device
+) -> str:
+    """The kernel that a module gets when ``name`` is asked for; ValueError where it cannot run."""
+    if name == "auto":
+        fast = (
+            device.type != "cpu"
+            and _takes_xformers(module)
+            and kernel_error("xformers", head_size, dtype, device) is None
+        )
+        return "xformers" if fast else "sdpa"
+    if name == "xformers" and not _takes_xformers(module):
+        raise ValueError(
+            f"attention xformers: {type(_plain(module)).__name__} has no version over xformers"
+        )
+    reason = kernel_error(name, head_size, dtype, device)
+    if reason is not None:
+        raise ValueError(
+            f"attention {name}: not here, with heads of {head_size} in {dtype} on {device}: "
+            f"{reason}"
+        )
+    return name
+
+
 @contextmanager
 def force_kernel(model: Model, kernel: str) -> Iterator[None]:
-    """Inside, every module uses one kernel; whether it runs here is not tried."""
+    """Inside, every module uses one kernel, which is not tried before."""
     before = kernels_of(model)
     try:
         set_kernels([(module, kernel) for module, _ in before])
@@ -130,7 +138,7 @@ def kernels_of(model: Model) -> list[tuple[Any, str]]:
 
 
 def set_kernels(kernels: Sequence[tuple[Any, str]]) -> None:
-    """Have modules use kernels, untried."""
+    """Set the kernels of modules, without trying them."""
     for module, kernel in kernels:
         _set(module, kernel)
 
@@ -144,43 +152,44 @@ def attention_of(model: Model) -> dict[str, Counter[str]]:
 
 
 def describe(used: dict[str, Counter[str]]) -> str:
-    """In one line."""
-    parts = (
-        f"{component} {', '.join(f'{n} x {name}' for name, n in counts.items())}"
-        for component, counts in used.items()
-    )
+    """The kernels in use, in one line."""
+    parts = []
+    for component, counts in used.items():
+        numbers = ", ".join(f"{n} x {name}" for name, n in counts.items())
+        parts.append(f"{component} {numbers}")
     return "; ".join(parts) or "no module whose kernel can be chosen"
 
 
 def kernel_of(module: Any) -> str:
     """The name of the kernel that an attention module uses."""
-    if (
-        hasattr(module.processor, "plain")
-        or getattr(module.processor, "_attention_backend", None) == "xformers"
-    ):
+    processor = module.processor
+    backend = getattr(processor, "_attention_backend", None)
+    if hasattr(processor, "plain") or backend == "xformers":
         return "xformers"
-    return getattr(module.processor, "kernel", "sdpa")
+    return getattr(processor, "kernel", "sdpa")
 
 
 def _modules(model: Model) -> list[tuple[str, Any]]:
-    """Attention modules of what draws: not of text encoders, which run once, nor of the VAE, whose
-    head is too wide.
+    """Attention modules of the denoisers, with their components' names.
+
+    Text encoders are left out, as they run once; so is the VAE, whose head is too wide.
     """
-    return [
-        (component, module)
-        for component, part in model.components().items()
-        if component != "vae" and not component.startswith("text_encoder")
-        for module in unwrap(part).modules()
-        if hasattr(module, "set_processor")
-        and hasattr(module, "heads")
-        and _has_softmax(_plain_class(_plain(module)))
-    ]
+    modules = []
+    for component, part in model.components().items():
+        if component == "vae" or component.startswith("text_encoder"):
+            continue
+        for module in unwrap(part).modules():
+            is_attention = hasattr(module, "set_processor") and hasattr(module, "heads")
+            if is_attention and _has_softmax(_plain_class(_plain(module))):
+                modules.append((component, module))
+    return modules
 
 
 @cache
 def _has_softmax(processor: Any) -> bool:
-    """Whether it computes what the kernels do: linear attention does not, nor what is written out
-    by hand.
+    """Whether a processor computes what the kernels do.
+
+    Linear attention does not, nor does attention that is written out by hand.
     """
     source = inspect.getsource(processor.__call__)
     return any(name in source for name in ("scaled_dot_product_attention", "dispatch_attention_fn"))
@@ -201,14 +210,15 @@ def _plain_class(processor: Any) -> Any:
 
 
 def _set(module: Any, kernel: str) -> None:
+    """Make a module's processor run a kernel, whatever it ran before."""
     processor = _plain(module)
+    # First undo the last choice: its class, and the backend that diffusers gave the processor.
     processor.__class__ = _plain_class(processor)
-    if hasattr(processor, "_attention_backend"):  # as it was before the first choice
-        processor._attention_backend = vars(processor).setdefault(
-            "own_backend", processor._attention_backend
-        )
+    if hasattr(processor, "_attention_backend"):
+        original = vars(processor).setdefault("own_backend", processor._attention_backend)
+        processor._attention_backend = original
     if kernel in KERNELS:
-        processor.__class__ = _held(processor.__class__, kernel)
+        processor.__class__ = _with_kernel(processor.__class__, kernel)
     elif kernel == "xformers" and hasattr(processor, "_attention_backend"):
         from diffusers.models.attention_dispatch import AttentionBackendName
 
@@ -217,15 +227,16 @@ def _set(module: Any, kernel: str) -> None:
         from diffusers.models import attention_processor
 
         fast = getattr(attention_processor, XFORMERS[type(processor).__name__])()
-        fast.plain, processor = processor, fast
+        fast.plain = processor
+        processor = fast
     module.set_processor(processor)
 
 
 @cache
-def _held(processor: Any, kernel: str) -> Any:
-    """A processor class whose ``scaled_dot_product_attention`` is held to one kernel.
+def _with_kernel(processor: Any, kernel: str) -> Any:
+    """A processor class whose ``scaled_dot_product_attention`` runs one kernel.
 
-    Under the class's own name and signature, which diffusers looks at.
+    The class keeps its name and signature, which diffusers looks at.
     """
 
     @wraps(processor.__call__)
@@ -234,12 +245,11 @@ def _held(processor: Any, kernel: str) -> Any:
             try:
                 return processor.__call__(self, *args, **kwargs)
             except RuntimeError as error:
-                if not any(
-                    words in str(error) for words in ("No available kernel", "No viable backend")
-                ):
+                if not any(words in str(error) for words in NO_KERNEL):
                     raise
                 raise ValueError(
-                    f"attention {kernel}: cannot take what {processor.__name__} gives it (a mask, or this dtype)"
+                    f"attention {kernel}: cannot take what {processor.__name__} gives it "
+                    "(a mask, or this dtype)"
                 ) from error
 
     return type(processor.__name__, (processor,), {"__call__": call, "kernel": kernel})

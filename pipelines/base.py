@@ -17,8 +17,9 @@ Guidance = float | Mapping[str, float]
 
 @dataclass(frozen=True)
 class Condition:
-    """What a denoiser is told besides (x_t, t). Every tensor has B rows; indexing and repeating go
-    by rows.
+    """The inputs of a denoiser besides (x_t, t); indexing and repeating go by rows.
+
+    Every tensor has B rows.
 
     ``latent_shape`` is the shape of one sample's latents, (C, H, W) or (C, F, H, W), so that a
     condition alone is enough to start sampling.
@@ -72,8 +73,10 @@ class Model(Trainable, ABC):
     process: Process
     default_size: tuple[int, int] = (512, 512)
     default_frames: int = 1
-    required_inputs: tuple[str, ...] = ()  # pictures that ``encode_prompts`` wants besides texts
-    frame_rate: int = 8  # of videos, a second
+    # Pictures that ``encode_prompts`` wants besides texts.
+    required_inputs: tuple[str, ...] = ()
+    # Frames of a video in a second.
+    frame_rate: int = 8
 
     # -- conditioning and shapes
 
@@ -92,7 +95,7 @@ class Model(Trainable, ABC):
         num_frames: int | None = None,
         **inputs: Any,
     ) -> Condition:
-        """What does not change along a trajectory, computed once.
+        """The inputs that do not change along a trajectory, computed once.
 
         ``None`` is the family's own default, of sizes and frames too. Texts are padded to a fixed
         length, so that rows of several calls concatenate. ``inputs``: control maps, source images
@@ -107,8 +110,9 @@ class Model(Trainable, ABC):
 
     @abstractmethod
     def predict(self, x_t: Tensor, t: Tensor, condition: Condition, guidance: Guidance) -> Tensor:
-        """The guided output in the process's convention, of x_t's shape. t: () or (B,), process
-        time.
+        """The guided output in the process's convention, of x_t's shape.
+
+        ``t`` is (B,) or (), process time.
         """
 
     @abstractmethod
@@ -124,9 +128,7 @@ class Model(Trainable, ABC):
         """Media in [0, 1] -> latents; the encoder's mean, no sampling."""
 
     def rows_per_sample(self, guidance: Guidance) -> int:
-        """Rows of the network that one row of ``predict`` takes: guidance by comparison doubles
-        them.
-        """
+        """Rows of the network that one row of ``predict`` takes, two where guidance compares."""
         return 1
 
     # -- taking the result away

@@ -19,7 +19,8 @@ LORA_LOGS = (
 )
 # A pickle beside the file is never loaded in its place.
 LORA_SAFE: dict[str, Any] = {"weight_name": LORA_FILE, "use_safetensors": True}
-TRIAL = "trial"  # name of a LoRA until it is known to fit
+# The name of a LoRA until it is known to fit.
+TRIAL = "trial"
 
 
 class Exports(Trainable):

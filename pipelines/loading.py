@@ -121,5 +121,5 @@ def silenced() -> Iterator[None]:
 
 
 def _says_something(record: logging.LogRecord) -> bool:
-    """Whether a warning is one; AnimateDiff's network warns of an empty list each time it is built."""
+    """Whether to print a warning; AnimateDiff's network warns of an empty list when it is built."""
     return "should be kept in float32: []" not in record.getMessage()

@@ -66,8 +66,9 @@ class Pretrained(Texts, Exports, Model):
         return exact(self.pipeline.scheduler)
 
     def call(self, latents: Tensor, guidance: Guidance, **inputs: Any) -> dict[str, Any]:
-        """Keyword arguments with which ``pipeline(...)`` reproduces our eta = 0 sample from the
-        same latents.
+        """Keyword arguments with which ``pipeline(...)`` reproduces our eta = 0 sample.
+
+        The pipeline starts from the same latents.
         """
         options = {"latents": latents, "guidance_scale": self.scales(guidance)["text"], **inputs}
         if hasattr(self, "max_sequence_length"):

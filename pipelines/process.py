@@ -16,25 +16,24 @@ from torch import Tensor
 Prediction = Literal["epsilon", "v_prediction", "sample"]
 Reduction = Literal["mean", "sum"]
 
-
 # Flow schedulers jump from sigma .1 to .001 before 0. The density of such a step is so narrow that
 # its log-ratio would outweigh those of all others and say nothing: a step that ends with less than
-# this share of its noise gets none.
+# this share of its noise has no density.
 CLEAN = 0.04
-NEARLY_ONE = 0.998  # where multistep schedulers of flow models begin, by rounding
+# Multistep schedulers of flow models begin here, by rounding.
+NEARLY_ONE = 0.998
 
 
 def _like(values: Tensor, x: Tensor) -> Tensor:
-    """Per-sample values () or (B,) shaped to multiply x (B, ...), in x's dtype and on its
-    device.
-    """
+    """Shape per-sample values, () or (B,), to multiply x (B, ...), in x's dtype and device."""
     values = values.to(x.device, x.dtype)
     return values.reshape(-1, *[1] * (x.ndim - 1)) if values.ndim else values
 
 
 class Process(ABC):
-    """A Gaussian noise process. Times are () or (B,) tensors in the process's own unit, noisy to
-    clean descending.
+    """A Gaussian noise process; times are () or (B,), in the process's own unit.
+
+    Sampling goes from noisy to clean times.
     """
 
     @abstractmethod
@@ -47,9 +46,7 @@ class Process(ABC):
 
     @abstractmethod
     def target(self, x0: Tensor, x1: Tensor, t: Tensor) -> Tensor:
-        """What a perfect network outputs at x_t = add_noise(x0, x1, t), conditional on x0 and
-        x1.
-        """
+        """The output of a perfect network at x_t = add_noise(x0, x1, t), given x0 and x1."""
 
     def add_noise(self, x0: Tensor, x1: Tensor, t: Tensor) -> Tensor:
         """x_t = alpha_t x0 + sigma_t x1."""
@@ -57,8 +54,9 @@ class Process(ABC):
         return _like(alpha, x0) * x0 + _like(sigma, x0) * x1
 
     def std(self, t: Tensor, s: Tensor, eta: float) -> Tensor:
-        """Standard deviation of the step t -> s, float64; eta=0 is the ODE (DDIM), eta=1 the DDPM
-        posterior.
+        """Standard deviation of the step t -> s, float64.
+
+        eta=0 is the ODE (DDIM), eta=1 the DDPM posterior.
 
         var = eta^2 (sigma_s^2 / sigma_t^2) (sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2); Song et
         al. 2021 eq. 16, written so that it is finite at alpha_t = 0 (flow at t=1) and zero at
@@ -66,15 +64,18 @@ class Process(ABC):
         """
         if not 0 <= eta <= 1:
             raise ValueError(f"eta: want a number in [0, 1], got {eta}")
-        (alpha_t, sigma_t), (alpha_s, sigma_s) = self.coefficients(t), self.coefficients(s)
+        alpha_t, sigma_t = self.coefficients(t)
+        alpha_s, sigma_s = self.coefficients(s)
         variance = sigma_s**2 / sigma_t**2 * (sigma_t**2 - (alpha_t / alpha_s) ** 2 * sigma_s**2)
-        return eta * torch.where(sigma_s < CLEAN * sigma_t, 0.0, variance.clamp(min=0).sqrt())
+        std = variance.clamp(min=0).sqrt()
+        return eta * torch.where(sigma_s < CLEAN * sigma_t, 0.0, std)
 
     def transition(
         self, x_t: Tensor, output: Tensor, t: Tensor, s: Tensor, eta: float
     ) -> tuple[Tensor, Tensor]:
-        """Mean (like x_t) and std (float64, t's shape) of p(x_s | x_t): alpha_s x0 + sqrt(sigma_s^2
-        - std^2) x1.
+        """Mean (like x_t) and std (float64, t's shape) of p(x_s | x_t).
+
+        The mean is alpha_s x0 + sqrt(sigma_s^2 - std^2) x1.
         """
         x0, x1 = self.split(x_t, output, t)
         alpha_s, sigma_s = self.coefficients(s)
@@ -85,8 +86,9 @@ class Process(ABC):
 
 @dataclass(frozen=True)
 class Diffusion(Process):
-    """Variance-preserving diffusion on integer timesteps: (alpha, sigma) = (sqrt(abar), sqrt(1 -
-    abar)).
+    """Variance-preserving diffusion on integer timesteps.
+
+    (alpha, sigma) = (sqrt(abar), sqrt(1 - abar)).
 
     Args:
         alphas_cumprod: abar of every training timestep, (N,).
@@ -103,15 +105,15 @@ class Diffusion(Process):
     clip_sample: float | None = None
 
     def __post_init__(self) -> None:
-        if self.prediction not in get_args(Prediction):
-            raise ValueError(
-                f"prediction: want one of {get_args(Prediction)}, got {self.prediction!r}"
-            )
+        known = get_args(Prediction)
+        if self.prediction not in known:
+            raise ValueError(f"prediction: want one of {known}, got {self.prediction!r}")
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
         index = t.to("cpu", torch.long)
         known = self.alphas_cumprod.double()[index.clamp(min=0)]
-        alpha_bar = torch.where(index < 0, known.new_tensor(self.final_alpha_cumprod), known)
+        final = known.new_tensor(self.final_alpha_cumprod)
+        alpha_bar = torch.where(index < 0, final, known)
         return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
 
     def split(self, x_t: Tensor, output: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,8 +143,9 @@ class Diffusion(Process):
 
 @dataclass(frozen=True)
 class Flow(Process):
-    """Rectified flow: x_t = (1 - t) x0 + t x1, t in [0, 1], the network outputs v = x1 - x0 (Liu et
-    al. 2023).
+    """Rectified flow: x_t = (1 - t) x0 + t x1, t in [0, 1] (Liu et al. 2023).
+
+    The network's output is v = x1 - x0.
     """
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -160,8 +163,9 @@ class Flow(Process):
 
 @dataclass(frozen=True)
 class FlowSDE(Flow):
-    """Rectified flow drawn by the SDE of Flow-GRPO (Liu et al. 2025, arXiv 2505.05470), not by the
-    posterior.
+    """Rectified flow with the steps of Flow-GRPO's SDE instead of the posterior's.
+
+    Liu et al. 2025, arXiv 2505.05470.
 
     dx = [v + g^2 / (2t) (x + (1 - t) v)] dt + g dw with g = eta a sqrt(t / (1 - t)). At t = 1, or
     as near as schedulers begin, where g has no end, 1 - t is that of the next time. A step that
@@ -184,8 +188,9 @@ class FlowSDE(Flow):
     def transition(
         self, x_t: Tensor, output: Tensor, t: Tensor, s: Tensor, eta: float
     ) -> tuple[Tensor, Tensor]:
-        """Mean and std of one Euler-Maruyama step: x + (s - t) [v + g^2 / (2t) x1], g sqrt(t -
-        s).
+        """Mean and std of one Euler-Maruyama step.
+
+        The mean is x + (s - t) [v + g^2 / (2t) x1], the std g sqrt(t - s).
         """
         x0, x1 = self.split(x_t, output, t)
         drift, std = self._drift_and_std(t, s, eta)
@@ -198,7 +203,8 @@ class FlowSDE(Flow):
             raise ValueError(f"eta: want a number in [0, 1], got {eta}")
         t = t.to("cpu", torch.float64)
         s = s.to("cpu", torch.float64)
-        squared = (eta * self.a) ** 2 * t / (1 - torch.where(t < NEARLY_ONE, t, s))
+        nearest = torch.where(t < NEARLY_ONE, t, s)
+        squared = (eta * self.a) ** 2 * t / (1 - nearest)
         squared = torch.where(s < CLEAN * t, 0.0, squared)
         return squared / (2 * t), (squared * (t - s)).sqrt()
 
@@ -206,19 +212,17 @@ class FlowSDE(Flow):
 def gaussian_log_prob(
     x: Tensor, mean: Tensor, std: Tensor, reduction: Reduction = "mean"
 ) -> Tensor:
-    """log N(x; mean, std^2 I), (B, ...) -> (B,) in at least float32, reduced over latent elements
-    in float64.
+    """log N(x; mean, std^2 I), (B, ...) -> (B,), in at least float32.
+
+    The sum over latent elements is in float64.
 
     ``mean`` divides by the number of elements d, as ddpo-pytorch and flow_grpo do: every beta and
     clip range of that family is in those units (beta_sum = beta_mean / d, clip_sum = d clip_mean).
     ``sum`` is the density itself.
     """
     scale = _like(std, x.double())
-    density = (
-        -0.5 * ((x.double() - mean.double()) / scale) ** 2
-        - scale.log()
-        - 0.5 * math.log(2 * math.pi)
-    )
+    standard = (x.double() - mean.double()) / scale
+    density = -0.5 * standard**2 - scale.log() - 0.5 * math.log(2 * math.pi)
     flat = density.flatten(1)
     reduced = flat.mean(1) if reduction == "mean" else flat.sum(1)
     return reduced.to(torch.promote_types(x.dtype, torch.float32))

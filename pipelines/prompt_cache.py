@@ -1,6 +1,4 @@
-"""Encoded texts on disk: an encoder of gigabytes runs once for a text, whatever run asks for it
-again.
-"""
+"""Encoded texts on disk, so that a large encoder runs once for a text, whatever run asks."""
 
 import os
 from collections.abc import Mapping
@@ -12,19 +10,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-PROBES = 4096  # elements of every weight that its fingerprint looks at
+# Elements of every weight that its fingerprint looks at.
+PROBES = 4096
 
 
 def default_folder() -> Path:
     """$ALIGN_GEN_CACHE, or the user's cache."""
-    return (
-        Path(os.environ.get("ALIGN_GEN_CACHE") or Path.home() / ".cache" / "align_gen") / "prompts"
-    )
+    cache = os.environ.get("ALIGN_GEN_CACHE") or Path.home() / ".cache" / "align_gen"
+    return Path(cache) / "prompts"
 
 
 def fingerprint(encoders: Mapping[str, Any], *settings: Any) -> str:
-    """What decides an encoding: configurations, weights (some elements of each, evenly spaced), and
-    the settings.
+    """A hash of what decides an encoding: configurations, weights, and the settings.
+
+    Of each weight, some evenly spaced elements are looked at.
     """
     digest = sha256(repr(settings).encode())
     for name, encoder in sorted(encoders.items()):
@@ -32,18 +31,18 @@ def fingerprint(encoders: Mapping[str, Any], *settings: Any) -> str:
         for key, weight in encoder.state_dict().items():
             flat = weight.detach().flatten()
             some = flat[:: max(1, len(flat) // PROBES)].float().cpu()
-            digest.update(
-                f"{key}{tuple(weight.shape)}{weight.dtype}".encode() + some.numpy().tobytes()
-            )
+            digest.update(f"{key}{tuple(weight.shape)}{weight.dtype}".encode())
+            digest.update(some.numpy().tobytes())
     return digest.hexdigest()[:32]
 
 
 class PromptCache:
-    """One safetensors file a text, in a folder for each fingerprint; beyond ``limit`` bytes the
-    longest unused go.
+    """One safetensors file a text, in a folder for each fingerprint.
 
-    Processes may share it: files appear whole, and one that is gone or damaged is as one that never
-    was.
+    Beyond ``limit`` bytes, the files that were unused for longest are deleted.
+
+    Processes may share a folder: files appear whole, and a file that is gone or damaged counts as
+    missing.
     """
 
     def __init__(self, folder: Path | None = None, limit: int = 4 * 2**30):
@@ -55,25 +54,22 @@ class PromptCache:
         file = self._file(key, text)
         try:
             tensors: dict[str, Tensor] = load_file(file)
-            os.utime(file)  # used now
+            # The time of the last use, by which files are deleted.
+            os.utime(file)
         except (OSError, SafetensorError):
             return None
         return tensors
 
     def put(self, key: str, encoded: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Keep the tensors of some texts. A disk that is full or forbidden is no reason to stop."""
+        """Write the tensors of some texts; a disk that is full or forbidden is passed over."""
         try:
             for text, tensors in encoded.items():
                 file = self._file(key, text)
                 file.parent.mkdir(parents=True, exist_ok=True)
                 part = file.with_suffix(f".{os.getpid()}.part")
-                save_file(
-                    {
-                        name: value.detach().cpu().contiguous().clone()
-                        for name, value in tensors.items()
-                    },
-                    part,
-                )
+                rows = {n: value.detach().cpu().contiguous() for n, value in tensors.items()}
+                # clones: the rows are views of one batch, which safetensors does not write
+                save_file({name: value.clone() for name, value in rows.items()}, part)
                 os.replace(part, file)
             self._trim()
         except (OSError, SafetensorError):
@@ -83,9 +79,10 @@ class PromptCache:
         return self.folder / key / f"{sha256(text.encode()).hexdigest()}.safetensors"
 
     def _trim(self) -> None:
-        found = [(file.stat(), file) for file in self.folder.glob("*/*.safetensors")]
-        total = sum(stat.st_size for stat, _ in found)
-        for stat, file in sorted(found, key=lambda pair: pair[0].st_mtime_ns):
+        """Delete the files that were unused for longest, down to the limit."""
+        files = [(file.stat(), file) for file in self.folder.glob("*/*.safetensors")]
+        total = sum(stat.st_size for stat, _ in files)
+        for stat, file in sorted(files, key=lambda pair: pair[0].st_mtime_ns):
             if total <= self.limit:
                 break
             file.unlink(missing_ok=True)

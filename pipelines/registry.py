@@ -9,7 +9,8 @@ from . import hub
 from .base import Model
 from .loading import import_xformers, is_hub_name, read_model_index, silenced
 
-FAMILIES = {  # _class_name in model_index.json -> adapter
+# _class_name in model_index.json -> module of this package:adapter
+FAMILIES = {
     "StableDiffusionPipeline": "families.stable_diffusion:StableDiffusion",
     "StableDiffusionInstructPix2PixPipeline": "families.instruct_pix2pix:InstructPix2Pix",
     "StableDiffusionControlNetPipeline": "families.controlnet:ControlNet",

@@ -39,8 +39,9 @@ class Rollout:
 
 
 def gaussian_noise(shape: Sequence[int], batch: int, generator: Generators) -> Tensor:
-    """(batch, *shape) from N(0, I) on the CPU; with one generator a sample, no sample depends on
-    its batch mates.
+    """(batch, *shape) from N(0, I), on the CPU.
+
+    With one generator a sample, no sample depends on its batch mates.
     """
     if isinstance(generator, Sequence):
         if len(generator) != batch:
@@ -109,7 +110,6 @@ def rollout(
             grows with the steps.
     """
     times = model.times(num_inference_steps, condition.latent_shape)
-    kept, log_probs, stochastic = [], [], []
     steps = trajectory(
         model,
         condition,
@@ -120,17 +120,17 @@ def rollout(
         latents=latents,
         graph=graph,
     )
-    for step, (x, mean, std) in enumerate(steps, start=-1):
-        kept.append(x)
+    visited, log_probs, stochastic = [], [], []
+    for step, (x, mean, std) in enumerate(steps, start=-1):  # -1: the initial noise
+        visited.append(x)
         if mean is not None and std is not None and std > 0:
             log_probs.append(gaussian_log_prob(x, mean, std, reduction))
             stochastic.append(step)
-    stacked = (
-        torch.stack(log_probs, 1)
-        if log_probs
-        else torch.empty(len(condition), 0, device=kept[0].device)
-    )
-    return Rollout(torch.stack(kept, 1), times, torch.tensor(stochastic, dtype=torch.long), stacked)
+
+    none = torch.empty(len(condition), 0, device=visited[0].device)
+    densities = torch.stack(log_probs, 1) if log_probs else none  # (B, S)
+    indices = torch.tensor(stochastic, dtype=torch.long)
+    return Rollout(torch.stack(visited, 1), times, indices, densities)
 
 
 def step_transition(
@@ -205,29 +205,18 @@ def sample(
     batch_size: int = 16,
     progress: Callable[[int], None] | None = None,
 ) -> Tensor:
-    """Finished media in [0, 1], (B, 3, H, W) or (B, F, 3, H, W), on the CPU. ``batch_size`` bounds
-    memory only.
+    """Finished media in [0, 1], (B, 3, H, W) or (B, F, 3, H, W), on the CPU.
 
-    ``progress`` is told how many samples were just finished.
+    ``batch_size`` bounds memory only.
+
+    Args:
+        eta: 0 is the ODE (DDIM), 1 the DDPM posterior; in [0, 1].
+        generator: one, or a list of one a sample (then samples do not depend on their batch mates).
+        latents: initial noise (B, *latent); drawn when not given.
+        progress: called with the number of samples that were just finished.
     """
     times = model.times(num_inference_steps, condition.latent_shape)
-    count = len(condition)
-    if isinstance(generator, Sequence) and len(generator) != count:
-        raise ValueError(
-            f"generator: want one, or one for each of {count} samples, got {len(generator)}"
-        )
-    if latents is not None and len(latents) != count:
-        raise ValueError(
-            f"latents: want one for each of {count} samples, got {tuple(latents.shape)}"
-        )
-    if not isinstance(
-        generator, Sequence
-    ):  # all drawn before the first batch, whose size then changes nothing
-        latents = (
-            gaussian_noise(condition.latent_shape, count, generator) if latents is None else latents
-        )
-        seeds = torch.randint(2**31, (count,), generator=generator).tolist()
-        generator = [Generator().manual_seed(seed) for seed in seeds]
+    latents, generators = _a_row_each(condition, generator, latents)
     media = []
     for start in range(0, len(condition), batch_size):
         rows = slice(start, start + batch_size)
@@ -238,7 +227,7 @@ def sample(
             times,
             eta=eta,
             guidance_scale=guidance_scale,
-            generator=generator[rows],
+            generator=generators[rows],
             latents=None if latents is None else latents[rows],
         )
         for x, _, _ in steps:
@@ -248,3 +237,27 @@ def sample(
         if progress is not None:
             progress(len(part))
     return torch.cat(media)
+
+
+def _a_row_each(
+    condition: Condition, generator: Generators, latents: Tensor | None
+) -> tuple[Tensor | None, Sequence[Generator]]:
+    """Latents, where they are known before sampling, and a generator for each row.
+
+    From one generator, everything is drawn before the first batch, whose size then changes nothing.
+    """
+    count = len(condition)
+    if isinstance(generator, Sequence) and len(generator) != count:
+        raise ValueError(
+            f"generator: want one, or one for each of {count} samples, got {len(generator)}"
+        )
+    if latents is not None and len(latents) != count:
+        raise ValueError(
+            f"latents: want one for each of {count} samples, got {tuple(latents.shape)}"
+        )
+    if isinstance(generator, Sequence):
+        return latents, generator
+    if latents is None:
+        latents = gaussian_noise(condition.latent_shape, count, generator)
+    seeds = torch.randint(2**31, (count,), generator=generator).tolist()
+    return latents, [Generator().manual_seed(seed) for seed in seeds]

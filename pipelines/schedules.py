@@ -19,37 +19,39 @@ def ddim(scheduler: Any) -> Any:
     if "snr_shift_scale" in scheduler.config:
         return CogVideoXDDIMScheduler.from_config(scheduler.config, clip_sample=False)
     options = {} if "clip_sample" in scheduler.config else {"clip_sample": False}
-    made: DDIMScheduler = DDIMScheduler.from_config(scheduler.config, **options)
-    if made.config.thresholding:
+    sampler: DDIMScheduler = DDIMScheduler.from_config(scheduler.config, **options)
+    if sampler.config.thresholding:
         raise ValueError("scheduler: dynamic thresholding is not supported")
-    return made
+    return sampler
 
 
 def ddim_process(scheduler: Any) -> Diffusion:
     """The noise process of a pipeline's scheduler; abar is its own tensor."""
-    own = ddim(scheduler)
+    sampler = ddim(scheduler)
+    config = sampler.config
     return Diffusion(
-        own.alphas_cumprod,
-        float(own.final_alpha_cumprod),
-        own.config.prediction_type,
-        own.config.clip_sample_range if own.config.clip_sample else None,
+        sampler.alphas_cumprod,
+        float(sampler.final_alpha_cumprod),
+        config.prediction_type,
+        config.clip_sample_range if config.clip_sample else None,
     )
 
 
 def ddim_times(scheduler: Any, num_inference_steps: int) -> Tensor:
     """(t, s) of every step, (n, 2). DDIM goes by a constant stride, not to the next grid point."""
-    own = ddim(scheduler)
-    trained = own.config.num_train_timesteps
+    sampler = ddim(scheduler)
+    trained = sampler.config.num_train_timesteps
     if not 1 <= num_inference_steps <= trained:
         raise ValueError(f"num_inference_steps: want 1 to {trained}, got {num_inference_steps}")
-    own.set_timesteps(num_inference_steps)
-    t = own.timesteps.double()
+    sampler.set_timesteps(num_inference_steps)
+    t = sampler.timesteps.double()
     return torch.stack([t, t - trained // num_inference_steps], 1)
 
 
 def resolution_shift(config: Any, tokens: int) -> float:
-    """mu of dynamic shifting: linear in the number of image tokens (Esser et al. 2024, section
-    5.3.2).
+    """mu of dynamic shifting, linear in the number of image tokens.
+
+    Esser et al. 2024, section 5.3.2.
     """
     few = config.get("base_image_seq_len", 256)
     many = config.get("max_image_seq_len", 4096)
@@ -60,21 +62,16 @@ def resolution_shift(config: Any, tokens: int) -> float:
 
 def euler(scheduler: Any) -> Any:
     """A flow scheduler on the same grid that takes Euler's steps, which are what eta = 0 takes."""
-    higher = (
-        {"solver_order": 1, "disable_corrector": list(range(1000))}
-        if "solver_order" in scheduler.config
-        else {}
-    )
-    return type(scheduler).from_config(scheduler.config, **higher)
+    first_order: dict[str, Any] = {}
+    if "solver_order" in scheduler.config:
+        first_order = {"solver_order": 1, "disable_corrector": list(range(1000))}
+    return type(scheduler).from_config(scheduler.config, **first_order)
 
 
 def even_sigmas(num_inference_steps: int) -> list[float]:
-    """1, …, 1/n: the grid that pipelines bring which leave the shift to the scheduler, and the end
-    to it as well.
-    """
-    return torch.linspace(
-        1.0, 1 / num_inference_steps, num_inference_steps, dtype=torch.float64
-    ).tolist()
+    """1, …, 1/n: the grid of pipelines that leave the shift, and the end, to the scheduler."""
+    n = num_inference_steps
+    return torch.linspace(1.0, 1 / n, n, dtype=torch.float64).tolist()
 
 
 def flow_times(
@@ -87,20 +84,22 @@ def flow_times(
         tokens: of the image in the network, for dynamic shifting.
         sigmas: the grid before shifting, for pipelines that bring their own.
     """
-    own = type(scheduler).from_config(scheduler.config)
+    # A fresh one: the pipeline's scheduler stays as it was.
+    fresh = type(scheduler).from_config(scheduler.config)
     options: dict[str, Any] = {}
-    if own.config.get("use_dynamic_shifting"):
-        options["mu"] = resolution_shift(own.config, tokens)
-    if sigmas is not None and not own.config.get("use_flow_sigmas"):
+    if fresh.config.get("use_dynamic_shifting"):
+        options["mu"] = resolution_shift(fresh.config, tokens)
+    if sigmas is not None and not fresh.config.get("use_flow_sigmas"):
         options["sigmas"] = sigmas
-    own.set_timesteps(num_inference_steps, **options)
-    grid = own.sigmas.double()
+    fresh.set_timesteps(num_inference_steps, **options)
+    grid = fresh.sigmas.double()
     return torch.stack([grid[:-1], grid[1:]], 1)
 
 
 def network_time(scheduler: Any, t: Tensor) -> Tensor:
-    """What a flow pipeline tells its network at time t in [0, 1]: multistep schedulers cut it to an
-    integer.
+    """The time that a flow pipeline gives its network at t in [0, 1].
+
+    Multistep schedulers cut it to an integer.
 
     At flow_shift 1, which no published model has, whole thousandths occur, and rounding decides
     which side they fall.

@@ -6,8 +6,9 @@ from torch import Generator
 
 
 def seed_of(seed: int, purpose: str, step: int = 0, index: int | str = 0) -> int:
-    """A 31-bit seed from (seed, purpose, step, index); different arguments give independent
-    streams.
+    """A 31-bit seed from (seed, purpose, step, index).
+
+    Different arguments give independent streams.
     """
     digest = sha256(f"{seed}/{purpose}/{step}/{index}".encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1

@@ -1,5 +1,4 @@
-"""Pipelines without weights: the real classes at their real size, of tensors that have a shape and
-no data.
+"""Pipelines without weights: the real classes at their real size, on tensors without data.
 
 A description is what the small files of a checkpoint say: the classes of the pipeline and of each
 component, with their configurations. It is read from a folder, without the weights, or from
@@ -47,28 +46,32 @@ def skeleton(
 ) -> Any:
     """The described pipeline, its modules on ``device``; scheduler and tokenizers are real.
 
-    Tokenizers have the described length and an alphabet for a vocabulary: which ids a text gets
-    changes no shape.
+    Tokenizers have the described length and an alphabet for a vocabulary: the ids of a text change
+    no shape.
 
     Args:
-        device: on any but meta they have random weights.
+        device: of the modules; on any but meta they have random weights.
     """
     import_xformers()
     index = dict(description["model_index"])
-    family_of(index["_class_name"])  # of no other class is anything built
+    # Raises for a class without an adapter: nothing of it is built.
+    family_of(index["_class_name"])
     parts = {name: _build(part, dtype, device) for name, part in description["components"].items()}
-    with torch.device(device):  # some pipelines put a network together from two
+    # Some pipelines put a network together from two.
+    with torch.device(device):
         return _class("diffusers", index.pop("_class_name"))(**parts, **index)
 
 
 def make_fake(modules: Mapping[str, nn.Module], device: str = "cpu") -> "ShapesOnly":
-    """Turn modules on the meta device into ones that run, on a device that need not exist, and
-    compute only shapes.
+    """Turn modules on the meta device into ones that run and compute only shapes.
+
+    The device that they run on need not exist.
 
     Call them with real tensors, inside the context that is returned.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    known: dict[int, Any] = {}  # a tensor that two modules share stays shared
+    # By identity: a tensor that two modules share stays shared.
+    known: dict[int, Any] = {}
 
     def fake(value: Any) -> Any:
         if isinstance(value, list | tuple):
@@ -76,24 +79,27 @@ def make_fake(modules: Mapping[str, nn.Module], device: str = "cpu") -> "ShapesO
         if not isinstance(value, Tensor) or value.device.type != "meta":
             return value
         if id(value) not in known:
-            made = FakeTensor(mode, value.detach(), torch.device(device))
-            parameter = isinstance(value, nn.Parameter)
-            known[id(value)] = nn.Parameter(made, value.requires_grad) if parameter else made
+            twin: Tensor = FakeTensor(mode, value.detach(), torch.device(device))
+            if isinstance(value, nn.Parameter):
+                twin = nn.Parameter(twin, value.requires_grad)
+            known[id(value)] = twin
         return known[id(value)]
 
     for root in modules.values():
         for module in root.modules():
             for tensors in (module._parameters, module._buffers):
                 tensors.update({name: fake(value) for name, value in tensors.items()})
-            for name, value in list(vars(module).items()):  # tables that are neither
+            # tables that are neither parameters nor buffers
+            for name, value in list(vars(module).items()):
                 if isinstance(value, Tensor | list | tuple):
                     setattr(module, name, fake(value))
     return ShapesOnly(mode)
 
 
 class ShapesOnly(TorchFunctionMode):
-    """Inside, fake and real tensors meet: what a fake one touches becomes fake, masks and lengths
-    keep their values.
+    """Inside, fake and real tensors may meet; masks and lengths keep their values.
+
+    What a fake tensor touches becomes fake.
 
     Inside of ``everything``, all is fake: for work that looks at no value and makes large tensors
     of its own.
@@ -106,26 +112,21 @@ class ShapesOnly(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if (
-            func is Tensor.__getitem__
-            and isinstance(args[0], FakeTensor)
-            and _is_known_mask(args[1])
-        ):
-            args = (args[0], args[1].nonzero(as_tuple=True))  # how many are chosen is then known
+        is_index = func is Tensor.__getitem__ and isinstance(args[0], FakeTensor)
+        if is_index and _is_known_mask(args[1]):
+            # as indices, so that the number of chosen elements is known
+            args = (args[0], args[1].nonzero(as_tuple=True))
         return func(*args, **(kwargs or {}))
 
 
 def _is_known_mask(index: Any) -> bool:
-    return (
-        isinstance(index, Tensor)
-        and index.dtype == torch.bool
-        and not isinstance(index, FakeTensor)
-    )
+    """Whether an index is a mask with values, not a fake one."""
+    is_real = isinstance(index, Tensor) and not isinstance(index, FakeTensor)
+    return is_real and index.dtype == torch.bool
 
 
 def describe_source(source: str) -> Description:
-    """The description of a pipeline folder, of a published checkpoint's hub name, or of another on
-    the hub.
+    """The description of a pipeline folder, a published checkpoint, or another on the hub.
 
     Raises:
         ValueError: it is none of them.
@@ -136,7 +137,8 @@ def describe_source(source: str) -> Description:
         description: dict[str, Any] = json.loads(file.read_text())
         if source == description["repo"]:
             return description
-    read_model_index(source)  # whose errors say what is wanted
+    # Its errors say what is wanted.
+    read_model_index(source)
     from huggingface_hub import snapshot_download
 
     return read_description(Path(snapshot_download(source, allow_patterns="*.json")))
@@ -149,17 +151,15 @@ def read_description(folder: Path) -> dict[str, Any]:
         ValueError: a component's configuration is missing or not JSON.
     """
     index = json.loads((folder / "model_index.json").read_text())
-    scalars = {
-        name: value
-        for name, value in index.items()
-        if name == "_class_name" or not name.startswith("_")
-    }
-    components = {}
-    for name, row in index.items():
-        if isinstance(row, list):
-            del scalars[name]
-            known = row[0] in LIBRARIES  # else none, or a safety checker, which draws nothing
-            components[name] = _read_component(folder / name, *row) if known else None
+    scalars: dict[str, Any] = {}
+    components: dict[str, Any] = {}
+    for name, value in index.items():
+        if isinstance(value, list):
+            # Of another library: null, or a safety checker, which samples nothing.
+            known = value[0] in LIBRARIES
+            components[name] = _read_component(folder / name, *value) if known else None
+        elif name == "_class_name" or not name.startswith("_"):
+            scalars[name] = value
     return {"model_index": scalars, "components": components}
 
 
@@ -167,25 +167,26 @@ def _read_component(folder: Path, library: str, kind: str) -> dict[str, Any]:
     for name in CONFIGS:
         if (folder / name).is_file():
             config = json.loads((folder / name).read_text())
-            kept = {key: value for key, value in config.items() if not key.startswith("_")}
-            found = {"class": f"{library}.{kind}", "config": kept}
-            return found | (
-                {"model_max_length": config.get("model_max_length")} if "Tokenizer" in kind else {}
-            )
+            public = {key: value for key, value in config.items() if not key.startswith("_")}
+            described = {"class": f"{library}.{kind}", "config": public}
+            if "Tokenizer" in kind:
+                described["model_max_length"] = config.get("model_max_length")
+            return described
     raise ValueError(f"{folder}: no configuration (want one of {CONFIGS})")
 
 
 def _class(library: str, name: str) -> Any:
-    if library not in LIBRARIES:  # files name it, and files are not trusted
+    # Files name the library, and files are not trusted.
+    if library not in LIBRARIES:
         raise ValueError(f"component class {library}.{name}: want one of {LIBRARIES}")
-    found = getattr(importlib.import_module(library), name, None)
-    if not isinstance(found, type) or (
-        not name.endswith(KINDS) and not issubclass(found, nn.Module)
-    ):
+    kind: Any = getattr(importlib.import_module(library), name, None)
+    is_class = isinstance(kind, type)
+    if not is_class or not (name.endswith(KINDS) or issubclass(kind, nn.Module)):
         raise ValueError(
-            f"component class {library}.{name}: want a network, a scheduler, a tokenizer or a processor"
+            f"component class {library}.{name}: "
+            "want a network, a scheduler, a tokenizer or a processor"
         )
-    return found
+    return kind
 
 
 def _build(part: Mapping[str, Any] | None, dtype: torch.dtype, device: torch.device | str) -> Any:
@@ -194,35 +195,39 @@ def _build(part: Mapping[str, Any] | None, dtype: torch.dtype, device: torch.dev
     kind: str = part["class"].split(".")[-1]
     if "Tokenizer" in kind:
         return alphabet_tokenizer(part["model_max_length"], ends="CLIP" in kind)
-    made = _class(*part["class"].split("."))
+    built = _class(*part["class"].split("."))
+    config = part["config"]
     if "Scheduler" in kind:
-        return made.from_config(part["config"])
-    if not issubclass(made, nn.Module):  # image processors
-        return made(**part["config"])
+        return built.from_config(config)
+    # Image processors.
+    if not issubclass(built, nn.Module):
+        return built(**config)
+
+    # both libraries build networks in the default dtype
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
             if part["class"].startswith("diffusers."):
-                module = made.from_config(part["config"])
+                module = built.from_config(config)
             else:
-                module = made(made.config_class(**part["config"]))
+                module = built(built.config_class(**config))
     finally:
         torch.set_default_dtype(before)
     return module.eval()
 
 
 def alphabet_tokenizer(length: int | None, ends: bool) -> Any:
-    """A tokenizer of one token a character. ``ends``: a start and an end are put around a text, as
-    CLIP's does.
+    """A tokenizer of one token a character.
+
+    ``ends``: a start and an end are put around a text, as CLIP's does.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     words = ["<pad>", "<s>", "</s>", "<unk>", *map(chr, range(32, 127))]
-    tokenizer = Tokenizer(
-        models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
-    )
+    numbers = {word: number for number, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordLevel(numbers, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     around = "<s> $A </s>" if ends else "$A </s>"
     tokenizer.post_processor = processors.TemplateProcessing(

@@ -13,11 +13,15 @@ from .prompt_cache import PromptCache, fingerprint
 from .trainable import Trainable
 
 Self = TypeVar("Self", bound="Texts")
-Rows = dict[str, Tensor]  # the tensors of one text, by name
+# The tensors of one text, or of several, by name.
+Rows = dict[str, Tensor]
 TOKENIZER_LOG = "transformers.tokenization_utils_base"
-WORTH_CACHING = 50_000_000  # parameters of text encoders; smaller ones are faster than a disk
-AT_ONCE = 32  # texts that are encoded in one call
-NEGATIVE = "negative_"  # before a tensor's name: what guidance puts in its place
+# Parameters of text encoders from which the disk is faster than they are.
+WORTH_CACHING = 50_000_000
+# Texts that are encoded in one call.
+AT_ONCE = 32
+# Stands before a tensor's name for what guidance puts in its place.
+NEGATIVE = "negative_"
 
 
 class Texts(Trainable):
@@ -51,8 +55,9 @@ class Texts(Trainable):
         """Tensors of one row a text, of equal widths whatever the texts."""
 
     def encode_negatives(self, texts: Sequence[str]) -> Rows:
-        """Tensors of negative texts, of the widths of ``encode_texts``; for a family that encodes
-        negative texts in another way.
+        """Tensors of negative texts, of the widths of ``encode_texts``.
+
+        For a family that encodes negative texts in another way.
         """
         return self.encode_texts(texts)
 
@@ -80,22 +85,25 @@ class Texts(Trainable):
         return self
 
     def free_text_encoders(self, prompts: Sequence[str] = ()) -> None:
-        """Encode prompts, then drop the text encoders; from then on, only texts that were encoded
-        by now can be sampled.
+        """Encode prompts, then drop the text encoders.
+
+        From then on, only texts that were encoded by now can be sampled.
         """
         self._encode(prompts)
         if self.default_negative is not None:
             self._encode([self.default_negative], negative=True)
         if self.prompt_cache is not None:
-            self._key()  # computed from the encoders, which go now
+            # The key is computed from the encoders, which go now.
+            self._key()
         self.pipeline.register_modules(**dict.fromkeys(self.text_encoders()))
         self._freed = True
 
     # -- encoding
 
     def text_tensors(self, prompts: Sequence[str], negatives: Sequence[str | None]) -> Rows:
-        """Tensors of B prompts, and under ``negative_NAME`` those of their B negative texts, of
-        which None stands for zeros.
+        """Tensors of B prompts, and under ``negative_NAME`` those of their B negative texts.
+
+        A negative text of None stands for zeros.
         """
         texts = self._encode(prompts)
         against = self._encode([text for text in negatives if text is not None], negative=True)

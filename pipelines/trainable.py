@@ -150,7 +150,8 @@ class Trainable:
         self._require_no_foreign_lora()
         if any(has_policy(unwrap(module)) for module in self.trainable.values()):
             raise ValueError(
-                "lora: null trains every weight, but a LoRA is loaded; go on with a LoRA of its rank"
+                "lora: null trains every weight, but a LoRA is loaded; "
+                "go on with a LoRA of its rank"
             )
         self._freeze()
         self.reference_copies = {
@@ -161,8 +162,9 @@ class Trainable:
             module.requires_grad_(True)
 
     def restore_weights(self) -> None:
-        """Go back to the weights before ``train_lora`` or ``train_full``; an adapter that was
-        loaded earlier stays.
+        """Go back to the weights before ``train_lora`` or ``train_full``.
+
+        An adapter that was loaded earlier stays.
         """
         for name, module in self.trainable.items():
             inner = unwrap(module)
@@ -214,7 +216,8 @@ class Trainable:
         """Inside, ``predict`` runs the frozen reference; gradients are off."""
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
-            if self._as_reference:  # nested: the outer one restores the policy
+            # Nested: the outer one restores the policy.
+            if self._as_reference:
                 yield
                 return
             self._as_reference = True
@@ -245,8 +248,9 @@ class Trainable:
         return next(next(iter(self.trainable.values())).parameters())
 
     def _require_no_foreign_lora(self) -> None:
-        """Refuse a LoRA of another name: ours would be switched on in its place, in the policy and
-        in the reference.
+        """Refuse a LoRA of another name.
+
+        Ours would be switched on in its place, in the policy and in the reference.
         """
         for name, module in self.trainable.items():
             loaded = getattr(unwrap(module), "peft_config", {}).keys()
@@ -275,7 +279,7 @@ def has_policy(module: nn.Module) -> bool:
 
 
 def _copy_lora(module: Any, name: str) -> None:
-    """Make the LoRA ``name`` equal to the policy's, in its precision; add it where it is missing."""
+    """Make the LoRA ``name`` equal to the policy's, in its precision; add a missing one."""
     if name not in module.peft_config:
         with warnings.catch_warnings():
             already = "Already found a `peft_config` attribute"
@@ -289,7 +293,7 @@ def _copy_lora(module: Any, name: str) -> None:
 
 
 def _add_lora(module: Any, config: Any) -> None:
-    """Add a new LoRA to a component, or leave the component as it was and raise peft's ValueError."""
+    """Add a new LoRA to a component; where peft refuses, leave the component as it was."""
     try:
         module.add_adapter(config, adapter_name=POLICY)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""How to judge pictures: reward heads, and weighted sets of them. Names resolve on first use."""
+"""How to score pictures: reward heads, and weighted sets of them. Names resolve on first use."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 class RewardHead(ABC):
-    """Judges pictures: ``(media, prompts, **context) -> (B,)`` float32, higher is better.
+    """Scores pictures: ``(media, prompts, **context) -> (B,)`` float32, higher is better.
 
     Attributes:
         differentiable: gradients flow from the score to the media.
         media: "image" takes (B, 3, H, W); "video" takes (B, F, 3, H, W). RGB, [0, 1].
-        required_context: keys of the context that must be given ("t", "control", "source", "reference" …).
+        required_context: keys of the context that must be given ("t", "control", "source" …).
         range: the scores' bounds, where known.
         parallel: several threads may call it at once.
     """
@@ -29,15 +29,16 @@ class RewardHead(ABC):
     def __call__(self, media: Tensor, prompts: Sequence[str], **context: Any) -> Tensor:
         """One score a sample, (B,)."""
 
-    def judge(self, media: Tensor, prompts: Sequence[str], **context: Any) -> tuple[Tensor, ...]:
-        """Scores (B,), and, from a head that estimates it, how unsure each is: a deviation,
-        (B,).
-        """
+    def score_and_std(
+        self, media: Tensor, prompts: Sequence[str], **context: Any
+    ) -> tuple[Tensor, ...]:
+        """Scores (B,), and their standard deviations (B,) where a head estimates them."""
         return (self(media, prompts, **context),)
 
     def provenance(self) -> dict[str, Any]:
-        """What a score depends on besides the picture: scores are comparable only where this
-        agrees.
+        """What a score depends on besides the picture.
+
+        Scores are comparable only where provenances are equal.
         """
         return {"weights_sha256": None, "preprocessing": "none", "dtype": "float32", "options": {}}
 
@@ -47,11 +48,13 @@ class RewardHead(ABC):
 
 
 def label(reward: Any) -> str:
-    """What a reward is called where nobody named it: the same in every process."""
+    """The name of a reward that was given none, equal in every process."""
     if isinstance(reward, str):
         return reward
     name = getattr(reward, "name", None)
-    return name if isinstance(name, str) else getattr(reward, "__qualname__", type(reward).__name__)
+    if isinstance(name, str):
+        return name
+    return getattr(reward, "__qualname__", type(reward).__name__)
 
 
 def require_new_names(reward: Any, name: str) -> None:
@@ -61,7 +64,7 @@ def require_new_names(reward: Any, name: str) -> None:
 
 
 class CallableHead(RewardHead):
-    """Any ``f(media, prompts) -> (B,)`` as a head. Not assumed differentiable unless it says so."""
+    """Any ``f(media, prompts) -> (B,)`` as a head; not differentiable unless it says so."""
 
     def __init__(self, function: Callable[..., Any], name: str | None = None):
         self.function = function

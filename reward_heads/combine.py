@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -16,8 +16,7 @@ RULES = ("sum", "mean", "median", "min", "mean_minus_std", "soft_min")
 
 @dataclass(frozen=True)
 class Scale:
-    """A head's scores on a reference gallery: the mean of each prompt, their mean, and one
-    deviation for all.
+    """A head's scores on a reference gallery: prompts' means, their mean, one deviation.
 
     A reward is known only up to an offset for each prompt, so prompts are centred one by one;
     ``std`` is of what is left, so that a prompt on which a head hardly varies is not blown up
@@ -35,13 +34,12 @@ class Scale:
         Raises:
             ValueError: within each prompt they are all the same, so that there is no scale.
         """
+        rows = list(zip(prompts, scores, strict=True))
         groups: dict[str, list[float]] = {}
-        for prompt, score in zip(prompts, scores, strict=True):
+        for prompt, score in rows:
             groups.setdefault(prompt, []).append(score)
         means = {prompt: math.fsum(group) / len(group) for prompt, group in groups.items()}
-        squares = [
-            (score - means[prompt]) ** 2 for prompt, score in zip(prompts, scores, strict=True)
-        ]
+        squares = [(score - means[prompt]) ** 2 for prompt, score in rows]
         std = math.sqrt(math.fsum(squares) / max(len(squares), 1))
         if not std > 0:
             raise ValueError(
@@ -50,8 +48,9 @@ class Scale:
         return cls(means, math.fsum(means.values()) / len(means), std)
 
     def __call__(self, scores: Tensor, prompts: Sequence[str]) -> Tensor:
-        """(score - mean of its prompt) / std; a prompt that the reference has not gets the mean of
-        all. (B,).
+        """(score - mean of its prompt) / std, (B,).
+
+        A prompt that the reference has not gets the mean of all prompts.
         """
         means = scores.new_tensor([self.means.get(prompt, self.mean) for prompt in prompts])
         return (scores - means) / self.std
@@ -90,83 +89,81 @@ class Combination:
             raise ValueError(f"combine.rule: want one of {RULES}, got {self.rule!r}")
         if not self.temperature > 0:
             raise ValueError(f"combine.temperature: want a number above 0, got {self.temperature}")
-        if unknown := sorted(self.gates.keys() - self.weights.keys()):
+        weights = self.weights
+        if unknown := sorted(self.gates.keys() - weights.keys()):
+            raise ValueError(f"combine.gates: no reward {unknown[0]!r}; have {sorted(weights)}")
+        scales = weights if self.scales is None else self.scales
+        if missing := sorted(weights.keys() - scales.keys()):
             raise ValueError(
-                f"combine.gates: no reward {unknown[0]!r}; have {sorted(self.weights)}"
+                f"combine: the reference has no scores of {missing[0]!r}; it has {sorted(scales)}"
             )
-        if self.scales is not None and (
-            missing := sorted(self.weights.keys() - self.scales.keys())
-        ):
-            raise ValueError(
-                f"combine: the reference has no scores of {missing[0]!r}; it has {sorted(self.scales)}"
-            )
-        if self.rule not in ("sum", "mean") and any(
-            weight != 1 for weight in self.weights.values()
-        ):
+        if self.rule not in ("sum", "mean") and any(value != 1 for value in weights.values()):
             raise ValueError(
                 f"combine.rule: {self.rule} takes each reward alike; want weights of 1"
             )
-        if self.gates and not self.weights.keys() - self.gates.keys():
+        if self.gates and not weights.keys() - self.gates.keys():
             raise ValueError("combine.gates: every reward is a gate; want one besides")
 
     def __call__(self, scores: Mapping[str, Tensor], prompts: Sequence[str]) -> Tensor:
         """Heads' scores (B,) -> one reward (B,) float32; heads without a weight are left out."""
         ready = {name: self._ready(name, scores[name], prompts) for name in self.weights}
-        open_ones = {name: score for name, score in ready.items() if name not in self.gates}
-        combined = self._apply(open_ones)
+        ungated = {name: score for name, score in ready.items() if name not in self.gates}
+        combined = self._apply(ungated)
         if not self.gates:
             return combined
+
         passed = torch.stack([scores[name] >= least for name, least in self.gates.items()]).all(0)
-        counted = torch.where(
-            passed, combined.clamp(min=self.floor), combined.new_tensor(self.floor)
-        )
-        return counted + torch.stack([self.weights[name] * ready[name] for name in self.gates]).sum(
-            0
-        )
+        floor = combined.new_tensor(self.floor)
+        counted = torch.where(passed, combined.clamp(min=self.floor), floor)
+        gates = torch.stack([self.weights[name] * ready[name] for name in self.gates])
+        return counted + gates.sum(0)
 
     def provenance(self) -> dict[str, Any]:
-        """What a combined score depends on besides the heads' own, as JSON holds it."""
-        told = json.dumps(asdict(self), sort_keys=True)
-        scales = None if self.scales is None else hashlib.sha256(told.encode()).hexdigest()
-        return {**json.loads(told), "scales": scales}
-
-    def _ready(self, name: str, score: Tensor, prompts: Sequence[str]) -> Tensor:
-        score = score if self.scales is None else self.scales[name](score, prompts)
-        return within_groups(score, prompts) if self.normalise == "group" else score
-
-    def _apply(self, scores: Mapping[str, Tensor]) -> Tensor:
-        weights = [self.weights[name] for name in scores]
-        stacked = torch.stack(
-            [weight * score for weight, score in zip(weights, scores.values(), strict=True)]
-        )
-        if self.rule == "mean":
-            return stacked.sum(0) / math.fsum(map(abs, weights))
-        return aggregate(stacked, self.rule, k=self.k, temperature=self.temperature)
+        """What a combined score depends on besides the heads' scores, as JSON holds it."""
+        text = json.dumps(asdict(self), sort_keys=True)
+        # scales are as long as the reference's prompts: their hash says as much
+        scales = None if self.scales is None else hashlib.sha256(text.encode()).hexdigest()
+        return {**json.loads(text), "scales": scales}
 
     def spread(
         self, scores: Mapping[str, Tensor], spreads: Mapping[str, Tensor], prompts: Sequence[str]
     ) -> Tensor | None:
-        """How unsure the reward is, (B,); None where nothing tells.
+        """Standard deviation of the reward, (B,); None where no head gives one.
 
-        Of a sum or mean, the heads' own spreads, taken as independent. Of another rule, whose heads
-        are members of an ensemble, how these differ.
+        Of a sum or mean: from the deviations that heads give, taken as independent. Of another
+        rule, whose heads are members of an ensemble: the deviation between heads.
         """
         if self.rule not in ("sum", "mean"):
             ready = [self._ready(name, scores[name], prompts) for name in self.weights]
             return torch.stack(ready).std(0, correction=0) if len(ready) > 1 else None
-        told = [name for name in self.weights if name in spreads]
-        if not told:
+
+        names = [name for name in self.weights if name in spreads]
+        if not names:
             return None
-        units = {
-            name: self.weights[name] / (1.0 if self.scales is None else self.scales[name].std)
-            for name in told
-        }
-        total = torch.stack([(unit * spreads[name]).square() for name, unit in units.items()]).sum(
-            0
-        )
-        return total.sqrt() / (
-            math.fsum(map(abs, self.weights.values())) if self.rule == "mean" else 1.0
-        )
+        squares = []
+        for name in names:
+            scale = 1.0 if self.scales is None else self.scales[name].std
+            squares.append((self.weights[name] / scale * spreads[name]).square())
+        total = torch.stack(squares).sum(0).sqrt()
+        return total / (self._total_weight(self.weights.values()) if self.rule == "mean" else 1.0)
+
+    def _ready(self, name: str, score: Tensor, prompts: Sequence[str]) -> Tensor:
+        """A head's scores, calibrated and normalised."""
+        score = score if self.scales is None else self.scales[name](score, prompts)
+        return within_groups(score, prompts) if self.normalise == "group" else score
+
+    def _apply(self, scores: Mapping[str, Tensor]) -> Tensor:
+        """The rule on the weighted scores, (B,)."""
+        weights = [self.weights[name] for name in scores]
+        weighted = [weight * each for weight, each in zip(weights, scores.values(), strict=True)]
+        stacked = torch.stack(weighted)
+        if self.rule == "mean":
+            return stacked.sum(0) / self._total_weight(weights)
+        return aggregate(stacked, self.rule, k=self.k, temperature=self.temperature)
+
+    @staticmethod
+    def _total_weight(weights: Iterable[float]) -> float:
+        return math.fsum(map(abs, weights))
 
 
 def aggregate(scores: Tensor, rule: Rule, *, k: float = 1.0, temperature: float = 1.0) -> Tensor:
@@ -187,14 +184,17 @@ def aggregate(scores: Tensor, rule: Rule, *, k: float = 1.0, temperature: float 
 def within_groups(scores: Tensor, prompts: Sequence[str]) -> Tensor:
     """Standardise among the samples of each prompt, (B,); a group without spread is 0.
 
-    In float64: of scores near 1,000, float32 would keep no more than four digits of what is left of
-    them here.
+    In float64: of centred scores near 1,000, float32 would keep four digits at most.
     """
-    kinds = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
-    group = torch.tensor([kinds[prompt] for prompt in prompts], device=scores.device)
+    numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
+    group = torch.tensor([numbers[prompt] for prompt in prompts], device=scores.device)
     exact = scores.double()
-    zeros = exact.new_zeros(len(kinds))
+    zeros = exact.new_zeros(len(numbers))
     count = zeros.index_add(0, group, torch.ones_like(exact))
-    centred = exact - (zeros.index_add(0, group, exact) / count)[group]
-    std = (zeros.index_add(0, group, centred.square()) / count).clamp(min=1e-24).sqrt()
+
+    mean = zeros.index_add(0, group, exact) / count
+    centred = exact - mean[group]
+    variance = zeros.index_add(0, group, centred.square()) / count
+    # The root of 0 has no gradient.
+    std = variance.clamp(min=1e-24).sqrt()
     return (centred / std.clamp(min=1e-6)[group]).to(scores.dtype)

@@ -5,8 +5,9 @@ from torch import Tensor
 
 
 def segment_frames(frames: int, segments: int, generator: torch.Generator | None = None) -> Tensor:
-    """SegVR of InstructVideo (Yuan et al., CVPR 2024, arXiv 2312.12490): a frame of each of S equal
-    parts, (S,) int64.
+    """One frame of each of S equal parts of a video, (S,) int64.
+
+    SegVR of InstructVideo (Yuan et al., CVPR 2024, arXiv 2312.12490).
 
     The first of each part; with a generator, any of them alike. Where S does not divide F, parts
     differ by one frame.
@@ -20,7 +21,8 @@ def segment_frames(frames: int, segments: int, generator: torch.Generator | None
 
 
 def temporal_weights(indices: Tensor, frames: int, decay: float) -> Tensor:
-    """TAR, eq. 7: f_i = exp(-decay |g(i) - F // 2|), of the indices' shape: the middle counts most;
-    0: all alike.
+    """TAR, eq. 7: f_i = exp(-decay |g(i) - F // 2|), of the indices' shape.
+
+    The middle frame counts most; at decay 0 all count alike.
     """
     return torch.exp(-decay * (indices - frames // 2).abs())

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from .base import CallableHead, RewardHead, label, require_new_names
@@ -30,20 +31,21 @@ def load(name: str | Callable[..., Any], **options: Any) -> RewardHead:
 
     if ":" in name:
         _require_no_head_before_colon(name)
-        made = _import(name)
+        source = _import(name)
     else:
         check_options(name, options)
-        made = head_class(name)
-    if not inspect.isclass(made) and not options:
-        return made if isinstance(made, RewardHead) else CallableHead(made, name)
+        source = head_class(name)
+    # A function or a head is used as it is; a class, or a function with options, makes a head.
+    if not inspect.isclass(source) and not options:
+        return source if isinstance(source, RewardHead) else CallableHead(source, name)
 
     try:
-        inspect.signature(made).bind(**options)
+        inspect.signature(source).bind(**options)
     except TypeError as error:
-        accepted = sorted(inspect.signature(made).parameters)
+        accepted = sorted(inspect.signature(source).parameters)
         raise ValueError(f"reward {name!r}: {error}; options are {accepted}") from None
     try:
-        head = made(**options)
+        head = source(**options)
     except (TypeError, ValueError) as error:
         raise ValueError(f"reward {name!r}: {error}") from error
     if not isinstance(head, RewardHead):
@@ -68,20 +70,21 @@ def reward_set(spec: RewardSet | Sequence[Any] | Mapping[Any, Any]) -> RewardSet
     for key, value in rows:
         options = dict(value) if isinstance(value, Mapping) else {"weight": value}
         weight = options.pop("weight", None)
-        if not isinstance(weight, int | float | None) or (
-            weight is not None and not math.isfinite(weight)
-        ):
+        weight = 1.0 if weight is None else weight
+        if not isinstance(weight, int | float) or not math.isfinite(weight):
             raise ValueError(f"reward {key!r}: weight: want a number, got {weight!r}")
-        weight = 1.0 if weight is None else float(weight)
-        own = label(key)
+        name = label(key)
         waits = options.pop("offload", False)
         if not isinstance(waits, bool):
-            raise ValueError(f"reward {own!r}: offload: want true or false, got {waits!r}")
-        offload |= {own} if waits else set()
+            raise ValueError(f"reward {name!r}: offload: want true or false, got {waits!r}")
+
         head = load(options.pop("name", key), **options)
-        if own in heads:
-            raise ValueError(f"reward {own!r} is named twice")
-        heads[own], weights[own] = head, weight
+        if name in heads:
+            raise ValueError(f"reward {name!r} is named twice")
+        heads[name] = head
+        weights[name] = float(weight)
+        if waits:
+            offload.add(name)
     if not heads:
         raise ValueError("no reward given")
     return RewardSet(heads, weights, frozenset(offload))
@@ -102,20 +105,23 @@ def _import(path: str) -> Any:
     """The object at "package.module:attribute" or "file.py:attribute"."""
     module_name, _, attribute = path.rpartition(":")
     try:
-        if module_name.endswith(".py"):
-            file = Path(module_name)
-            if not file.is_file():
-                raise ValueError(f"reward {path!r}: no file {file}")
-            spec = importlib.util.spec_from_file_location(f"align_gen_user_{file.stem}", file)
-            assert spec is not None and spec.loader is not None
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[spec.name] = module
-            spec.loader.exec_module(module)
-        else:
-            module = import_module(module_name)
+        is_file = module_name.endswith(".py")
+        module = _run_file(path, Path(module_name)) if is_file else import_module(module_name)
     except ImportError as error:
         raise ValueError(f"reward {path!r}: cannot import {module_name}: {error}") from error
     if not hasattr(module, attribute):
         have = sorted(name for name in vars(module) if not name.startswith("_"))
         raise ValueError(f"reward {path!r}: {module_name} has no {attribute!r}; have {have}")
     return getattr(module, attribute)
+
+
+def _run_file(reward: str, file: Path) -> ModuleType:
+    """Import a user's file as a module of its own."""
+    if not file.is_file():
+        raise ValueError(f"reward {reward!r}: no file {file}")
+    spec = importlib.util.spec_from_file_location(f"align_gen_user_{file.stem}", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module

@@ -1,4 +1,4 @@
-"""The options of a head: read from its constructor and its docstring, and checked before it loads."""
+"""The options of a head: read from its constructor and docstring, checked before it loads."""
 
 import inspect
 import re
@@ -53,16 +53,13 @@ def options_of(name: str) -> tuple[Option, ...]:
     head = head_class(name)
     types = get_type_hints(head.__init__)
     descriptions = _descriptions(head)
-    return tuple(
-        Option(
-            key,
-            in_words(types[key]),
-            None if parameter.default is parameter.empty else parameter.default,
-            parameter.default is parameter.empty,
-            descriptions.get(key, ""),
-        )
-        for key, parameter in _parameters(head).items()
-    )
+    options = []
+    for key, parameter in _parameters(head).items():
+        required = parameter.default is parameter.empty
+        default = None if required else parameter.default
+        about = descriptions.get(key, "")
+        options.append(Option(key, in_words(types[key]), default, required, about))
+    return tuple(options)
 
 
 def check_options(name: str, options: Mapping[str, Any]) -> None:
@@ -79,16 +76,19 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
     except TypeError as error:
         raise ValueError(f"reward {name!r}: {error}; options are {sorted(accepted)}") from None
 
+    # Values are checked and not converted: a head gets what the user wrote.
     types = get_type_hints(head.__init__)
     known = {option.name: option for option in options_of(name)}
-    for key in options.keys() & known.keys():
+    for key, value in options.items():
+        if key not in known:  # another head's, which a wrapper passes on
+            continue
         try:
-            TypeAdapter(types[key], config=STRICT).validate_python(options[key])
+            TypeAdapter(types[key], config=STRICT).validate_python(value)
         except ValidationError:
             option = known[key]
             about = re.split(r"[.;] ", option.description)[0].rstrip(".")
             raise ValueError(
-                f"reward {name!r}: {key}: want {option.type} ({about}), got {options[key]!r}"
+                f"reward {name!r}: {key}: want {option.type} ({about}), got {value!r}"
             ) from None
 
 
@@ -120,10 +120,11 @@ def _parameters(head: Any) -> dict[str, inspect.Parameter]:
 
 def _descriptions(head: Any) -> dict[str, str]:
     """Lines of the ``Args:`` blocks of a class and its bases; the class's own count."""
-    found: dict[str, str] = {}
+    descriptions: dict[str, str] = {}
     for base in reversed(head.__mro__):
+        # From "Args:" to the next line without an indent, entries are "    name: text".
         _, _, block = inspect.cleandoc(vars(base).get("__doc__") or "").partition("Args:\n")
         block = re.split(r"\n(?=\S)", block)[0]
         for match in re.finditer(r"^    (\w+): (.*(?:\n {8}.*)*)", block, re.MULTILINE):
-            found[match[1]] = " ".join(match[2].split())
-    return found
+            descriptions[match[1]] = " ".join(match[2].split())
+    return descriptions

@@ -3,7 +3,8 @@
 from importlib import import_module
 from typing import Any
 
-HEADS = {  # name -> module of this package:class
+# Name -> module of this package:class
+HEADS = {
     "aesthetic": "heads.aesthetic:Aesthetic",
     "clip": "heads.clip:ClipHead",
     "colour": "heads.colour:Colourfulness",

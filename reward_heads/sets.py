@@ -11,7 +11,8 @@ from torch import Tensor
 from .base import RewardHead
 from .combine import Combination
 
-AT_ONCE = 64  # pictures, or frames of videos, that a head of pictures sees, however many a step has
+# Pictures, or frames of videos, that a head of pictures sees at once: bounds memory only.
+AT_ONCE = 64
 
 
 class MissingContext(ValueError):
@@ -27,11 +28,10 @@ class Scores:
     """Scores of B samples.
 
     Attributes:
-        combined: what the set's combination makes of the heads, (B,) float32; their weighted sum
-            unless told otherwise.
-        heads: each head's own scores, (B,) float32.
-        uncertainty: a deviation of ``combined``, (B,), where a head estimates one or heads are an
-            ensemble; else None.
+        combined: the heads' scores combined, (B,) float32; by default their weighted sum.
+        heads: each head's scores, (B,) float32.
+        uncertainty: standard deviation of ``combined``, (B,), where a head estimates one or the
+            heads are an ensemble; else None.
     """
 
     combined: Tensor
@@ -41,17 +41,21 @@ class Scores:
 
 @dataclass
 class RewardSet:
-    """Named heads and how they combine. The same object serves training, galleries and guidance.
+    """Named heads and how they combine; one object serves training, galleries and guidance.
 
-    ``offload``: names of heads that wait on the CPU and come to the device, one after the other, to
-    score.
+    Attributes:
+        weights: of the heads in the sum; 1 where none is given.
+        offload: names of heads that wait on the CPU and come to the device, one after the other,
+            to score.
+        combination: another rule than the weighted sum; None: the weighted sum.
+        device: that heads score on.
     """
 
     heads: dict[str, RewardHead]
     weights: dict[str, float] = field(default_factory=dict)
     offload: frozenset[str] = frozenset()
-    combination: Combination | None = None  # None: the weighted sum
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))  # that they score on
+    combination: Combination | None = None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def __post_init__(self) -> None:
         self.weights = {name: float(self.weights.get(name, 1.0)) for name in self.heads}
@@ -64,9 +68,11 @@ class RewardSet:
             RewardFailure: a head returned a wrong shape or a non-finite score.
         """
         self.require(context)
-        spreads: dict[str, Tensor] = {}
-        heads = {name: self._score(name, media, prompts, context, spreads) for name in self.heads}
-        return Scores(self.rule(heads, prompts), heads, self.rule.spread(heads, spreads, prompts))
+        found = {name: self._score(name, media, prompts, context) for name in self.heads}
+        heads = {name: columns[0] for name, columns in found.items()}
+        spreads = {name: columns[1] for name, columns in found.items() if len(columns) > 1}
+        combined = self.rule(heads, prompts)
+        return Scores(combined, heads, self.rule.spread(heads, spreads, prompts))
 
     def with_combination(self, combination: Combination | None) -> "RewardSet":
         """Return the same heads under another rule; this set stays as it is."""
@@ -85,9 +91,8 @@ class RewardSet:
     def start(self, media: Tensor, prompts: Sequence[str], **context: Any) -> "Future[Scores]":
         """Score in the background, without gradients: a slow or remote head overlaps other work."""
         self.require(context)
-        # A pool of its own each time: OpenMP keeps a team of threads for as long as the thread that
-        # computed lives, and the teams then disturb each other: everything after was 1.5 times
-        # slower on two cores.
+        # A new pool each time: OpenMP keeps a team of threads as long as the thread that computed
+        # lives, and teams disturb each other: all later work was 1.5 times slower on two cores.
         pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reward")
         try:
             return pool.submit(torch.no_grad()(self), media, prompts, **context)
@@ -96,41 +101,36 @@ class RewardSet:
 
     def require(self, context: Mapping[str, Any] | Sequence[str]) -> None:
         """Fail early when a head needs more than ``context`` offers."""
-        for name, head in self.heads.items():
-            for key in head.required_context:
-                if key not in context:
-                    offered = sorted(context) or "nothing"
-                    raise MissingContext(
-                        f"reward {name!r} needs {key!r}, which is not given (given: {offered})"
-                    )
+        wanted = [(name, key) for name, head in self.heads.items() for key in head.required_context]
+        for name, key in wanted:
+            if key not in context:
+                offered = sorted(context) or "nothing"
+                raise MissingContext(
+                    f"reward {name!r} needs {key!r}, which is not given (given: {offered})"
+                )
 
     def provenance(self) -> dict[str, dict[str, Any]]:
         return {name: head.provenance() for name, head in self.heads.items()}
 
     def to(self, device: torch.device | str) -> "RewardSet":
+        """Score on a device from now on; offloaded heads stay on the CPU between their turns."""
         self.device = torch.device(device)
         for name, head in self.heads.items():
             head.to("cpu" if name in self.offload else device)
         return self
 
     def _score(
-        self,
-        name: str,
-        media: Tensor,
-        prompts: Sequence[str],
-        context: Mapping[str, Any],
-        spreads: dict[str, Tensor],
-    ) -> Tensor:
-        """A head's scores (B,); its spread, where it has one, goes into ``spreads``."""
+        self, name: str, media: Tensor, prompts: Sequence[str], context: Mapping[str, Any]
+    ) -> tuple[Tensor, ...]:
+        """A head's scores (B,), and their deviations (B,) where it has them, checked."""
         head = self.heads[name]
+        given = {key: context[key] for key in head.required_context}
         try:
             if name in self.offload:
                 head.to(self.device)
-            # Some heads answer from the CPU whatever they are given; scores of one set must add up.
-            told = {key: context[key] for key in head.required_context}
-            found = [
-                each.to(media.device, torch.float32) for each in _judge(head, media, prompts, told)
-            ]
+            columns = _in_batches(head, media, prompts, given)
+            # Some heads answer from the CPU whatever they are given; scores of a set must add up.
+            columns = tuple(column.to(media.device, torch.float32) for column in columns)
         except Exception as error:
             raise RewardFailure(
                 f"reward {name!r} failed: {type(error).__name__}: {error}"
@@ -138,43 +138,46 @@ class RewardSet:
         finally:
             if name in self.offload:
                 head.to("cpu")
-        for score in found:
-            if score.shape != (len(media),):
-                raise RewardFailure(
-                    f"reward {name!r} returned shape {tuple(score.shape)}, want ({len(media)},)"
-                )
-            if not bool(score.isfinite().all()):
-                bad = int((~score.isfinite()).sum())
-                raise RewardFailure(
-                    f"reward {name!r} returned {bad} non-finite of {len(media)} scores"
-                )
-        if len(found) > 1:
-            spreads[name] = found[1]
-        return found[0]
+        for column in columns:
+            _require_scores(name, column, len(media))
+        return columns
 
 
-def _judge(
+def _require_scores(name: str, scores: Tensor, count: int) -> None:
+    """RewardFailure unless there is a finite score for each sample."""
+    if scores.shape != (count,):
+        raise RewardFailure(
+            f"reward {name!r} returned shape {tuple(scores.shape)}, want ({count},)"
+        )
+    bad = int((~scores.isfinite()).sum())
+    if bad:
+        raise RewardFailure(f"reward {name!r} returned {bad} non-finite of {count} scores")
+
+
+def _in_batches(
     head: RewardHead, media: Tensor, prompts: Sequence[str], context: Mapping[str, Any]
 ) -> tuple[Tensor, ...]:
-    """Scores (B,), and their spread where the head has one.
+    """Scores (B,), and their deviations where the head has them.
 
-    A head of pictures sees every frame of a video, and the video's score is their mean; so is its
-    spread.
+    A head of pictures sees every frame of a video; the video's score is the mean over frames, and
+    so is its deviation.
     """
-    whole = len(media) <= AT_ONCE or bool(
-        context
-    )  # not cut: which of a context's tensors have rows is not known
+    # Not cut where there is context: which of its tensors have a row a sample is not known.
+    whole = len(media) <= AT_ONCE or bool(context)
     if head.media == "video" or (media.ndim == 4 and whole):
-        return head.judge(media, prompts, **context)
+        return head.score_and_std(media, prompts, **context)
+
     frames = media.shape[1] if media.ndim == 5 else 1
     pictures = media.flatten(0, 1) if media.ndim == 5 else media
-    told = [prompt for prompt in prompts for _ in range(frames)]
-    seen = zip(pictures.split(AT_ONCE), batched(told, AT_ONCE), strict=True)
-    parts = [head.judge(part, texts, **context) for part, texts in seen]
-    columns = (
-        torch.cat([each.to(media.device) for each in column]) for column in zip(*parts, strict=True)
-    )
-    return tuple(column.unflatten(0, (-1, frames)).mean(1) for column in columns)
+    repeated = [prompt for prompt in prompts for _ in range(frames)]
+    batches = zip(pictures.split(AT_ONCE), batched(repeated, AT_ONCE), strict=True)
+    parts = [head.score_and_std(part, texts, **context) for part, texts in batches]
+
+    columns = []
+    for column in zip(*parts, strict=True):
+        joined = torch.cat([scores.to(media.device) for scores in column])
+        columns.append(joined.unflatten(0, (-1, frames)).mean(1))
+    return tuple(columns)
 
 
 def batched(items: Sequence[str], size: int) -> list[Sequence[str]]:

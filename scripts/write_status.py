@@ -40,6 +40,7 @@ FAMILIES: dict[str, tuple[str, str, list[str]]] = {
             "tests/pipelines/test_emoji_sd.py",
             *LAWS,
             "tests/pipelines/families/test_stable_diffusion.py",
+            "tests/pipelines/test_exports.py",
             "tests/pipelines/test_sampling.py",
             "tests/align_gen/training/test_engine.py",
         ],
@@ -66,7 +67,7 @@ FAMILIES: dict[str, tuple[str, str, list[str]]] = {
     "Wan 2.1 and 2.2 (text and image to video), HunyuanVideo, CogVideoX (1.0, 1.5), LTX-Video, ModelScope": (
         "real-size shapes",
         "as for pictures, on videos",
-        [*LAWS, "tests/pipelines/test_video.py"],
+        [*LAWS, "tests/pipelines/families/test_video.py"],
     ),
     "Gaussian mixtures, as diffusion and as flow": (
         "real weights",
@@ -120,6 +121,7 @@ REWARDS: dict[str, tuple[str, str, list[str]]] = {
         "no weights of their own; golden values and laws; a run that optimises a combination",
         [
             "tests/reward_heads/wrappers/test_views.py",
+            "tests/reward_heads/wrappers/test_ensemble.py",
             "tests/reward_heads/test_combine.py",
             "tests/align_gen/training/test_calibration.py",
         ],
@@ -136,7 +138,12 @@ REWARDS: dict[str, tuple[str, str, list[str]]] = {
     "trained, segments, video_reward": (
         "tiny random",
         "golden values of SegVR and TAR; what each dimension may see; no published video reward was loaded",
-        [f"{HEADS}/test_trained.py", f"{HEADS}/test_video_reward.py"],
+        [
+            f"{HEADS}/test_trained.py",
+            f"{HEADS}/test_video_reward.py",
+            "tests/reward_heads/test_frames.py",
+            "tests/reward_heads/wrappers/test_segments.py",
+        ],
     ),
 }
 METHODS: dict[str, tuple[str, str, list[str]]] = {

@@ -1,6 +1,4 @@
-"""Video by Stable Diffusion's relatives, whose VAE works picture by picture: AnimateDiff and
-ModelScope.
-"""
+"""AnimateDiff and ModelScope: videos by U-Nets, whose VAE works picture by picture."""
 
 import re
 from collections.abc import Sequence
@@ -48,25 +46,24 @@ class AnimateDiff(PerFrame):
 
     def __init__(self, pipeline: Any):
         super().__init__(pipeline)
-        self.default_frames = min(
-            self.default_frames, pipeline.motion_adapter.config.motion_max_seq_length
-        )
+        longest = pipeline.motion_adapter.config.motion_max_seq_length
+        self.default_frames = min(self.default_frames, longest)
 
     def train_lora(self, options: LoraOptions) -> None:
-        """As of any family.
+        """Add the LoRA, as any family does.
 
         Raises:
             ValueError: the targets hit a projection around a motion module.
         """
         super().train_lora(options)
         layers = unwrap(self.trainable["unet"]).named_modules()
-        if any(
-            MOTION_PROJECTION.fullmatch(name) and hasattr(layer, "lora_A") for name, layer in layers
-        ):
+        adapted = [name for name, layer in layers if hasattr(layer, "lora_A")]
+        if any(MOTION_PROJECTION.fullmatch(name) for name in adapted):
             self.restore_weights()
             raise ValueError(
-                "target_modules: proj_in and proj_out of motion modules take no LoRA (diffusers passes their input by "
-                "name, and peft's has another); leave them out, or want null, the family's own"
+                "target_modules: proj_in and proj_out of motion modules take no LoRA (diffusers "
+                "passes their input by name, and peft's has another); leave them out, or want "
+                "null, the family's own"
             )
 
     def latent_shape(self, height: int, width: int, num_frames: int = 1) -> tuple[int, ...]:
@@ -76,14 +73,13 @@ class AnimateDiff(PerFrame):
         return super().latent_shape(height, width, num_frames)
 
     def denoise(self, x: Tensor, t: Tensor, tensors: dict[str, Tensor]) -> Tensor:
-        texts = tensors["prompt_embeds"].repeat_interleave(
-            x.shape[2], 0
-        )  # the network takes one for every frame
+        # the network takes a text for every frame
+        texts = tensors["prompt_embeds"].repeat_interleave(x.shape[2], 0)
         return super().denoise(x, t, {**tensors, "prompt_embeds": texts})
 
 
 class UNet3DConditionModel(diffusers.UNet3DConditionModel, PeftAdapterMixin):  # type: ignore[misc]
-    """diffusers' own, that can take a LoRA; under the same name, which is what its files say."""
+    """diffusers' network, made to take a LoRA; the name is the one in its files."""
 
 
 class ModelScope(OwnLora, PerFrame):

@@ -1,5 +1,6 @@
-"""CogVideoX, text to video: T5, v-prediction on a noise schedule of its own, latents frame by frame
-before channels.
+"""CogVideoX, text to video: T5, v-prediction on a noise schedule of its own.
+
+Latents come frame by frame, before channels.
 """
 
 from collections.abc import Sequence
@@ -14,8 +15,9 @@ from ..schedules import ddim_process, ddim_times
 
 
 class CogVideoX(Video):
-    """Adapter of ``diffusers.CogVideoXPipeline``; trains the transformer. Latents are (16, F, H/8,
-    W/8).
+    """Adapter of ``diffusers.CogVideoXPipeline``; trains the transformer.
+
+    Latents are (16, F, H/8, W/8).
 
     CogVideoX 1.5 reads frames two by two, and a video has an odd number of them: its latents have
     one more in front, a copy of the first. ``decode`` drops it, as the pipeline does.
@@ -31,15 +33,11 @@ class CogVideoX(Video):
         self.padding = 1 if config.patch_size_t else 0
         self.max_sequence_length = config.max_text_seq_length
         self.default_frames = config.sample_frames
-        self.default_size = (
-            config.sample_height * self.stride[1],
-            config.sample_width * self.stride[1],
-        )
+        side = self.stride[1]
+        self.default_size = (config.sample_height * side, config.sample_width * side)
+        # In 1.5, sample_height and sample_width bound the positions instead.
         if config.patch_size_t:
-            self.default_size = (
-                768,
-                1360,
-            )  # there, sample_height and sample_width bound the positions instead
+            self.default_size = (768, 1360)
 
     def times(self, num_inference_steps: int, latent_shape: Sequence[int]) -> Tensor:
         return ddim_times(self.pipeline.scheduler, num_inference_steps)
@@ -55,7 +53,8 @@ class CogVideoX(Video):
         return {"prompt_embeds": embeds}
 
     def latent_shape(self, height: int, width: int, num_frames: int = 1) -> tuple[int, ...]:
-        pair = 2 * self.stride[0]  # the VAE takes latents two by two, and one alone only in front
+        # the VAE takes latents two by two, and a single one only in front
+        pair = 2 * self.stride[0]
         if num_frames % pair != 1:
             raise ValueError(f"num_frames: want a multiple of {pair} plus one, got {num_frames}")
         channels, length, *sides = super().latent_shape(height, width, num_frames)

@@ -1,6 +1,4 @@
-"""ControlNet on Stable Diffusion 1.x / 2.x and XL: a second network reads a control map and steers
-the frozen UNet.
-"""
+"""ControlNet on Stable Diffusion 1.x, 2.x and XL: a control map steers the frozen U-Net."""
 
 from typing import Any
 
@@ -30,30 +28,27 @@ class _Controlled(OwnLora):
         self, count: int, height: int, width: int, num_frames: int, **inputs: Any
     ) -> dict[str, Tensor]:
         control = pictures("control", "the maps", inputs.pop("control", None), count, height, width)
-        return {
-            **super().inputs(count, height, width, num_frames, **inputs),
-            "control": control.to(self.device),
-        }
+        tensors = super().inputs(count, height, width, num_frames, **inputs)
+        return {**tensors, "control": control.to(self.device)}
 
     def call(self, latents: Tensor, guidance: Guidance, **inputs: Any) -> dict[str, Any]:
         return super().call(latents, guidance, image=inputs.pop("control"), **inputs)
 
     def added(self, tensors: dict[str, Tensor]) -> dict[str, Any]:
-        """What both networks get besides the text."""
+        """Keyword arguments of both networks besides the text."""
         return {}
 
     def denoise(self, x: Tensor, t: Tensor, tensors: dict[str, Tensor]) -> Tensor:
-        told = {
+        kwargs = {
             "encoder_hidden_states": tensors["prompt_embeds"],
             "return_dict": False,
             **self.added(tensors),
         }
-        down, middle = self.trainable["controlnet"](
-            x, t, controlnet_cond=tensors["control"], **told
-        )
-        output: Tensor = self.pipeline.unet(
-            x, t, down_block_additional_residuals=down, mid_block_additional_residual=middle, **told
-        )[0]
+        controlnet = self.trainable["controlnet"]
+        down, middle = controlnet(x, t, controlnet_cond=tensors["control"], **kwargs)
+        kwargs["down_block_additional_residuals"] = down
+        kwargs["mid_block_additional_residual"] = middle
+        output: Tensor = self.pipeline.unet(x, t, **kwargs)[0]
         return output
 
 

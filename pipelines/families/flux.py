@@ -1,5 +1,6 @@
-"""FLUX.1: CLIP's pooled output and T5's tokens, latents packed two by two, guidance as an input of
-the network.
+"""FLUX.1: CLIP's pooled output and T5's tokens, latents packed two by two.
+
+Guidance is an input of the network.
 """
 
 from collections.abc import Sequence
@@ -48,13 +49,9 @@ class Flux(Pretrained):
         return self.pipeline.tokenizer_2, self.max_sequence_length
 
     def times(self, num_inference_steps: int, latent_shape: Sequence[int]) -> Tensor:
+        tokens = latent_shape[-2] * latent_shape[-1] // 4
         sigmas = even_sigmas(num_inference_steps)
-        return flow_times(
-            self.pipeline.scheduler,
-            num_inference_steps,
-            latent_shape[-2] * latent_shape[-1] // 4,
-            sigmas,
-        )
+        return flow_times(self.pipeline.scheduler, num_inference_steps, tokens, sigmas)
 
     def encode_texts(self, texts: Sequence[str]) -> dict[str, Tensor]:
         embeds, pooled, _ = self.pipeline.encode_prompt(
@@ -64,9 +61,8 @@ class Flux(Pretrained):
 
     def call(self, latents: Tensor, guidance: Guidance, **inputs: Any) -> dict[str, Any]:
         scales = self.scales(guidance)
-        options = super().call(
-            self.pipeline._pack_latents(latents, *latents.shape), guidance, **inputs
-        )
+        packed = self.pipeline._pack_latents(latents, *latents.shape)
+        options = super().call(packed, guidance, **inputs)
         options |= {"true_cfg_scale": scales["text"], "guidance_scale": scales.get("embedded", 0.0)}
         return {**options, "negative_prompt": [self.default_negative] * len(latents)}
 
@@ -74,9 +70,10 @@ class Flux(Pretrained):
         """Tokens (B, N, 4C), those of x first, and their positions (N, 3)."""
         batch, channels, height, width = x.shape
         tokens: Tensor = self.pipeline._pack_latents(x, batch, channels, height, width)
-        return tokens, self.pipeline._prepare_latent_image_ids(
+        positions: Tensor = self.pipeline._prepare_latent_image_ids(
             batch, height // 2, width // 2, x.device, x.dtype
         )
+        return tokens, positions
 
     def denoise(self, x: Tensor, t: Tensor, tensors: dict[str, Tensor]) -> Tensor:
         height, width = x.shape[-2:]

@@ -21,18 +21,15 @@ class FluxKontext(Flux):
 
     def __init__(self, pipeline: Any):
         super().__init__(pipeline)
+        # as published; the call's default is FLUX.1's
         if "embedded" in self.guidances:
-            self.guidances = {
-                **self.guidances,
-                "embedded": 2.5,
-            }  # as published; the call's default is FLUX.1's
+            self.guidances = {**self.guidances, "embedded": 2.5}
 
     def inputs(
         self, count: int, height: int, width: int, num_frames: int, **inputs: Any
     ) -> dict[str, Tensor]:
-        image = pictures(
-            "image", "the pictures to edit", inputs.pop("image", None), count, height, width
-        )
+        given = inputs.pop("image", None)
+        image = pictures("image", "the pictures to edit", given, count, height, width)
         super().inputs(count, height, width, num_frames, **inputs)
         with torch.no_grad():
             return {"image_latents": self.encode(image)}
@@ -45,5 +42,6 @@ class FluxKontext(Flux):
     def sequence(self, x: Tensor, tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         tokens, positions = super().sequence(x, tensors)
         source, source_positions = super().sequence(tensors["image_latents"], tensors)
-        source_positions[:, 0] = 1  # a second picture at the same places
+        # A second picture at the same places.
+        source_positions[:, 0] = 1
         return torch.cat([tokens, source], 1), torch.cat([positions, source_positions])

@@ -1,5 +1,6 @@
-"""HunyuanVideo, text to video: a language model's tokens and CLIP's pooled output, guidance as an
-input.
+"""HunyuanVideo, text to video: a language model's tokens and CLIP's pooled output.
+
+Guidance is an input of the network.
 """
 
 from collections.abc import Sequence
@@ -15,8 +16,9 @@ from ..schedules import flow_times
 
 
 class HunyuanVideo(Video):
-    """Adapter of ``diffusers.HunyuanVideoPipeline``; trains the transformer. Latents are (16, F,
-    H/8, W/8).
+    """Adapter of ``diffusers.HunyuanVideoPipeline``; trains the transformer.
+
+    Latents are (16, F, H/8, W/8).
 
     A bare guidance number is the embedded scale, as in the pipeline's call; ``{"text": …}`` is its
     ``true_cfg_scale``. A network without that input knows "text" alone.
@@ -35,7 +37,8 @@ class HunyuanVideo(Video):
     default_size = (720, 1280)
     default_frames = 129
     frame_rate = 24
-    max_sequence_length = 256  # after the words around every prompt
+    # Tokens of the prompt alone, after the words around every prompt.
+    max_sequence_length = 256
 
     def __init__(self, pipeline: Any):
         super().__init__(pipeline)

@@ -29,20 +29,20 @@ class InstructPix2Pix(StableDiffusion):
     def inputs(
         self, count: int, height: int, width: int, num_frames: int, **inputs: Any
     ) -> dict[str, Tensor]:
-        image = pictures(
-            "image", "the pictures to edit", inputs.pop("image", None), count, height, width
-        )
+        given = inputs.pop("image", None)
+        image = pictures("image", "the pictures to edit", given, count, height, width)
         super().inputs(count, height, width, num_frames, **inputs)
+        # raw latents, as the network was trained on
+        factor = self.pipeline.vae.config.scaling_factor
         with torch.no_grad():
-            return {
-                "image_latents": self.encode(image) / self.pipeline.vae.config.scaling_factor
-            }  # raw, as it was trained
+            return {"image_latents": self.encode(image) / factor}
 
     def call(self, latents: Tensor, guidance: Guidance, **inputs: Any) -> dict[str, Any]:
-        """The pipeline draws at the size of its picture."""
+        """Keyword arguments of the pipeline, which samples at the size of its picture."""
         options = super().call(latents, guidance, **inputs)
-        kept = {name: value for name, value in options.items() if name not in ("height", "width")}
-        return {**kept, "image_guidance_scale": self.scales(guidance)["image"]}
+        for name in ("height", "width"):
+            options.pop(name, None)
+        return {**options, "image_guidance_scale": self.scales(guidance)["image"]}
 
     def rows_per_sample(self, guidance: Guidance) -> int:
         return 3 if self.scales(guidance)["text"] > 1 else 1
@@ -56,14 +56,15 @@ class InstructPix2Pix(StableDiffusion):
         image = tensors["image_latents"]
         if scales["text"] <= 1:
             return self.denoise(x, t, self._ready({"prompt_embeds": text, "image_latents": image}))
+
+        # in one call: with picture and words, with the picture, with nothing
         negative = tensors["negative_prompt_embeds"]
         three = {
             "prompt_embeds": torch.cat([text, negative, negative]),
             "image_latents": torch.cat([image, image, torch.zeros_like(image)]),
         }
-        with_both, with_image, with_none = self.denoise(
-            x.repeat(3, 1, 1, 1), t.repeat(3), self._ready(three)
-        ).chunk(3)
+        output = self.denoise(x.repeat(3, 1, 1, 1), t.repeat(3), self._ready(three))
+        with_both, with_image, with_none = output.chunk(3)
         by_text = with_both - with_image
         by_image = with_image - with_none
         return with_none + scales["text"] * by_text + scales["image"] * by_image

@@ -1,5 +1,6 @@
-"""LTX-Video, text to video: T5 with its mask, latents packed into tokens, positions in seconds and
-pixels.
+"""LTX-Video, text to video: T5 with its mask, latents packed into tokens.
+
+Positions are in seconds and pixels.
 """
 
 from collections.abc import Sequence
@@ -15,11 +16,12 @@ from ..schedules import even_sigmas, flow_times
 
 
 class LTXVideo(Video):
-    """Adapter of ``diffusers.LTXPipeline``; trains the transformer. Latents are (128, F, H/32,
-    W/32).
+    """Adapter of ``diffusers.LTXPipeline``; trains the transformer.
 
-    Videos have 25 frames a second. A VAE that is told a time (since 0.9.1) is told 0, the
-    pipeline's default, and no noise is added; that of 0.9.1 draws some of its own all the same.
+    Latents are (128, F, H/32, W/32).
+
+    Videos have 25 frames a second. A VAE that takes a time (since 0.9.1) gets 0, the pipeline's
+    default, and no noise is added; the VAE of 0.9.1 adds noise all the same.
     """
 
     default_size = (512, 704)
@@ -37,11 +39,10 @@ class LTXVideo(Video):
         )
 
     def times(self, num_inference_steps: int, latent_shape: Sequence[int]) -> Tensor:
-        sigmas = even_sigmas(num_inference_steps)
         _, length, height, width = latent_shape
-        return flow_times(
-            self.pipeline.scheduler, num_inference_steps, length * height * width, sigmas
-        )
+        tokens = length * height * width
+        sigmas = even_sigmas(num_inference_steps)
+        return flow_times(self.pipeline.scheduler, num_inference_steps, tokens, sigmas)
 
     def encode_texts(self, texts: Sequence[str]) -> dict[str, Tensor]:
         embeds, mask, _, _ = self.pipeline.encode_prompt(
@@ -62,15 +63,18 @@ class LTXVideo(Video):
         vae = self.pipeline.vae
         if not vae.config.timestep_conditioning:
             return super().decode_raw(raw)
-        parts = raw.split(1) if vae.use_slicing else [raw]  # its own slices forget the time
-        return torch.cat(
-            [vae.decode(part, part.new_zeros(len(part)), return_dict=False)[0] for part in parts]
-        )
+        # the VAE's own slices forget the time
+        parts = raw.split(1) if vae.use_slicing else [raw]
+        times = [part.new_zeros(len(part)) for part in parts]
+        media = [
+            vae.decode(part, time, return_dict=False)[0]
+            for part, time in zip(parts, times, strict=True)
+        ]
+        return torch.cat(media)
 
     def call(self, latents: Tensor, guidance: Guidance, **inputs: Any) -> dict[str, Any]:
-        return super().call(
-            self.pipeline._pack_latents(latents), guidance, frame_rate=self.frame_rate, **inputs
-        )
+        packed = self.pipeline._pack_latents(latents)
+        return super().call(packed, guidance, frame_rate=self.frame_rate, **inputs)
 
     def denoise(self, x: Tensor, t: Tensor, tensors: dict[str, Tensor]) -> Tensor:
         _, _, length, height, width = x.shape

@@ -1,5 +1,6 @@
-"""Lumina-Image 2.0: Gemma's tokens and the picture's in one sequence; 0 is noise there, and 1 the
-picture.
+"""Lumina-Image 2.0: Gemma's tokens and the picture's in one sequence.
+
+The network's time is 0 at noise and 1 at the picture.
 """
 
 from collections.abc import Sequence
@@ -36,7 +37,7 @@ class Lumina2(Pretrained):
         return tokenizer, self.max_sequence_length - len(tokenizer.tokenize(self.template))
 
     def times(self, num_inference_steps: int, latent_shape: Sequence[int]) -> Tensor:
-        """The pipeline counts channels where dynamic shifting means tokens; so it is done here."""
+        """The pipeline's times, which count channels where dynamic shifting means tokens."""
         sigmas = even_sigmas(num_inference_steps)
         return flow_times(self.pipeline.scheduler, num_inference_steps, latent_shape[0], sigmas)
 
@@ -50,9 +51,10 @@ class Lumina2(Pretrained):
         return {"prompt_embeds": embeds, "prompt_attention_mask": mask}
 
     def guided(self, without: Tensor, with_text: Tensor, scale: float) -> Tensor:
-        """Every row of pixels, (B, C, H, 1), as long as in the output with the text."""
+        """Classifier-free guidance, each row of pixels of the norm of the output with the text."""
         guided = super().guided(without, with_text, scale)
-        return guided * (with_text.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
+        wanted = with_text.norm(dim=-1, keepdim=True)
+        return guided * (wanted / guided.norm(dim=-1, keepdim=True))
 
     def denoise(self, x: Tensor, t: Tensor, tensors: dict[str, Tensor]) -> Tensor:
         """The network goes from noise to the picture: time and output are turned round."""

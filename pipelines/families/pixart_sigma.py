@@ -1,5 +1,6 @@
-"""PixArt-Sigma: T5's tokens, a diffusion transformer on SDXL's latents that also predicts a
-variance nobody reads.
+"""PixArt-Sigma: T5's tokens, a diffusion transformer on SDXL's latents.
+
+The network also predicts a variance, which is not used.
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from ..schedules import ddim_process, ddim_times
 
 
 class PixArtTransformer2DModel(diffusers.PixArtTransformer2DModel, PeftAdapterMixin):  # type: ignore[misc]
-    """diffusers' own, that can take a LoRA; under the same name, which is what its files say."""
+    """diffusers' network, made to take a LoRA; the name is the one in its files."""
 
 
 class PixArtSigma(OwnLora):
@@ -38,7 +39,8 @@ class PixArtSigma(OwnLora):
         side = pipeline.transformer.config.sample_size * pipeline.vae_scale_factor
         self.default_size = (side, side)
         if pipeline.vae.dtype == torch.float16 and pipeline.vae.config.force_upcast:
-            pipeline.vae.float()  # it is SDXL's, and overflows in half precision
+            # SDXL's VAE overflows in half precision.
+            pipeline.vae.float()
 
     @property
     def text_limit(self) -> tuple[Any, int]:
@@ -66,4 +68,5 @@ class PixArtSigma(OwnLora):
             added_cond_kwargs={"resolution": None, "aspect_ratio": None},
             return_dict=False,
         )[0]
-        return output[:, : x.shape[1]]  # the rest is the variance
+        # The other channels are the variance.
+        return output[:, : x.shape[1]]

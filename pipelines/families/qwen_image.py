@@ -1,5 +1,6 @@
-"""Qwen-Image: a vision-language model reads the text, a video VAE makes one frame, guidance keeps
-each token's norm.
+"""Qwen-Image: a vision-language model reads the text, a video VAE makes one frame.
+
+Guidance keeps each token's norm.
 """
 
 from collections.abc import Sequence
@@ -16,8 +17,9 @@ from ..schedules import even_sigmas, flow_times
 
 
 class QwenImage(Pretrained):
-    """Adapter of ``diffusers.QwenImagePipeline``; trains the transformer. "text" is the call's
-    ``true_cfg_scale``.
+    """Adapter of ``diffusers.QwenImagePipeline``; trains the transformer.
+
+    The scale "text" is the call's ``true_cfg_scale``.
     """
 
     # Without to_add_out: nothing reads the last block's text.
@@ -30,7 +32,8 @@ class QwenImage(Pretrained):
         "add_k_proj",
         "add_v_proj",
     )
-    default_negative = " "  # as published; the pipeline has none of its own
+    # As published; the pipeline has no default.
+    default_negative = " "
     patch_size = 2
     max_sequence_length = 512
 
@@ -43,26 +46,22 @@ class QwenImage(Pretrained):
 
     @property
     def text_limit(self) -> tuple[Any, int]:
-        return (
-            self.pipeline.tokenizer,
-            self.max_sequence_length - 3,
-        )  # five tokens follow a prompt, two are counted
+        # five tokens follow a prompt, of which two are counted
+        return self.pipeline.tokenizer, self.max_sequence_length - 3
 
     def times(self, num_inference_steps: int, latent_shape: Sequence[int]) -> Tensor:
+        tokens = latent_shape[-2] * latent_shape[-1] // 4
         sigmas = even_sigmas(num_inference_steps)
-        return flow_times(
-            self.pipeline.scheduler,
-            num_inference_steps,
-            latent_shape[-2] * latent_shape[-1] // 4,
-            sigmas,
-        )
+        return flow_times(self.pipeline.scheduler, num_inference_steps, tokens, sigmas)
 
     def encode_texts(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """Tokens (B, L, D) and which of them are real, (B, L): the pipeline's are as wide as its
-        longest text.
+        """Tokens (B, L, D) and which of them are real, (B, L).
+
+        L is fixed here; the pipeline's own is that of its longest text.
         """
         embeds, mask = self.pipeline._get_qwen_prompt_embeds(list(texts), self.device)
-        room = (0, self.max_sequence_length - embeds.shape[1])  # negative where it is to be cut
+        # Negative where the pipeline's tokens are to be cut.
+        room = (0, self.max_sequence_length - embeds.shape[1])
         return {
             "prompt_embeds": pad(embeds, (0, 0, *room)),
             "prompt_embeds_mask": pad(mask, room).bool(),
@@ -71,11 +70,9 @@ class QwenImage(Pretrained):
     def latent_statistics(self) -> tuple[Tensor, Tensor]:
         config = self.pipeline.vae.config
         dtype = self.pipeline.vae.dtype
-        mean, std = (
-            torch.tensor(value, device=self.device, dtype=dtype).view(-1, 1, 1, 1)
-            for value in (config.latents_mean, config.latents_std)
-        )
-        return mean, std
+        mean = torch.tensor(config.latents_mean, device=self.device, dtype=dtype)
+        std = torch.tensor(config.latents_std, device=self.device, dtype=dtype)
+        return mean.view(-1, 1, 1, 1), std.view(-1, 1, 1, 1)
 
     def decode(self, latents: Tensor, frames: Sequence[int] | None = None) -> Tensor:
         return super().decode(latents.unsqueeze(2), frames).squeeze(2)
@@ -86,7 +83,8 @@ class QwenImage(Pretrained):
     def call(self, latents: Tensor, guidance: Guidance, **inputs: Any) -> dict[str, Any]:
         options = super().call(self._pack(latents), guidance, **inputs)
         options["true_cfg_scale"] = options.pop("guidance_scale")
-        if options["true_cfg_scale"] > 1:  # else the pipeline warns of a text it does not read
+        # Else the pipeline warns of a text that it does not read.
+        if options["true_cfg_scale"] > 1:
             options["negative_prompt"] = [self.default_negative] * len(latents)
         return options
 
@@ -94,7 +92,8 @@ class QwenImage(Pretrained):
         height, width = x.shape[-2:]
         output = self.trainable["transformer"](
             hidden_states=self._pack(x),
-            timestep=(1000 * t).to(x.dtype) / 1000,  # rounded as the pipeline rounds it
+            # Rounded as the pipeline rounds it.
+            timestep=(1000 * t).to(x.dtype) / 1000,
             encoder_hidden_states=tensors["prompt_embeds"],
             encoder_hidden_states_mask=tensors["prompt_embeds_mask"],
             img_shapes=[[(1, height // 2, width // 2)]] * len(x),
@@ -103,9 +102,10 @@ class QwenImage(Pretrained):
         return self._unpack(output, height, width)
 
     def guided(self, without: Tensor, with_text: Tensor, scale: float) -> Tensor:
-        """As long, token by token, as the output with the text."""
+        """Classifier-free guidance, each token of the norm of the output with the text."""
         guided = self._pack(super().guided(without, with_text, scale))
-        norm = self._pack(with_text).norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True)
+        wanted = self._pack(with_text).norm(dim=-1, keepdim=True)
+        norm = wanted / guided.norm(dim=-1, keepdim=True)
         return self._unpack(guided * norm, *without.shape[-2:])
 
     def _pack(self, x: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
-"""Sana: a small Gemma that is told to enhance the prompt, linear attention on latents 32 times
-smaller, DPM's times.
+"""Sana: a small Gemma with an instruction, linear attention on latents 32 times smaller.
+
+Times are those of the DPM scheduler.
 """
 
 import inspect
@@ -15,8 +16,9 @@ from ..schedules import flow_times, network_time
 
 
 class Sana(Pretrained):
-    """Adapter of ``diffusers.SanaPipeline``, 1.0 and 1.5; trains the transformer. Latents are (32,
-    H/32, W/32).
+    """Adapter of ``diffusers.SanaPipeline``, 1.0 and 1.5; trains the transformer.
+
+    Latents are (32, H/32, W/32).
 
     A prompt follows the pipeline's own instruction to write it out; a negative text does not. Sizes
     are as asked for, where the pipeline draws the nearest of its table and scales the picture.
@@ -51,9 +53,7 @@ class Sana(Pretrained):
     def _encode_after(
         self, instruction: list[str] | None, texts: Sequence[str]
     ) -> dict[str, Tensor]:
-        """300 tokens: the first, and the last 299, which leave the instruction's own out but for
-        its end.
-        """
+        """300 tokens: the first, and the last 299, which leave out most of the instruction."""
         embeds, mask, _, _ = self.pipeline.encode_prompt(
             list(texts),
             False,

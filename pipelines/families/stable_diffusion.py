@@ -1,5 +1,6 @@
-"""Stable Diffusion 1.x and 2.x: one text encoder, an epsilon- or v-prediction UNet, a per-image
-VAE.
+"""Stable Diffusion 1.x and 2.x: one text encoder, a U-Net, a VAE of single pictures.
+
+The U-Net predicts epsilon or v.
 """
 
 from collections.abc import Sequence

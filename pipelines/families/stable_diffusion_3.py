@@ -1,5 +1,6 @@
-"""Stable Diffusion 3 and 3.5: two CLIP encoders and T5 (or none), a flow transformer, shift by the
-scheduler.
+"""Stable Diffusion 3 and 3.5: two CLIP encoders and T5 (or none), a flow transformer.
+
+The scheduler shifts the times.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,4 @@
-"""Stable Diffusion XL: two text encoders, their pooled output, and the picture's size as a
-condition.
-"""
+"""Stable Diffusion XL: two text encoders, their pooled output, sizes as a condition."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -24,7 +22,8 @@ class StableDiffusionXL(Pretrained):
         if pipeline.config.force_zeros_for_empty_prompt:
             self.default_negative = None
         if pipeline.vae.dtype == torch.float16 and pipeline.vae.config.force_upcast:
-            pipeline.vae.float()  # it overflows in half precision
+            # This VAE overflows in half precision.
+            pipeline.vae.float()
 
     def times(self, num_inference_steps: int, latent_shape: Sequence[int]) -> Tensor:
         return ddim_times(self.pipeline.scheduler, num_inference_steps)
@@ -38,9 +37,8 @@ class StableDiffusionXL(Pretrained):
     ) -> dict[str, Tensor]:
         """The picture's original size, where it was cropped, and its size now: uncropped."""
         super().inputs(count, height, width, num_frames, **inputs)
-        sizes = torch.tensor(
-            [height, width, 0, 0, height, width], dtype=torch.float32, device=self.device
-        )
+        numbers = [height, width, 0, 0, height, width]
+        sizes = torch.tensor(numbers, dtype=torch.float32, device=self.device)
         return {"time_ids": sizes.expand(count, -1)}
 
     def latent_statistics(self) -> tuple[Any, Any]:
@@ -49,9 +47,8 @@ class StableDiffusionXL(Pretrained):
         std = getattr(config, "latents_std", None)
         if mean is None or std is None:
             return super().latent_statistics()
-        mean, std = (
-            torch.tensor(value, device=self.device).view(-1, 1, 1) for value in (mean, std)
-        )
+        mean = torch.tensor(mean, device=self.device).view(-1, 1, 1)
+        std = torch.tensor(std, device=self.device).view(-1, 1, 1)
         return mean, std / config.scaling_factor
 
     def denoise(self, x: Tensor, t: Tensor, tensors: dict[str, Tensor]) -> Tensor:
@@ -66,5 +63,5 @@ class StableDiffusionXL(Pretrained):
 
     @staticmethod
     def added_conditions(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What the network gets besides the texts' tokens."""
+        """Inputs of the network besides the texts' tokens."""
         return {"text_embeds": tensors["pooled_prompt_embeds"], "time_ids": tensors["time_ids"]}

@@ -1,5 +1,4 @@
-"""A Gaussian mixture whose denoiser, velocity and likelihood are exact: where methods meet their
-closed forms.
+"""A Gaussian mixture with exact denoiser, velocity and likelihood, to test methods on.
 
 x0 ~ sum_k w_k N(m_k, s_k^2 I). Given x_t = alpha x0 + sigma x1, component k explains x_t ~ N(alpha
 m_k, v_k I) with v_k = alpha^2 s_k^2 + sigma^2, and E[x0 | x_t, k] = m_k + (alpha s_k^2 / v_k)(x_t -
@@ -22,8 +21,9 @@ BINS = 1000
 
 
 class MixtureDenoiser(nn.Module):
-    """Exact x0 prediction of a mixture of K isotropic Gaussians in D dimensions, plus a learned
-    shift a time.
+    """Exact prediction of x0 for K isotropic Gaussians in D dimensions, plus a learned shift.
+
+    The shift is a number for each time and dimension.
 
     Args:
         means: (K, D). stds, weights: (K,).
@@ -44,19 +44,19 @@ class MixtureDenoiser(nn.Module):
         """x_t (B, D); alpha, sigma, bin_ (B,) -> predicted x0 (B, D)."""
         alpha = alpha[:, None, None]
         sigma = sigma[:, None, None]
-        # (K, 1), (B, K, D)
-        stds = self.stds[:, None]
-        centred = x_t[:, None] - alpha * self.means
+        stds = self.stds[:, None]  # (K, 1)
+        centred = x_t[:, None] - alpha * self.means  # (B, K, D)
         variance = alpha**2 * stds**2 + sigma**2
         log_density = -0.5 * (centred**2 / variance + variance.log()).sum(-1)
-        share = (log_density + self.weights.log()).softmax(-1)[..., None]
+        share = (log_density + self.weights.log()).softmax(-1)[..., None]  # (B, K, 1)
         posterior = self.means + alpha * stds**2 / variance * centred
         return (share * posterior).sum(1) + self.shift[bin_]
 
 
 class Toy(Model):
-    """The mixture as a Model. Latents are (B, D, 1, 1); there are no pixels, media *are* the
-    latents.
+    """The mixture as a Model; latents are (B, D, 1, 1).
+
+    There are no pixels: media *are* the latents.
     """
 
     default_size = (1, 1)
@@ -101,9 +101,11 @@ class Toy(Model):
         return denoiser
 
     def predict(self, x_t: Tensor, t: Tensor, condition: Condition, guidance: Guidance) -> Tensor:
-        """Guidance has nothing to guide here and is ignored."""
-        alpha, sigma = (c.to(x_t).expand(len(x_t)) for c in self.process.coefficients(t))
-        bin_ = (t * BINS if isinstance(self.process, Flow) else t).round().long().expand(len(x_t))
+        """The exact output, without guidance, which has nothing to compare here."""
+        batch = len(x_t)
+        alpha, sigma = (c.to(x_t).expand(batch) for c in self.process.coefficients(t))
+        number = t * BINS if isinstance(self.process, Flow) else t
+        bin_ = number.round().long().expand(batch)
         x0 = self.trainable["denoiser"](x_t.flatten(1), alpha, sigma, bin_).view_as(x_t)
         x1 = (x_t - alpha.view(-1, 1, 1, 1) * x0) / sigma.view(-1, 1, 1, 1)
         return self.process.target(x0, x1, t)
@@ -117,10 +119,10 @@ class Toy(Model):
     def log_likelihood(self, x0: Tensor) -> Tensor:
         """Exact log density of the untrained mixture at x0 (B, D, 1, 1) -> (B,)."""
         net = self.denoiser
-        parts = [
-            gaussian_log_prob(x0.flatten(1), mean, std, "sum") + weight.log()
-            for mean, std, weight in zip(net.means, net.stds, net.weights, strict=True)
-        ]
+        parts = []
+        for mean, std, weight in zip(net.means, net.stds, net.weights, strict=True):
+            density = gaussian_log_prob(x0.flatten(1), mean, std, "sum")
+            parts.append(density + weight.log())
         return torch.stack(parts).logsumexp(0)
 
     def train_lora(self, options: LoraOptions) -> None:
@@ -138,15 +140,13 @@ class Toy(Model):
         file = folder / "denoiser.safetensors"
         if not file.is_file():
             raise ValueError(f"{folder}: no export (want {file.name})")
-        before = self.denoiser.state_dict()
         weights = load_file(file)
-        if {name: value.shape for name, value in weights.items()} != {
-            n: v.shape for n, v in before.items()
-        }:
+        shapes = {name: value.shape for name, value in self.denoiser.state_dict().items()}
+        if {name: value.shape for name, value in weights.items()} != shapes:
             raise ValueError(f"{folder}: its mixture is of another shape than this model's")
-        before = {name: value.clone() for name, value in before.items()}
+        before = self.denoiser.shift.detach().clone()
         self.denoiser.load_state_dict(weights)
-        if torch.equal(before["shift"], self.denoiser.shift):
+        if torch.equal(before, self.denoiser.shift):
             raise ValueError(f"{folder}: loading it changes nothing")
 
 

@@ -1,5 +1,6 @@
-"""Wan 2.1 and 2.2, text to video: UMT5, a causal video VAE, one transformer or one for each range
-of noise.
+"""Wan 2.1 and 2.2, text to video: UMT5, a causal video VAE, one or two transformers.
+
+Of two, each has its range of noise.
 """
 
 from collections.abc import Sequence
@@ -17,8 +18,9 @@ from ..trainable import unwrap
 
 
 class Wan(Video):
-    """Adapter of ``diffusers.WanPipeline``; trains the transformer, or both. Latents are (16, F,
-    H/8, W/8).
+    """Adapter of ``diffusers.WanPipeline``; trains the transformer, or both.
+
+    Latents are (16, F, H/8, W/8).
     """
 
     default_size = (480, 832)
@@ -28,12 +30,8 @@ class Wan(Video):
 
     def __init__(self, pipeline: Any):
         super().__init__(pipeline)
-        names = ("transformer", "transformer_2")
-        self.trainable = {
-            name: getattr(pipeline, name)
-            for name in names
-            if getattr(pipeline, name, None) is not None
-        }
+        parts = {name: getattr(pipeline, name, None) for name in ("transformer", "transformer_2")}
+        self.trainable = {name: part for name, part in parts.items() if part is not None}
         self.process = Flow()
         self.stride = (pipeline.vae_scale_factor_temporal, pipeline.vae_scale_factor_spatial)
         self.patch_size = self.network.patch_size[1]
@@ -61,18 +59,18 @@ class Wan(Video):
 
     def latent_statistics(self) -> tuple[Tensor, Tensor]:
         config = self.pipeline.vae.config
-        mean, std = (
-            torch.tensor(value, device=self.device, dtype=self.pipeline.vae.dtype).view(-1, 1, 1, 1)
-            for value in (config.latents_mean, config.latents_std)
-        )
-        return mean, std
+        dtype = self.pipeline.vae.dtype
+        mean = torch.tensor(config.latents_mean, device=self.device, dtype=dtype)
+        std = torch.tensor(config.latents_std, device=self.device, dtype=dtype)
+        return mean.view(-1, 1, 1, 1), std.view(-1, 1, 1, 1)
 
     def lora_folder(self, component: str) -> str:
         return {"transformer_2": "transformer_2"}.get(component, ".")
 
     def lora_name(self, component: str) -> str:
-        """Each network has a file, of the same names: ``load_into_transformer_2`` says whose
-        it is.
+        """One name for both networks, as each has a file of its own.
+
+        ``load_into_transformer_2`` says which network a file is for.
         """
         return "transformer"
 
@@ -83,9 +81,7 @@ class Wan(Video):
         )
 
     def denoise(self, x: Tensor, t: Tensor, tensors: dict[str, Tensor]) -> Tensor:
-        """Rows above the boundary of noise go to the first transformer, those below it to the
-        second.
-        """
+        """Run rows above the boundary of noise in the first transformer, others in the second."""
         boundary = self.pipeline.config.boundary_ratio
         if boundary is None:
             return self._call("transformer", x, t, tensors)
@@ -101,10 +97,11 @@ class Wan(Video):
         return output
 
     def _call(self, name: str, x: Tensor, t: Tensor, tensors: dict[str, Tensor]) -> Tensor:
-        if (
-            self.pipeline.config.expand_timesteps and t.ndim == 1
-        ):  # 2.2 TI2V: a time for every token
-            t = t[:, None].expand(-1, x.shape[2] * (x.shape[3] // 2) * (x.shape[4] // 2))
+        """One call of a network."""
+        # 2.2 TI2V takes a time for every token
+        if self.pipeline.config.expand_timesteps and t.ndim == 1:
+            tokens = x.shape[2] * (x.shape[3] // 2) * (x.shape[4] // 2)
+            t = t[:, None].expand(-1, tokens)
         output: Tensor = self.trainable[name](
             hidden_states=x,
             timestep=network_time(self.pipeline.scheduler, t),

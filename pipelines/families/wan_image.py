@@ -1,5 +1,6 @@
-"""Wan 2.1 and 2.2, image to video: the first frame beside the latents, in their place, or through
-CLIP as well.
+"""Wan 2.1 and 2.2, image to video.
+
+The first frame stands beside the latents, in their place, or goes through CLIP as well.
 """
 
 from typing import Any
@@ -28,25 +29,27 @@ class WanImage(Wan):
     def __init__(self, pipeline: Any):
         super().__init__(pipeline)
         self.sees = self.network.image_dim is not None
-        if self.sees:  # without the last two, the pipeline would add them when it loads a LoRA
+        # without the last two, the pipeline would add them when it loads a LoRA
+        if self.sees:
             self.default_lora_targets = (*self.default_lora_targets, "add_k_proj", "add_v_proj")
 
     def inputs(
         self, count: int, height: int, width: int, num_frames: int, **inputs: Any
     ) -> dict[str, Tensor]:
-        image = pictures(
-            "image", "the first frames", inputs.pop("image", None), count, height, width
-        )
+        given = inputs.pop("image", None)
+        image = pictures("image", "the first frames", given, count, height, width)
         super().inputs(count, height, width, num_frames, **inputs)
         with torch.no_grad():
             tensors = {"image_latents": self.condition(image, num_frames)}
             if self.sees:
-                tensors["image_embeds"] = self.pipeline.encode_image(self.files(image), self.device)
+                files = self.files(image)
+                tensors["image_embeds"] = self.pipeline.encode_image(files, self.device)
         return tensors
 
     def condition(self, image: Tensor, num_frames: int) -> Tensor:
-        """The image's latents (B, C, 1, h, w); or those of a grey video that it begins, below a
-        mask of its frame.
+        """The image's latents (B, C, 1, h, w), or those of a grey video that begins with it.
+
+        The latents of such a video stand below a mask of its first frame.
         """
         video = image[:, None]
         if self.pipeline.config.expand_timesteps:
@@ -59,12 +62,13 @@ class WanImage(Wan):
 
     @staticmethod
     def files(image: Tensor) -> list[Any]:
-        """As PIL images: given a tensor, the pipeline would scale it twice for CLIP."""
-        pictures: list[Any] = VaeImageProcessor.numpy_to_pil(VaeImageProcessor.pt_to_numpy(image))
-        return pictures
+        """Pictures as PIL images: a tensor would be scaled twice for CLIP by the pipeline."""
+        arrays = VaeImageProcessor.pt_to_numpy(image)
+        files: list[Any] = VaeImageProcessor.numpy_to_pil(arrays)
+        return files
 
     def call(self, latents: Tensor, guidance: Guidance, **inputs: Any) -> dict[str, Any]:
-        """The pipeline takes one image, for all its prompts."""
+        """Keyword arguments of the pipeline, which takes one image for all its prompts."""
         (picture,) = self.files(inputs.pop("image"))
         return super().call(latents, guidance, image=picture, **inputs)
 
@@ -72,6 +76,8 @@ class WanImage(Wan):
         image = tensors["image_latents"]
         if not self.pipeline.config.expand_timesteps:
             return super()._call(name, torch.cat([x, image], 1), t, tensors)
+
+        # 2.2 TI2V: the image's tokens are at time 0
         frame = (x.shape[3] // 2) * (x.shape[4] // 2)
         times = t[:, None].repeat(1, frame * x.shape[2])
         times[:, :frame] = 0

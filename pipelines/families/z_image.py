@@ -1,5 +1,6 @@
-"""Z-Image: a language model reads the text, a flow transformer that runs from noise at 0 to the
-picture at 1.
+"""Z-Image: a language model reads the text; the transformer's time runs from 0 to 1.
+
+Time 0 is noise, 1 the picture.
 """
 
 from collections.abc import Sequence
@@ -33,48 +34,40 @@ class ZImage(Pretrained):
 
     @property
     def text_limit(self) -> tuple[Any, int]:
-        return (
-            self.pipeline.tokenizer,
-            self.max_sequence_length - 6,
-        )  # the chat has eight tokens more, two are counted
+        # the chat has eight tokens more, of which two are counted
+        return self.pipeline.tokenizer, self.max_sequence_length - 6
 
     def times(self, num_inference_steps: int, latent_shape: Sequence[int]) -> Tensor:
+        tokens = latent_shape[-2] * latent_shape[-1] // 4
         sigmas = even_sigmas(num_inference_steps)
-        return flow_times(
-            self.pipeline.scheduler,
-            num_inference_steps,
-            latent_shape[-2] * latent_shape[-1] // 4,
-            sigmas,
-        )
+        return flow_times(self.pipeline.scheduler, num_inference_steps, tokens, sigmas)
 
     def encode_texts(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """Tokens (B, L, D) and which of them are real, (B, L), always from the first on."""
         embeds, _ = self.pipeline.encode_prompt(
             list(texts), self.device, False, max_sequence_length=self.max_sequence_length
         )
-        mask = torch.zeros(
-            len(embeds), self.max_sequence_length, dtype=torch.bool, device=self.device
-        )
+        longest = self.max_sequence_length
+        mask = torch.zeros(len(embeds), longest, dtype=torch.bool, device=self.device)
         for row, text in zip(mask, embeds, strict=True):
             row[: len(text)] = True
-        padded = [pad(text, (0, 0, 0, self.max_sequence_length - len(text))) for text in embeds]
+        padded = [pad(text, (0, 0, 0, longest - len(text))) for text in embeds]
         return {"prompt_embeds": torch.stack(padded), "prompt_embeds_mask": mask}
 
     def call(self, latents: Tensor, guidance: Guidance, **inputs: Any) -> dict[str, Any]:
-        options = super().call(
-            latents.float(), guidance, **inputs
-        )  # it steps in float32, whatever the network's
+        # the pipeline steps in float32, whatever the network's dtype
+        options = super().call(latents.float(), guidance, **inputs)
         return {**options, "guidance_scale": max(options["guidance_scale"] - 1, 0.0)}
 
     def denoise(self, x: Tensor, t: Tensor, tensors: dict[str, Tensor]) -> Tensor:
-        """The network takes lists, and texts without padding: where a picture's positions begin
-        depends on that.
+        """One call of the network, on lists of rows and of texts without padding.
+
+        Where the positions of a picture begin depends on the length of its text.
         """
         lengths = tensors["prompt_embeds_mask"].sum(1).tolist()
-        texts = [
-            text[:length] for text, length in zip(tensors["prompt_embeds"], lengths, strict=True)
-        ]
-        output = self.trainable["transformer"](
-            list(x.unsqueeze(2)), 1 - t, texts, return_dict=False
-        )[0]
-        return -torch.stack(output).squeeze(2).float()  # guided in float32, as in the pipeline
+        rows = zip(tensors["prompt_embeds"], lengths, strict=True)
+        texts = [text[:length] for text, length in rows]
+        network = self.trainable["transformer"]
+        output = network(list(x.unsqueeze(2)), 1 - t, texts, return_dict=False)[0]
+        # Guided in float32, as in the pipeline.
+        return -torch.stack(output).squeeze(2).float()

@@ -50,13 +50,15 @@ def reach(name: str) -> None:
     """
     from huggingface_hub import constants, errors, get_hf_file_metadata, hf_hub_url
 
+    # What a library has downloaded once, it finds without the hub.
     cache = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}" / "snapshots"
     if cache.is_dir() and any(cache.iterdir()):
         return
     try:
         get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=ANSWER_TIME)
     except errors.EntryNotFoundError:
-        pass  # the repository is there, which is all that was asked
+        # The repository is there, which is all that was asked.
+        pass
     except Exception as error:
         raise ValueError(why_not(name, "config.json", error)) from error
 
@@ -65,9 +67,11 @@ def why_not(name: str, file: str, error: Exception) -> str:
     """Why a repository's file could not be had, and what would help, in one line."""
     from huggingface_hub import constants, errors
 
+    # Libraries wrap the hub client's errors, so the causes count too.
     def caused_by(*kinds: type[Exception]) -> bool:
         return any(isinstance(each, kinds) for each in causes(error))
 
+    # Offline, the client may say no more than that the file is not on the disk.
     offline = constants.HF_HUB_OFFLINE and caused_by(errors.LocalEntryNotFoundError)
     if offline or caused_by(errors.OfflineModeIsEnabled):
         said = (
@@ -109,7 +113,7 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _is_of_the_network(error: BaseException) -> bool:
-    """Whether a connection failed. The hub's client has changed its library: requests, then httpx."""
+    """Whether a connection failed, in any library that the hub's client has used."""
     library = type(error).__module__.split(".")[0]
     return library in ("httpx", "httpx2", "requests", "urllib3") or isinstance(
         error, ConnectionError | TimeoutError

@@ -6,8 +6,9 @@ from torch import nn
 
 
 def linear_layers(width: int) -> nn.Module:
-    """width -> 1024 -> 128 -> 64 -> 16 -> 1 without activations, as published: a linear map in five
-    factors.
+    """width -> 1024 -> 128 -> 64 -> 16 -> 1, as published: a linear map in five factors.
+
+    There are no activations between the layers.
     """
     layers = [nn.Linear(width, 1024), nn.Dropout(0.2), nn.Linear(1024, 128), nn.Dropout(0.2)]
     layers += [nn.Linear(128, 64), nn.Dropout(0.1), nn.Linear(64, 16), nn.Linear(16, 1)]

@@ -15,12 +15,14 @@ from . import hub, weights
 from .dtypes import dtype_name
 from .text_cache import TextCache
 
-PRECISION = {"float32": "fp32", "bfloat16": "pure_bf16", "float16": "pure_fp16"}  # open_clip's
+# torch's names of precisions -> open_clip's
+PRECISION = {"float32": "fp32", "bfloat16": "pure_bf16", "float16": "pure_fp16"}
 
 
 class OpenClip:
-    """An open_clip model in eval mode, with its tokenizer. ``size``, ``mean`` and ``std`` are its
-    own preprocessing.
+    """An open_clip model in eval mode, with its tokenizer.
+
+    ``size``, ``mean`` and ``std`` are those of the model's own preprocessing.
     """
 
     def __init__(self, model: Any, tokenizer: Any):
@@ -29,7 +31,8 @@ class OpenClip:
         size = model.visual.image_size
         self.size: int = size[0] if isinstance(size, tuple | list) else size
         preprocess = model.visual.preprocess_cfg
-        self.mean, self.std = torch.tensor(preprocess["mean"]), torch.tensor(preprocess["std"])
+        self.mean = torch.tensor(preprocess["mean"])
+        self.std = torch.tensor(preprocess["std"])
         self._texts = TextCache()
 
     @classmethod
@@ -45,11 +48,8 @@ class OpenClip:
             ValueError: nothing of that name, weights of another shape, a pickle with code in it.
         """
         dtype = dtype_name(dtype)
-        return weights.shared(
-            ("open_clip", path, dtype),
-            pretrained or path,
-            lambda: cls._load(path, pretrained, dtype),
-        )
+        key = ("open_clip", path, dtype)
+        return weights.shared(key, pretrained or path, lambda: cls._load(path, pretrained, dtype))
 
     @classmethod
     def _load(cls, path: str, pretrained: str | None, dtype: str) -> "OpenClip":
@@ -92,22 +92,22 @@ class OpenClip:
         return weights.sha256(self.model)
 
     def embed_images(self, images: Tensor) -> Tensor:
-        """Pictures of the model's size in [0, 1], (B, 3, size, size) -> unit vectors (B, D)
-        float32; differentiable.
+        """Pictures of the model's size -> unit vectors (B, D) float32; differentiable.
+
+        Pictures are (B, 3, size, size) in [0, 1].
         """
-        x = (images - self.mean.to(images).view(3, 1, 1)) / self.std.to(images).view(3, 1, 1)
+        mean = self.mean.to(images).view(3, 1, 1)
+        std = self.std.to(images).view(3, 1, 1)
         weight = next(self.model.parameters())
-        return F.normalize(
-            self.model.encode_image(x.to(weight.device, weight.dtype)).float(), dim=-1
-        )
+        x = ((images - mean) / std).to(weight.device, weight.dtype)
+        return F.normalize(self.model.encode_image(x).float(), dim=-1)
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Sentences -> unit vectors (B, D) float32; each distinct one is encoded once."""
 
         def encode(part: list[str]) -> Tensor:
-            return F.normalize(
-                self.model.encode_text(self.tokenizer(part).to(self.device)).float(), dim=-1
-            )
+            tokens = self.tokenizer(part).to(self.device)
+            return F.normalize(self.model.encode_text(tokens).float(), dim=-1)
 
         return self._texts(texts, encode).to(self.device)
 
@@ -144,7 +144,7 @@ def _repository_of(name: str, pretrained: str | None) -> str | None:
 
 
 def _name_of(path: str, pretrained: str | None) -> str:
-    """What open_clip calls it."""
+    """The name under which open_clip loads a path."""
     import open_clip
 
     if weights.is_path(path):

@@ -1,4 +1,4 @@
-"""What heads share that ``align-gen train-reward`` wrote in its frozen mode."""
+"""What the heads share that ``align-gen train-reward`` writes in its frozen mode."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,11 +15,12 @@ from .head_folder import WEIGHTS, find_base, read_about
 from .open_clip_model import OpenClip
 from .scorer import Scorer
 
-PREPROCESSING = "trained-1"  # raise when scores of the same picture change
+# Raise when scores of the same picture change.
+PREPROCESSING = "trained-1"
 
 
 class PreferenceHead(RewardHead):
-    """A head of pictures that ``align-gen train-reward`` wrote in its frozen mode.
+    """A head that ``align-gen train-reward`` wrote in its frozen mode.
 
     Each dimension is normalised by its mean and standard deviation over the validation set; the
     score is their weighted sum, or one of them.
@@ -47,24 +48,25 @@ class PreferenceHead(RewardHead):
         about = read_about(folder)
         if about["media"] != self.media:
             raise ValueError(
-                f"path {path}: a head that judges a {about['media']}, want one that judges a {self.media}"
+                f"path {path}: a head that scores a {about['media']}, "
+                f"want one that scores a {self.media}"
             )
-        self.scorer = (
-            self.scorer_type(about["width"], about["dimensions"], about["hidden"])
-            .requires_grad_(False)
-            .eval()
-        )
+        scorer = self.scorer_type(about["width"], about["dimensions"], about["hidden"])
+        self.scorer = scorer.requires_grad_(False).eval()
         weight_files.fill(self.scorer, weight_files.read(folder / WEIGHTS), folder / WEIGHTS)
-        self.mean, self.std = torch.tensor(about["mean"]), torch.tensor(about["std"])
+        self.mean = torch.tensor(about["mean"])
+        self.std = torch.tensor(about["std"])
         self.share = _shares(self.scorer.dimensions, dimension, weights)
         self.resize = about["resize"]
         self.about = about
-        self.clip = OpenClip.load(
-            base or find_base(folder, about["base"]), about["pretrained"], dtype
-        )
+
+        base = base or find_base(folder, about["base"])
+        self.clip = OpenClip.load(base, about["pretrained"], dtype)
+        # The hash is of float32 weights: in half precision the base cannot be compared.
         if dtype_name(dtype) == "float32" and self.clip.sha256 != about["base_sha256"]:
             raise ValueError(
-                f"path {path}: was trained on another {about['base']} than the one found; want its own base"
+                f"path {path}: was trained on another {about['base']} than the one found; "
+                "want its own base"
             )
 
     def __call__(self, media: Tensor, prompts: Sequence[str], **context: Any) -> Tensor:
@@ -73,8 +75,8 @@ class PreferenceHead(RewardHead):
 
     def scores(self, media: Tensor, prompts: Sequence[str]) -> Tensor:
         """Every dimension, normalised, (B, K) in the order of ``scorer.dimensions``."""
-        found = self.scorer(self.features(media, prompts))
-        return (found - self.mean.to(found)) / self.std.to(found)
+        raw = self.scorer(self.features(media, prompts))
+        return (raw - self.mean.to(raw)) / self.std.to(raw)
 
     def features(self, media: Tensor, prompts: Sequence[str]) -> Tensor:
         return self.scorer.features(self.clip, media, prompts, self.resize)
@@ -105,20 +107,15 @@ def _shares(
     """How much of each dimension the score takes, (K,)."""
     if dimension is not None and weights is not None:
         raise ValueError("dimension, weights: want one of the two")
-    wanted = (
-        {dimension: 1.0}
-        if dimension is not None
-        else dict.fromkeys(dimensions, 1.0)
-        if weights is None
-        else weights
-    )
-    for name, value in wanted.items():
+    shares: Mapping[str, float] = dict.fromkeys(dimensions, 1.0)
+    if dimension is not None:
+        shares = {dimension: 1.0}
+    elif weights is not None:
+        shares = weights
+    for name, value in shares.items():
         if name not in dimensions:
             raise ValueError(f"dimension {name!r}: this head has {', '.join(dimensions)}")
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not math.isfinite(value)
-        ):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not math.isfinite(value):
             raise ValueError(f"weights: {name}: want a number, got {value!r}")
-    return torch.tensor([float(wanted.get(name, 0.0)) for name in dimensions])
+    return torch.tensor([float(shares.get(name, 0.0)) for name in dimensions])

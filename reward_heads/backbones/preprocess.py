@@ -10,8 +10,7 @@ from torch import Tensor
 def shortest_side(
     images: Tensor, size: int, offset: Callable[[float], int] = int, mode: str = "bicubic"
 ) -> Tensor:
-    """Shorter side resized to ``size`` with antialias, then the centre: (B, 3, size, size) in [0,
-    1].
+    """Resize the shorter side with antialias, crop the centre: (B, 3, size, size) in [0, 1].
 
     A longer side of fractional length is cut, not rounded. Where an odd number of rows or columns
     goes, libraries disagree by one: ``offset`` makes the first that stays of (side - size) / 2,
@@ -28,8 +27,9 @@ def shortest_side(
 
 
 def resize(images: Tensor, height: int, width: int, mode: str = "bicubic") -> Tensor:
-    """To (B, 3, height, width) in [0, 1], with antialias; a picture of that size is returned as it
-    is.
+    """Resize with antialias to (B, 3, height, width) in [0, 1].
+
+    A picture of that size is returned as it is.
     """
     if images.shape[-2:] == (height, width):
         return images
@@ -39,8 +39,10 @@ def resize(images: Tensor, height: int, width: int, mode: str = "bicubic") -> Te
 
 
 def fit_square(images: Tensor, size: int, mode: str) -> Tensor:
-    """To (B, 3, size, size), bicubic with antialias; a picture of the right size is returned as it
-    is.
+    """Resize, bicubic with antialias, to (B, 3, size, size).
+
+    A picture of that size is returned as it is. ``mode`` "shortest" crops the centre; any other
+    squashes.
     """
     height, width = images.shape[-2:]
     if (height, width) == (size, size):

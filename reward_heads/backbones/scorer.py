@@ -49,16 +49,15 @@ class Scorer(nn.Module):
     def features(
         cls, clip: OpenClip, media: Tensor, prompts: Sequence[str], mode: str = "squash"
     ) -> Tensor:
-        """Media in [0, 1] and their prompts -> (B, blocks * D) float32; differentiable in the
-        media.
+        """Media in [0, 1] and their prompts -> (B, blocks * D) float32.
+
+        Differentiable in the media.
         """
         raise NotImplementedError
 
 
 def blocks_of(image: Tensor, *more: Tensor, text: Tensor) -> Tensor:
-    """[image, more …, text, image * text], (B, blocks * D), scaled so that entries are of the order
-    of one.
-    """
+    """[image, more …, text, image * text], (B, blocks * D), of entries of the order of one."""
     root = math.sqrt(image.shape[-1])
     return torch.cat(
         [root * image, *(root * each for each in more), root * text, root**2 * image * text], -1

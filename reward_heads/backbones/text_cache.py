@@ -1,4 +1,4 @@
-"""Texts that a model has encoded, kept for as long as they are likely to come again."""
+"""Texts that a model has encoded, remembered while they are likely to come again."""
 
 from collections.abc import Callable, Sequence
 from threading import Lock
@@ -6,15 +6,18 @@ from threading import Lock
 import torch
 from torch import Tensor
 
-AT_ONCE = 256  # texts that are encoded in one call
-KEPT = 16_384  # a gallery of as many prompts as pictures must not fill the memory
+# Texts that are encoded in one call.
+AT_ONCE = 256
+# Texts; a gallery of as many prompts as pictures must not fill the memory.
+LIMIT = 16_384
 
 
 class TextCache:
     """Vectors of the latest texts, each encoded once; several threads may ask."""
 
     def __init__(self) -> None:
-        self._known: dict[str, Tensor] = {}  # oldest first
+        # Oldest first, so that the oldest are dropped.
+        self._known: dict[str, Tensor] = {}
         self._lock = Lock()
 
     @torch.no_grad()
@@ -25,12 +28,12 @@ class TextCache:
             for start in range(0, len(new), AT_ONCE):
                 part = new[start : start + AT_ONCE]
                 self._known.update(zip(part, encode(part), strict=True))
-            found = torch.stack([self._known[text] for text in texts])
-            for text in list(self._known)[: max(len(self._known) - KEPT, 0)]:
+            vectors = torch.stack([self._known[text] for text in texts])
+            for text in list(self._known)[: max(len(self._known) - LIMIT, 0)]:
                 del self._known[text]
-        return found
+        return vectors
 
     def to(self, device: torch.device | str) -> None:
-        """Where the model went."""
+        """Move the vectors to where the model is."""
         with self._lock:
             self._known = {text: vector.to(device) for text, vector in self._known.items()}

@@ -1,6 +1,4 @@
-"""What heads on models of transformers share: frozen encoders, preprocessing that gradients pass,
-and safe loading.
-"""
+"""Frozen encoders of transformers, and how they are loaded safely."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -19,8 +17,9 @@ from .text_cache import TextCache
 
 
 class DualEncoder:
-    """A frozen CLIP or SigLIP of transformers, and the texts it has encoded; heads of the same
-    weights share one.
+    """A frozen CLIP or SigLIP of transformers, and the texts it has encoded.
+
+    Heads of the same weights share one.
     """
 
     def __init__(self, model: Any, tokenize: Callable[[list[str]], Mapping[str, Tensor]]):
@@ -40,12 +39,12 @@ class DualEncoder:
         return weights.sha256(self.model)
 
     def embed_images(self, pixels: Tensor) -> Tensor:
-        """Normalised pixels (B, 3, size, size) -> unit vectors (B, D), at least float32;
-        differentiable.
+        """Normalised pixels (B, 3, size, size) -> unit vectors (B, D); differentiable.
+
+        Vectors are float32 at least.
         """
-        return _unit(
-            self.model.get_image_features(pixel_values=pixels.to(self.model.logit_scale.dtype))
-        )
+        pixels = pixels.to(self.model.logit_scale.dtype)
+        return _unit(self.model.get_image_features(pixel_values=pixels))
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Sentences -> unit vectors (B, D), at least float32; each distinct one is encoded once."""
@@ -63,7 +62,7 @@ class DualEncoder:
 
 
 def _unit(features: Any) -> Tensor:
-    """Of norm 1, whatever the version of transformers wraps them in."""
+    """Vectors of norm 1, whatever the version of transformers wraps them in."""
     vectors = getattr(features, "pooler_output", features)
     return F.normalize(at_least_float32(vectors), dim=-1)
 
@@ -82,18 +81,14 @@ def read_model(path: str, kind: Any, dtype: str) -> Any:
 
     torch_dtype = dtype_of(dtype)
     config = pretrained(transformers.AutoConfig, path, "config.json")
-    if config.model_type != kind.config_class.model_type:
-        raise ValueError(
-            f"path {path}: want a {kind.config_class.model_type} model, it is {config.model_type}"
-        )
+    wanted = kind.config_class.model_type
+    if config.model_type != wanted:
+        raise ValueError(f"path {path}: want a {wanted} model, it is {config.model_type}")
     model = kind(config)
     state = weights.read(_weights_of(path))
     # Older versions of transformers saved these buffers too.
-    weights.fill(
-        model,
-        {name: v for name, v in state.items() if not name.endswith("position_ids")},
-        f"path {path}",
-    )
+    state = {name: value for name, value in state.items() if not name.endswith("position_ids")}
+    weights.fill(model, state, f"path {path}")
     return model.to(torch_dtype).requires_grad_(False).eval()
 
 
@@ -102,19 +97,20 @@ def read_tokenizer(path: str, vocabulary: int) -> Any:
     import transformers
 
     tokenizer = pretrained(transformers.AutoTokenizer, path, "tokenizer")
-    if (
-        not vocabulary // 2 < len(tokenizer) <= vocabulary
-    ):  # without its files transformers makes up an empty one
+    # Without the tokenizer's files transformers makes up an empty one.
+    if not vocabulary // 2 < len(tokenizer) <= vocabulary:
         raise ValueError(
-            f"{path}: its tokenizer has {len(tokenizer)} tokens, the weights know {vocabulary}; are its files there?"
+            f"{path}: its tokenizer has {len(tokenizer)} tokens, the weights know {vocabulary}; "
+            "are its files there?"
         )
     return tokenizer
 
 
 def pretrained(kind: Any, path: str, what: str) -> Any:
-    """``kind.from_pretrained(path)``, and in one line why not."""
+    """Call ``kind.from_pretrained(path)``; a ValueError says in one line why it failed."""
     local = weights.is_path(path)
-    if local and not Path(path).expanduser().is_dir():  # transformers would ask the hub
+    # transformers would ask the hub for a folder that is not there
+    if local and not Path(path).expanduser().is_dir():
         raise ValueError(f"path {path}: no such folder; want one of transformers, or a hub name")
     if not local:
         hub.reach(path)

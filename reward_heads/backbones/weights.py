@@ -1,4 +1,4 @@
-"""Weights of reward heads: found by path or hub name, read without running code, loaded once."""
+"""Weights of reward heads: by path or hub name, read without running code, loaded once."""
 
 import hashlib
 import pickle
@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from . import hub
 
 T = TypeVar("T")
+# Objects in use by their key, so that heads of the same weights share them.
 _loaded: WeakValueDictionary[tuple[Any, ...], Any] = WeakValueDictionary()
 
 
 def is_path(name: str) -> bool:
-    """Whether a name means the disk: it is there, or could be nothing on a hub."""
+    """Whether a name means the disk: something is there, or no hub could have the name."""
     return Path(name).expanduser().exists() or name.startswith((".", "/", "~"))
 
 
@@ -29,10 +30,10 @@ def find(name: str, file: str) -> Path:
     """
     path = Path(name).expanduser()
     if is_path(name):
-        found = path / file if path.is_dir() else path
-        if not found.is_file():
+        target = path / file if path.is_dir() else path
+        if not target.is_file():
             raise ValueError(f"{name}: no such file; want {file}, a folder with it, or a hub name")
-        return found
+        return target
     if not _is_hub_name(name):
         raise ValueError(
             f"{name!r}: want a local path to {file}, or a hub name as owner/repository"
@@ -47,7 +48,8 @@ def _is_hub_name(name: str) -> bool:
 def read(path: Path) -> dict[str, Tensor]:
     """Named tensors from safetensors, or from a pickle of nothing but tensors: no code in it runs.
 
-    What training scripts wrap around them goes: a "state_dict" key, a "module." prefix.
+    What training scripts wrap around the tensors is taken off: a "state_dict" key, a "module."
+    prefix.
 
     Raises:
         ValueError: damaged, or a pickle of something else.
@@ -63,15 +65,14 @@ def read(path: Path) -> dict[str, Tensor]:
         raise ValueError(
             f"{path}: is not a plain file of tensors, and nothing else is read from a pickle"
         ) from error
-    except Exception as error:  # a damaged file makes its reader say anything
-        raise ValueError(
-            f"{path}: cannot be read as weights ({' '.join(str(error).split())[:160]})"
-        ) from error
+    except Exception as error:  # the readers of damaged files raise errors of any kind
+        said = " ".join(str(error).split())[:160]
+        raise ValueError(f"{path}: cannot be read as weights ({said})") from error
+
     while isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
-    if not isinstance(state, Mapping) or not all(
-        isinstance(value, Tensor) for value in state.values()
-    ):
+    is_named = isinstance(state, Mapping)
+    if not is_named or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(
             f"{path}: want named tensors, got {type(state).__name__} of something else"
         )
@@ -84,43 +85,43 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], where: object) -> None:
     Raises:
         ValueError: a weight is missing, left over, or of another shape; names the first.
     """
-    own = module.state_dict()
-    for name in (*own, *state):
-        wanted, given = (tuple(side[name].shape) if name in side else None for side in (own, state))
-        if wanted != given:
-            said = "is missing" if given is None else f"has shape {given}"
-            raise ValueError(
-                f"{where}: {name} {said}; this architecture wants {wanted or 'none of that name'}"
-            )
+    shapes = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    given = {name: tuple(value.shape) for name, value in state.items()}
+    for name in (*shapes, *given):
+        if shapes.get(name) != given.get(name):
+            said = f"has shape {given[name]}" if name in given else "is missing"
+            wanted = shapes.get(name) or "none of that name"
+            raise ValueError(f"{where}: {name} {said}; this architecture wants {wanted}")
     module.load_state_dict(state)
 
 
 def sha256(module: nn.Module) -> str:
-    """Of all weights, by name: the same for the same model whatever file it came from."""
+    """A hash of all weights by name, equal for equal models whatever file they came from."""
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
+        flat = value.detach().cpu().contiguous().flatten()
         digest.update(name.encode())
-        digest.update(
-            value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-        )
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
 def shared(key: tuple[Any, ...], path: str | None, make: Callable[[], T]) -> T:
-    """What ``make`` loads, once for all who ask with this key while any of them lives; anew once
-    the file changed.
+    """What ``make`` loads, once for all who ask with this key while any of them lives.
+
+    A file that has changed is loaded anew.
     """
     key = (*key, path, _stamp(path))
-    if (found := _loaded.get(key)) is None:
-        _loaded[key] = found = make()
-    return found
+    loaded: T | None = _loaded.get(key)
+    if loaded is None:
+        loaded = make()
+        _loaded[key] = loaded
+    return loaded
 
 
 def _stamp(path: str | None) -> int:
     """When the newest file of a path was written; 0 for what is no path."""
     if path is None or not Path(path).expanduser().exists():
         return 0
-    place = Path(path).expanduser()
-    return max(
-        file.stat().st_mtime_ns for file in (place, *(place.iterdir() if place.is_dir() else ()))
-    )
+    target = Path(path).expanduser()
+    files = [target, *target.iterdir()] if target.is_dir() else [target]
+    return max(file.stat().st_mtime_ns for file in files)

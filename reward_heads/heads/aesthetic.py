@@ -1,6 +1,4 @@
-"""LAION's aesthetic predictor, version 2: a picture's mean rating, from its CLIP embedding
-alone.
-"""
+"""LAION's aesthetic predictor, version 2: a picture's mean rating, from its CLIP embedding."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -16,8 +14,10 @@ from ..backbones.open_clip_model import OpenClip
 from ..backbones.preprocess import shortest_side
 from ..base import RewardHead, check_images
 
-PREPROCESSING = "aesthetic-1"  # raise when scores of the same picture change
-FILE = "aesthetic-model.pth"  # the name under which the hub has sac+logos+ava1-l14-linearMSE.pth
+# Raise when scores of the same picture change.
+PREPROCESSING = "aesthetic-1"
+# The name under which the hub has sac+logos+ava1-l14-linearMSE.pth.
+FILE = "aesthetic-model.pth"
 
 
 class Aesthetic(RewardHead):
@@ -51,7 +51,8 @@ class Aesthetic(RewardHead):
     ):
         if path == "ViT-L-14-quickgelu" and pretrained is None:
             pretrained = "openai"
-        file = weights.find(head, FILE)  # small: before the large one
+        # The small file before the large one, so that nobody waits for CLIP in vain.
+        file = weights.find(head, FILE)
         state = weights.read(file)
         self.clip = OpenClip.load(path, pretrained, dtype)
         self.layers = linear_layers(self.clip.model.visual.output_dim)
@@ -61,9 +62,8 @@ class Aesthetic(RewardHead):
     def __call__(self, media: Tensor, prompts: Sequence[str], **context: Any) -> Tensor:
         check_images(media)
         images = media.to(self.clip.device, torch.float32)
-        return self.layers(self.clip.embed_images(shortest_side(images, self.clip.size, round)))[
-            :, 0
-        ]
+        pixels = shortest_side(images, self.clip.size, round)
+        return self.layers(self.clip.embed_images(pixels))[:, 0]
 
     @cached_property
     def sha256(self) -> str:

@@ -15,7 +15,8 @@ from ..backbones.open_clip_model import OpenClip
 from ..backbones.preprocess import fit_square
 from ..base import RewardHead, check_images
 
-PREPROCESSING = "clip-1"  # raise when scores of the same picture change
+# Raise when scores of the same picture change.
+PREPROCESSING = "clip-1"
 
 
 def goal_baseline(image: Tensor, goal: Tensor, baseline: Tensor, alpha: float) -> Tensor:
@@ -92,9 +93,8 @@ class ClipHead(RewardHead):
 
     def embed_images(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> unit embeddings (B, D) float32; differentiable."""
-        return self.clip.embed_images(
-            fit_square(images.to(self.clip.device, torch.float32), self.clip.size, self.resize)
-        )
+        images = images.to(self.clip.device, torch.float32)
+        return self.clip.embed_images(fit_square(images, self.clip.size, self.resize))
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Sentences -> unit embeddings (B, D) float32; each distinct one is encoded once."""
@@ -102,15 +102,13 @@ class ClipHead(RewardHead):
 
     def _mean_embedding(self, sentences: Sequence[str], prompts: Sequence[str]) -> Tensor:
         """Normalised mean over sentences: (D,), or (B, D) where they quote the prompt."""
-        if any("{prompt}" in sentence for sentence in sentences):
-            filled = [
-                sentence.replace("{prompt}", prompt) for prompt in prompts for sentence in sentences
-            ]
-            return F.normalize(
-                self.embed_texts(filled).unflatten(0, (len(prompts), len(sentences))).mean(1),
-                dim=-1,
-            )
-        return F.normalize(self.embed_texts(sentences).mean(0), dim=-1)
+        if not any("{prompt}" in sentence for sentence in sentences):
+            return F.normalize(self.embed_texts(sentences).mean(0), dim=-1)
+        filled = [
+            sentence.replace("{prompt}", prompt) for prompt in prompts for sentence in sentences
+        ]
+        embeds = self.embed_texts(filled).unflatten(0, (len(prompts), len(sentences)))
+        return F.normalize(embeds.mean(1), dim=-1)
 
     def provenance(self) -> dict[str, Any]:
         options = {"goal": self.goal, "baseline": self.baseline, "alpha": self.alpha}

@@ -17,22 +17,23 @@ from ..backbones.dtypes import DtypeName
 from ..backbones.open_clip_model import OpenClip
 from ..base import RewardHead, check_images
 
-PREPROCESSING = "hps-1"  # raise when scores of the same picture change
+# Raise when scores of the same picture change.
+PREPROCESSING = "hps-1"
 REPOSITORY = "xswu/HPSv2"
+# The published file of each version, in the repository.
 FILES = {"v2.0": "HPS_v2_compressed.pt", "v2.1": "HPS_v2.1_compressed.pt"}
 
 
 def scaled_size(height: int, width: int, size: int) -> tuple[int, int]:
-    """(height, width) with the longer side ``size``, the other in proportion: rounded, and at least
-    one pixel.
-    """
+    """(height, width) with the longer side ``size``, the other in proportion, from 1 pixel."""
     scale = size / max(height, width)
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def resize_and_pad(images: Tensor, size: int, antialias: bool = True) -> Tensor:
-    """(B, 3, H, W) -> (B, 3, size, size): bicubic to ``scaled_size``, then black bars, centred;
-    differentiable.
+    """(B, 3, H, W) -> (B, 3, size, size): resize, then black bars; differentiable.
+
+    The resize is bicubic, to ``scaled_size``; the picture is centred between the bars.
 
     An odd row or column of the bars goes to the bottom or right. Bicubic overshoots [0, 1] at edges
     and stays so. A picture whose longer side is ``size`` is not resized, but padded like any other
@@ -49,8 +50,7 @@ def resize_and_pad(images: Tensor, size: int, antialias: bool = True) -> Tensor:
 
 
 class HpsHead(RewardHead):
-    """The cosine of picture and prompt under HPS v2's or v2.1's CLIP: (B,) in [-1, 1],
-    differentiable.
+    """The cosine of picture and prompt under the CLIP of HPS v2 or v2.1, in [-1, 1].
 
     As ``hpsv2.score`` has it: no logit scale, and no factor of 100, with which benchmark tables
     print it. Pictures are fitted into a square of the model's size (``resize_and_pad``), then
@@ -90,13 +90,18 @@ class HpsHead(RewardHead):
             raise ValueError(f"hps version: want one of {sorted(FILES)}, got {version!r}")
         if not isinstance(antialias, bool):
             raise ValueError(f"hps antialias: want true or false, got {antialias!r}")
-        self.version, self.antialias = version, antialias
+        self.version = version
+        self.antialias = antialias
+        # An open_clip folder says its own architecture.
+        folder = None if path is None else Path(path).expanduser()
         self.architecture: str | None
-        if path is not None and (Path(path).expanduser() / "open_clip_config.json").is_file():
-            self.architecture, self.clip = None, OpenClip.load(path, dtype=dtype)
+        if folder is not None and (folder / "open_clip_config.json").is_file():
+            self.architecture = None
+            self.clip = OpenClip.load(str(path), dtype=dtype)
         else:
             self.architecture = architecture
-            self.clip = OpenClip.load(_known(architecture), str(_checkpoint(path, version)), dtype)
+            _require_architecture(architecture)
+            self.clip = OpenClip.load(architecture, str(_checkpoint(path, version)), dtype)
 
     def __call__(self, media: Tensor, prompts: Sequence[str], **context: Any) -> Tensor:
         check_images(media)
@@ -130,20 +135,19 @@ class HpsHead(RewardHead):
 
 def _checkpoint(path: str | None, version: str) -> Path:
     """The file of weights, once its name does not belong to the other version."""
-    found = weights.find(path or REPOSITORY, FILES[version])
+    checkpoint = weights.find(path or REPOSITORY, FILES[version])
     for other, file in FILES.items():
         if other != version and Path(path or "").name == file:
             raise ValueError(
                 f"hps version: {version}, but {path} is the file of {other}; want version {other}"
             )
-    return found
+    return checkpoint
 
 
-def _known(architecture: str) -> str:
+def _require_architecture(architecture: str) -> None:
     import open_clip
 
     if architecture not in open_clip.list_models():
         raise ValueError(
             f"hps architecture: want one that open_clip lists, as ViT-H-14, got {architecture!r}"
         )
-    return architecture

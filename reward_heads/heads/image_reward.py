@@ -1,5 +1,6 @@
-"""ImageReward: a BLIP that reads the prompt while it looks at the picture, trained on rankings by
-people.
+"""ImageReward: a BLIP that reads the prompt while it looks at the picture.
+
+Trained on people's rankings.
 
 Xu et al., NeurIPS 2023, arXiv 2304.05977.
 """
@@ -20,14 +21,18 @@ from ..backbones.linear_layers import linear_layers
 from ..backbones.preprocess import at_least_float32, normalise_as_clip, shortest_side
 from ..base import RewardHead, check_images
 
-PREPROCESSING = "image_reward-1"  # raise when scores of the same picture change
+# Raise when scores of the same picture change.
+PREPROCESSING = "image_reward-1"
 FILE = "ImageReward.pt"
-# of the published model over its training set
+# Of the published model over its training set.
 REWARD_MEAN = 0.16717362830052426
 REWARD_STD = 1.0333394966054072
-TOKENS = 35  # of a prompt, with its two ends
-HEAD_WIDTH = 64  # of every attention head of BLIP and BERT
-VISION_NAMES = (  # of BLIP's picture encoder -> of transformers'
+# Of a prompt, with its two ends.
+TOKENS = 35
+# Of every attention head of BLIP and BERT.
+HEAD_WIDTH = 64
+# Names in BLIP's picture encoder -> in transformers'.
+VISION_NAMES = (
     (r"^patch_embed\.proj", "embeddings.patch_embedding"),
     (r"^cls_token", "embeddings.class_embedding"),
     (r"^pos_embed", "embeddings.position_embedding"),
@@ -40,9 +45,10 @@ VISION_NAMES = (  # of BLIP's picture encoder -> of transformers'
 
 
 class ImageReward(RewardHead):
-    """Standardised reward: five linear layers on what BLIP's text encoder makes of the prompt's
-    first token while it attends to the picture. About mean 0 and standard deviation 1 on the
-    pictures it was trained on; unbounded.
+    """ImageReward's standardised score, unbounded.
+
+    Five linear layers read what BLIP's text encoder makes of the prompt's first token while it
+    attends to the picture. About mean 0 and standard deviation 1 on the pictures of its training.
 
     Preprocessing, differentiable throughout: the shorter side is resized to the model's size (224),
     bicubic with antialias, the centre is cropped, then CLIP's mean and std. Prompts are cut and
@@ -74,7 +80,8 @@ class ImageReward(RewardHead):
     def __call__(self, media: Tensor, prompts: Sequence[str], **context: Any) -> Tensor:
         check_images(media)
         pixels = shortest_side(media.to(self.model.device), self.model.size, round)
-        return ((self.model(normalise_as_clip(pixels), prompts) - REWARD_MEAN) / REWARD_STD).float()
+        raw = self.model(normalise_as_clip(pixels), prompts)
+        return ((raw - REWARD_MEAN) / REWARD_STD).float()
 
     def provenance(self) -> dict[str, Any]:
         return {
@@ -117,13 +124,13 @@ class Reader(nn.Module):
             "return_tensors": "pt",
         }
         tokens = self.tokenizer(list(prompts), **options).to(self.device)
-        seen = self.vision(
-            pixel_values=pixels.to(next(self.vision.parameters()).dtype)
-        ).last_hidden_state
-        read = self.text(
-            tokens.input_ids, attention_mask=tokens.attention_mask, encoder_hidden_states=seen
+        pixels = pixels.to(next(self.vision.parameters()).dtype)
+        picture = self.vision(pixel_values=pixels).last_hidden_state
+        text = self.text(
+            tokens.input_ids, attention_mask=tokens.attention_mask, encoder_hidden_states=picture
         )
-        return self.layers(at_least_float32(read.last_hidden_state[:, 0]))[:, 0]
+        first = at_least_float32(text.last_hidden_state[:, 0])
+        return self.layers(first)[:, 0]
 
 
 def _load(path: str, tokenizer_path: str, dtype: str) -> Reader:
@@ -131,9 +138,8 @@ def _load(path: str, tokenizer_path: str, dtype: str) -> Reader:
 
     torch_dtype = dtype_of(dtype)
     tokenizer = transformers.BertTokenizer(str(weights.find(tokenizer_path, "vocab.txt")))
-    tokenizer.add_tokens(
-        ["[DEC]", "[ENC]"], special_tokens=True
-    )  # BLIP's two, for which the weights have rows
+    # BLIP's two, for which the weights have rows.
+    tokenizer.add_tokens(["[DEC]", "[ENC]"], special_tokens=True)
     file = weights.find(path, FILE)
     model = build(weights.read(file), file, tokenizer)
     for part in (model.vision, model.text):
@@ -142,8 +148,9 @@ def _load(path: str, tokenizer_path: str, dtype: str) -> Reader:
 
 
 def build(state: Mapping[str, Tensor], file: Path, tokenizer: Any) -> Reader:
-    """The published state as a model; what BLIP was pretrained with besides (projections, position
-    ids) is left out.
+    """The published state as a model.
+
+    What BLIP was pretrained with besides (projections, position ids) is left out.
 
     Raises:
         ValueError: a weight is missing or of another shape than the rest, or the tokenizer is not
@@ -162,7 +169,8 @@ def build(state: Mapping[str, Tensor], file: Path, tokenizer: Any) -> Reader:
             f"tokenizer: has {len(tokenizer) - 2} tokens, the weights of {file} know {want}"
         )
     layers = linear_layers(text.config.hidden_size)
-    names = {rename(name): value for name, value in part(state, "blip.visual_encoder.").items()}
+    picture = part(state, "blip.visual_encoder.")
+    names = {rename(name): value for name, value in picture.items()}
     weights.fill(vision, names, f"{file}: picture encoder")
     weights.fill(text, part(state, "blip.text_encoder."), f"{file}: text encoder")
     weights.fill(layers, part(state, "mlp."), f"{file}: mlp")
@@ -171,10 +179,9 @@ def build(state: Mapping[str, Tensor], file: Path, tokenizer: Any) -> Reader:
 
 def part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Weights below a prefix, without it; buffers of position numbers are no weights."""
-    below = (
-        name for name in state if name.startswith(prefix) and not name.endswith("position_ids")
-    )
-    return {name.removeprefix(prefix): state[name] for name in below}
+    names = [name for name in state if name.startswith(prefix)]
+    weighty = [name for name in names if not name.endswith("position_ids")]
+    return {name.removeprefix(prefix): state[name] for name in weighty}
 
 
 def rename(name: str) -> str:
@@ -203,14 +210,15 @@ def _vision(state: Mapping[str, Tensor]) -> Any:
 
 
 def _text(state: Mapping[str, Tensor]) -> Any:
-    """An empty text encoder of the shapes of its weights; "decoder" is what gives it attention to
-    the picture.
+    """An empty text encoder of the shapes of its weights.
+
+    As a "decoder", it attends to the picture.
     """
     from transformers import BlipTextConfig
     from transformers.models.blip.modeling_blip_text import BlipTextModel
 
     words = state["embeddings.word_embeddings.weight"]
-    places = state["embeddings.position_embeddings.weight"]
+    positions = state["embeddings.position_embeddings.weight"]
     config = BlipTextConfig(
         vocab_size=words.shape[0],
         hidden_size=words.shape[1],
@@ -218,10 +226,11 @@ def _text(state: Mapping[str, Tensor]) -> Any:
         intermediate_size=state["encoder.layer.0.intermediate.dense.weight"].shape[0],
         num_hidden_layers=sum(name.endswith("intermediate.dense.weight") for name in state),
         num_attention_heads=max(1, words.shape[1] // HEAD_WIDTH),
-        max_position_embeddings=places.shape[0],
+        max_position_embeddings=positions.shape[0],
         layer_norm_eps=1e-12,
         is_decoder=True,
-        bos_token_id=None,  # the defaults are those of a full vocabulary
+        # The defaults are those of a full vocabulary.
+        bos_token_id=None,
         eos_token_id=None,
         sep_token_id=None,
     )

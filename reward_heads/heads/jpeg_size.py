@@ -31,10 +31,10 @@ class JpegSize(RewardHead):
         from PIL import Image
 
         check_images(media)
+        bytes_ = (media.detach().clamp(0, 1) * 255).round().byte()
+        pictures = bytes_.permute(0, 2, 3, 1).cpu().numpy()  # (B, H, W, 3)
         sizes = []
-        for pixels in (
-            (media.detach().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-        ):
+        for pixels in pictures:
             buffer = io.BytesIO()
             Image.fromarray(pixels).save(buffer, "JPEG", quality=self.quality)
             sizes.append(self.sign * len(buffer.getvalue()) / 1000)

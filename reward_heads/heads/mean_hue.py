@@ -30,9 +30,9 @@ class MeanHue(RewardHead):
         check_images(media)
         red, green, blue = media.float().mean((-2, -1)).unbind(1)
         angle = torch.tensor(math.radians(self.hue), device=media.device)
-        return (red - (green + blue) / 2) * angle.cos() + (green - blue) * math.sqrt(
-            3
-        ) / 2 * angle.sin()
+        across = red - (green + blue) / 2
+        along = (green - blue) * math.sqrt(3) / 2
+        return across * angle.cos() + along * angle.sin()
 
     def provenance(self) -> dict[str, Any]:
         return super().provenance() | {"options": {"hue": self.hue}}

@@ -17,13 +17,15 @@ from torch import Tensor
 
 from ..base import RewardHead, check_images
 
-PREPROCESSING = "ocr-1"  # raise when scores of the same picture change
+# Raise when scores of the same picture change.
+PREPROCESSING = "ocr-1"
 QUOTED = re.compile(r'"([^"]+)"|“([^”]+)”')
 
 
 class TextAccuracy(RewardHead):
-    """1 - edits / length of the wanted text, at least 0: what is read against what the prompt
-    quotes. Not differentiable.
+    """1 - edits / length of the wanted text, at least 0. Not differentiable.
+
+    The text that is read is compared with the text that the prompt quotes.
 
     Both are compared without white space and in lower case. Several quotations are wanted one after
     the other, as a picture is read from top to bottom. Other text in the picture counts as edits.
@@ -44,27 +46,28 @@ class TextAccuracy(RewardHead):
             raise ValueError(f"ocr confidence: want a number in [0, 1], got {confidence}")
         if text is not None and not squeeze(text):
             raise ValueError(f"ocr text: want what is to be written, got {text!r}")
+        # Optional libraries, imported as late as their use.
         try:
             import_module("onnxruntime")
-            made = import_module("rapidocr").RapidOCR
+            reader = import_module("rapidocr").RapidOCR
         except ImportError as error:
             raise ValueError(
                 f"ocr: needs rapidocr and onnxruntime, pip install align_gen[ocr] ({error})"
             ) from error
-        self.text, self.confidence = text, confidence
+        self.text = text
+        self.confidence = confidence
         threads = {"intra_op_num_threads": torch.get_num_threads(), "inter_op_num_threads": 1}
         options = {f"EngineConfig.onnxruntime.{name}": count for name, count in threads.items()}
-        self.reader = made(params={"Global.log_level": "critical", **options})
+        self.reader = reader(params={"Global.log_level": "critical", **options})
 
     def __call__(self, media: Tensor, prompts: Sequence[str], **context: Any) -> Tensor:
         check_images(media)
-        wanted = [
-            squeeze(self.wanted(prompt)) for prompt in prompts
-        ]  # fails before anything is read
-        images = (media.detach().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu()
-        return torch.tensor(
-            [accuracy(self.read(image), text) for image, text in zip(images, wanted, strict=True)]
-        )
+        # First: a prompt without a quotation fails before anything is read.
+        wanted = [squeeze(self.wanted(prompt)) for prompt in prompts]
+        bytes_ = (media.detach().clamp(0, 1) * 255).round().byte()
+        images = bytes_.permute(0, 2, 3, 1).cpu()  # (B, H, W, 3)
+        rows = zip(images, wanted, strict=True)
+        return torch.tensor([accuracy(self.read(image), text) for image, text in rows])
 
     def wanted(self, prompt: str) -> str:
         """The text that a prompt asks for.
@@ -77,7 +80,8 @@ class TextAccuracy(RewardHead):
         quotations = ["".join(found) for found in QUOTED.findall(prompt)]
         if not squeeze("".join(quotations)):
             raise ValueError(
-                f"ocr: prompt {prompt!r} quotes no text; want it in double quotes, or the option text"
+                f"ocr: prompt {prompt!r} quotes no text; "
+                "want it in double quotes, or the option text"
             )
         return "".join(quotations)
 
@@ -89,10 +93,10 @@ class TextAccuracy(RewardHead):
 
     @cached_property
     def sha256(self) -> str:
-        """Of the models in the installed wheel."""
-        place = Path(str(import_module("rapidocr").__file__)).parent / "models"
+        """A hash of the models in the installed wheel."""
+        models = Path(str(import_module("rapidocr").__file__)).parent / "models"
         digest = hashlib.sha256()
-        for file in sorted(place.glob("*.onnx")):
+        for file in sorted(models.glob("*.onnx")):
             digest.update(file.read_bytes())
         return digest.hexdigest()
 
@@ -117,6 +121,7 @@ def accuracy(read: str, wanted: str) -> float:
 
 def edits(a: str, b: str) -> int:
     """Levenshtein distance: insertions, deletions and substitutions from one to the other."""
+    # One row of the table of distances at a time.
     row = list(range(len(b) + 1))
     for i, letter in enumerate(a, 1):
         above = row

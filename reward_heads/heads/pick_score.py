@@ -15,12 +15,14 @@ from ..backbones.preprocess import normalise_as_clip, shortest_side
 from ..backbones.transformers_model import DualEncoder, read_model, read_tokenizer
 from ..base import RewardHead, check_images
 
-PREPROCESSING = "pick_score-1"  # raise when scores of the same picture change
+# Raise when scores of the same picture change.
+PREPROCESSING = "pick_score-1"
 
 
 class PickScore(RewardHead):
-    """exp(logit scale) times the cosine of picture and prompt, by a CLIP ViT-H/14 trained on
-    people's choices.
+    """exp(logit scale) times the cosine of picture and prompt.
+
+    By a CLIP ViT-H/14 that was trained on people's choices.
 
     With the published weights the scale is close to 100 and scores lie around 20: papers print the
     score itself, or the bare cosine (0.21), or the score over 26. The probability that a picture is
@@ -54,10 +56,11 @@ class PickScore(RewardHead):
 
     def __call__(self, media: Tensor, prompts: Sequence[str], **context: Any) -> Tensor:
         check_images(media)
-        size = self.encoder.model.config.vision_config.image_size
-        pixels = normalise_as_clip(shortest_side(media.to(self.encoder.device), size))
-        cosine = (self.encoder.embed_images(pixels) * self.encoder.embed_texts(prompts)).sum(-1)
-        return (self.encoder.model.logit_scale.exp() * cosine).float()
+        encoder = self.encoder
+        size = encoder.model.config.vision_config.image_size
+        pixels = normalise_as_clip(shortest_side(media.to(encoder.device), size))
+        cosine = (encoder.embed_images(pixels) * encoder.embed_texts(prompts)).sum(-1)
+        return (encoder.model.logit_scale.exp() * cosine).float()
 
     def provenance(self) -> dict[str, Any]:
         return {

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..base import RewardHead, check_images
 
-LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+# Weights of red, green and blue, ITU-R BT.601.
+LUMA = (0.299, 0.587, 0.114)
 LAPLACIAN = ((0.0, 1.0, 0.0), (1.0, -4.0, 1.0), (0.0, 1.0, 0.0))
 
 

@@ -15,14 +15,17 @@ from ..backbones.preprocess import normalise, resize
 from ..backbones.transformers_model import DualEncoder, pretrained, read_model, read_tokenizer
 from ..base import RewardHead, check_images
 
-PREPROCESSING = "siglip-1"  # raise when scores of the same picture change
-MODES = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers, which a processor's file holds
+# Raise when scores of the same picture change.
+PREPROCESSING = "siglip-1"
+# Pillow's numbers, which a processor's file holds.
+MODES = {2: "bilinear", 3: "bicubic"}
 
 
 class SiglipHead(RewardHead):
-    """exp(scale) cos + bias, the logit of a SigLIP, or its sigmoid: the probability that picture
-    and prompt belong together. Any published SigLIP or SigLIP 2 of fixed resolution; not those of
-    variable resolution (NaFlex).
+    """The logit of a SigLIP, exp(scale) cos + bias, or its sigmoid.
+
+    The sigmoid is the probability that picture and prompt belong together. Any published SigLIP or
+    SigLIP 2 of fixed resolution works; those of variable resolution (NaFlex) do not.
 
     Preprocessing, differentiable throughout: the picture is squashed to the model's size with
     antialias, bilinear or bicubic as its own processor has it (SigLIP 2 bilinear), then normalised.
@@ -33,7 +36,7 @@ class SiglipHead(RewardHead):
     Args:
         path: a folder of transformers (config.json, model.safetensors, preprocessor and tokenizer),
             or a hub name.
-        output: what is scored: the logit, or its probability in (0, 1), flat where the model is sure.
+        output: the score: the logit, or its probability in (0, 1), flat where the model is sure.
         dtype: precision of the weights: float32 (fp32), bfloat16 (bf16) or float16 (fp16).
     """
 
@@ -57,9 +60,12 @@ class SiglipHead(RewardHead):
 
     def __call__(self, media: Tensor, prompts: Sequence[str], **context: Any) -> Tensor:
         check_images(media)
-        image = self.encoder.embed_images(self.encoder.preprocess(media.to(self.encoder.device)))
-        cosine = (image * self.encoder.embed_texts([prompt.lower() for prompt in prompts])).sum(-1)
-        logit = self.encoder.model.logit_scale.exp() * cosine + self.encoder.model.logit_bias
+        encoder = self.encoder
+        image = encoder.embed_images(encoder.preprocess(media.to(encoder.device)))
+        # The models were trained on lower case.
+        text = encoder.embed_texts([prompt.lower() for prompt in prompts])
+        cosine = (image * text).sum(-1)
+        logit = encoder.model.logit_scale.exp() * cosine + encoder.model.logit_bias
         return (logit if self.output == "logit" else logit.sigmoid()).float()
 
     def provenance(self) -> dict[str, Any]:
@@ -91,15 +97,18 @@ class Siglip(DualEncoder):
         tokenizer = read_tokenizer(path, text.vocab_size)
         options = {
             "padding": "max_length",
+            "padding_side": "right",
             "truncation": True,
             "max_length": text.max_position_embeddings,
+            "return_attention_mask": False,
+            "return_tensors": "pt",
         }
-        options |= {"padding_side": "right", "return_attention_mask": False, "return_tensors": "pt"}
         encoder = cls(model, lambda texts: tokenizer(texts, **options))
         processor = pretrained(transformers.AutoImageProcessor, path, "preprocessor")
-        if int(processor.resample) not in MODES:
+        resample = int(processor.resample)
+        if resample not in MODES:
             raise ValueError(f"path {path}: resample {processor.resample}: want one of {MODES}")
-        encoder.mode = MODES[int(processor.resample)]
+        encoder.mode = MODES[resample]
         encoder.mean = processor.image_mean
         encoder.std = processor.image_std
         return encoder

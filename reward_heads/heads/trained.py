@@ -1,4 +1,4 @@
-"""A head of pictures that was trained on preferences over the features of a frozen open_clip model."""
+"""A head of pictures, trained on preferences over the features of a frozen open_clip model."""
 
 from collections.abc import Sequence
 
@@ -13,9 +13,7 @@ from ..base import check_images
 
 
 class ImageScorer(Scorer):
-    """Blocks: image, text, image times text. Every dimension reads all three, whatever it is
-    called.
-    """
+    """Blocks: image, text, image times text; every dimension reads all three."""
 
     media = "image"
 

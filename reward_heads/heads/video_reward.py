@@ -15,8 +15,9 @@ from ..frames import segment_frames
 
 
 class VideoScorer(Scorer):
-    """VideoReward's three dimensions (Liu et al., arXiv 2501.13918) on the embeddings of a few
-    frames.
+    """VideoReward's three dimensions on the embeddings of a few frames.
+
+    Liu et al., arXiv 2501.13918.
 
     Blocks: mean frame; mean size of the first differences of frames, and of the second; text; mean
     frame times text. Neither quality reads a block with text in it, so that no prompt can speak for
@@ -24,7 +25,8 @@ class VideoScorer(Scorer):
     """
 
     media = "video"
-    frames: ClassVar[int] = 8  # of a longer video, evenly spaced
+    # Of a longer video, evenly spaced.
+    frames: ClassVar[int] = 8
     READS: ClassVar[dict[str, list[int]]] = {
         "visual_quality": [0],
         "motion_quality": [0, 1, 2],
@@ -56,8 +58,9 @@ def _mean_size(differences: Tensor) -> Tensor:
 
 
 class VideoReward(PreferenceHead):
-    """A head of videos that ``align-gen train-reward`` wrote: visual quality, motion quality, text
-    alignment.
+    """A head of videos that ``align-gen train-reward`` wrote, of three dimensions.
+
+    These are visual quality, motion quality and text alignment.
 
     Overall is the sum of the normalised dimensions; ``dimension`` and ``weights`` as of
     TrainedHead.

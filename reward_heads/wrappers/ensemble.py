@@ -15,8 +15,8 @@ class Ensemble(UncertainHead):
 
     Args:
         members: two or more heads, each a name, a head, or a mapping with a ``name`` and options.
-        scale: divisors of the members' scores, one a member, above 0, so that all count alike; None:
-            1.
+        scale: divisors of the members' scores, one a member, above 0, so that all count alike;
+            None: 1.
         penalty: standard deviations of the members' scores that are taken off their mean.
     """
 
@@ -30,30 +30,29 @@ class Ensemble(UncertainHead):
 
         if isinstance(members, str) or len(members) < 2:
             raise ValueError(f"ensemble members: want two or more heads, got {members!r}")
-        if scale is not None and (
-            len(scale) != len(members) or not all(each > 0 for each in scale)
-        ):
+        self.scale = [1.0] * len(members) if scale is None else list(scale)
+        if len(self.scale) != len(members) or not all(each > 0 for each in self.scale):
             raise ValueError(f"ensemble scale: want {len(members)} numbers above 0, got {scale}")
-        given = [dict(each) if isinstance(each, Mapping) else {"name": each} for each in members]
-        self.members = [load(each.pop("name", ""), **each) for each in given]
-        self.scale = list(scale or [1.0] * len(members))
         self.penalty = penalty
+
+        specs = [dict(each) if isinstance(each, Mapping) else {"name": each} for each in members]
+        self.members = [load(spec.pop("name", ""), **spec) for spec in specs]
         kinds = {member.media for member in self.members}
         if len(kinds) > 1:
-            raise ValueError("ensemble members: some judge pictures and some videos; want one kind")
+            raise ValueError("ensemble members: some score pictures and some videos; want one kind")
         self.media = kinds.pop()
-        self.required_context = tuple(
-            dict.fromkeys(key for member in self.members for key in member.required_context)
-        )
+        context = [key for member in self.members for key in member.required_context]
+        self.required_context = tuple(dict.fromkeys(context))
         self.differentiable = all(member.differentiable for member in self.members)
         self.parallel = all(member.parallel for member in self.members)
 
     def opinions(self, media: Tensor, prompts: Sequence[str], **context: Any) -> Tensor:
-        found = []
+        rows = []
         for member, scale in zip(self.members, self.scale, strict=True):
-            told = {key: context[key] for key in member.required_context}
-            found.append(member(media, prompts, **told).to(media.device, torch.float32) / scale)
-        return torch.stack(found)
+            given = {key: context[key] for key in member.required_context}
+            scores = member(media, prompts, **given)
+            rows.append(scores.to(media.device, torch.float32) / scale)
+        return torch.stack(rows)
 
     def provenance(self) -> dict[str, Any]:
         parts = [member.provenance() for member in self.members]
@@ -62,10 +61,8 @@ class Ensemble(UncertainHead):
             "penalty": self.penalty,
             "members": [part["options"] for part in parts],
         }
-        joined = {
-            key: [part[key] for part in parts]
-            for key in ("weights_sha256", "preprocessing", "dtype")
-        }
+        keys = ("weights_sha256", "preprocessing", "dtype")
+        joined = {key: [part[key] for part in parts] for key in keys}
         return {**joined, "options": options}
 
     def to(self, device: torch.device | str) -> "Ensemble":

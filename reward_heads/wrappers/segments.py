@@ -12,11 +12,12 @@ from ..frames import segment_frames, temporal_weights
 
 
 class Segments(RewardHead):
-    """A head of pictures lifted to videos: R = (1/S) sum_i f_i r(frame g(i)), InstructVideo's eq.
-    8.
+    """A head of pictures lifted to videos: R = (1/S) sum_i f_i r(frame g(i)).
+
+    InstructVideo's eq. 8.
 
     The weights do not sum to one: at decay 1 nearly all of R is what the middle frame gives. Only
-    the chosen frames are judged, and only they get a gradient.
+    the chosen frames are scored, and only they get a gradient.
 
     Args:
         head: a name of the table, or a head; of pictures.
@@ -49,7 +50,7 @@ class Segments(RewardHead):
         self.seed = seed
         if self.head.media != "image":
             raise ValueError(
-                f"head {label(head)}: judges a {self.head.media}; want one that judges pictures"
+                f"head {label(head)}: scores a {self.head.media}; want one that scores pictures"
             )
         self.differentiable = self.head.differentiable
         self.required_context = self.head.required_context
@@ -60,28 +61,30 @@ class Segments(RewardHead):
     def __call__(self, media: Tensor, prompts: Sequence[str], **context: Any) -> Tensor:
         check_videos(media)
         count, frames = media.shape[:2]
-        chosen = torch.stack(
-            [segment_frames(frames, self.segments, self.generator) for _ in range(count)]
-        )  # (B, S)
+        drawn = [segment_frames(frames, self.segments, self.generator) for _ in range(count)]
+        chosen = torch.stack(drawn)  # (B, S)
         pictures = media[torch.arange(count)[:, None], chosen].flatten(0, 1)  # (B S, 3, H, W)
-        told = [prompt for prompt in prompts for _ in range(self.segments)]
-        rewards = self.head(
-            pictures,
-            told,
-            **{key: self._for_frames(value, count) for key, value in context.items()},
-        )
+        repeated = [prompt for prompt in prompts for _ in range(self.segments)]
+        of_frames = {key: self._for_frames(value, count) for key, value in context.items()}
+        rewards = self.head(pictures, repeated, **of_frames)
         weights = temporal_weights(chosen, frames, self.decay).to(rewards)
         return (weights * rewards.unflatten(0, (count, self.segments))).mean(1)
 
     def _for_frames(self, value: Any, count: int) -> Any:
-        """What is told of each video, told of each of its frames."""
+        """Context with a row a video, repeated for its frames; any other as it is."""
         of_each = isinstance(value, Tensor) and value.ndim > 0 and len(value) == count
         return value.repeat_interleave(self.segments, 0) if of_each else value
 
     def provenance(self) -> dict[str, Any]:
         inner = self.head.provenance()
-        own = {"segments": self.segments, "decay": self.decay, "seed": self.seed}
-        return inner | {"options": {**inner["options"], **own, "head": type(self.head).__name__}}
+        options = {
+            **inner["options"],
+            "segments": self.segments,
+            "decay": self.decay,
+            "seed": self.seed,
+            "head": type(self.head).__name__,
+        }
+        return inner | {"options": options}
 
     def to(self, device: torch.device | str) -> "Segments":
         self.head.to(device)

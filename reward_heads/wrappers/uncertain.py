@@ -1,4 +1,4 @@
-"""What wrappers share that hear several opinions of a picture."""
+"""What the wrappers share that ask for several opinions of a picture."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,8 +9,9 @@ from ..base import RewardHead
 
 
 class UncertainHead(RewardHead):
-    """A score that is the mean of several opinions, less ``penalty`` of their deviations; it tells
-    the deviation too.
+    """The mean of several opinions, less ``penalty`` of their deviations.
+
+    The deviation is given too, as the score's uncertainty.
 
     Deviations are those of a population (Eisenstein et al. 2023, arXiv 2312.09244, mean - k std).
     """
@@ -18,13 +19,15 @@ class UncertainHead(RewardHead):
     penalty: float
 
     def opinions(self, media: Tensor, prompts: Sequence[str], **context: Any) -> Tensor:
-        """(opinions, B)."""
+        """Scores by several opinions, (opinions, B)."""
         raise NotImplementedError
 
-    def judge(self, media: Tensor, prompts: Sequence[str], **context: Any) -> tuple[Tensor, ...]:
-        found = self.opinions(media, prompts, **context)
-        spread = found.std(0, correction=0)
-        return found.mean(0) - self.penalty * spread, spread
+    def score_and_std(
+        self, media: Tensor, prompts: Sequence[str], **context: Any
+    ) -> tuple[Tensor, ...]:
+        opinions = self.opinions(media, prompts, **context)
+        spread = opinions.std(0, correction=0)
+        return opinions.mean(0) - self.penalty * spread, spread
 
     def __call__(self, media: Tensor, prompts: Sequence[str], **context: Any) -> Tensor:
-        return self.judge(media, prompts, **context)[0]
+        return self.score_and_std(media, prompts, **context)[0]

@@ -41,8 +41,8 @@ class Views(UncertainHead):
 
         if kind not in ("crops", "noise"):
             raise ValueError(f"views kind: want crops or noise, got {kind!r}")
-        limit = 6 if kind == "crops" else 64
-        self.count = (6 if kind == "crops" else 2) if count is None else count
+        usual, limit = (6, 6) if kind == "crops" else (2, 64)
+        self.count = usual if count is None else count
         if not 2 <= self.count <= limit:
             raise ValueError(f"views count: want 2 to {limit} of {kind}, got {count}")
         if not 0 < strength < 1:
@@ -56,31 +56,32 @@ class Views(UncertainHead):
         self.differentiable = self.head.differentiable
         self.parallel = self.head.parallel
         if self.head.media != "image":
-            raise ValueError(f"views head: {head!r} judges videos; want a head of pictures")
+            raise ValueError(f"views head: {head!r} scores videos; want a head of pictures")
 
     def opinions(self, media: Tensor, prompts: Sequence[str], **context: Any) -> Tensor:
         check_images(media)
-        views = (
-            crops(media, self.count, self.strength) if self.kind == "crops" else self._noised(media)
-        )
-        return torch.stack([self.head(view, prompts, **context).float() for view in views])
+        scores = [self.head(view, prompts, **context).float() for view in self._views(media)]
+        return torch.stack(scores)
 
-    def _noised(self, media: Tensor) -> list[Tensor]:
-        noise = torch.randn(media.shape[1:], generator=torch.Generator().manual_seed(0)).to(media)
-        return [
-            (media + level * noise).clamp(0, 1)
-            for level in torch.linspace(0, self.strength, self.count).tolist()
-        ]
+    def _views(self, media: Tensor) -> list[Tensor]:
+        """``count`` views of the pictures; the noise is equal for all pictures and calls."""
+        if self.kind == "crops":
+            return crops(media, self.count, self.strength)
+        fixed = torch.Generator().manual_seed(0)
+        noise = torch.randn(media.shape[1:], generator=fixed).to(media)
+        levels = torch.linspace(0, self.strength, self.count).tolist()
+        return [(media + level * noise).clamp(0, 1) for level in levels]
 
     def provenance(self) -> dict[str, Any]:
-        own = {
+        inner = self.head.provenance()
+        options = {
             "kind": self.kind,
             "count": self.count,
             "strength": self.strength,
             "penalty": self.penalty,
+            "head": inner["options"],
         }
-        inner = self.head.provenance()
-        return inner | {"options": {**own, "head": inner["options"]}}
+        return inner | {"options": options}
 
     def to(self, device: torch.device | str) -> "Views":
         self.head.to(device)
@@ -88,16 +89,18 @@ class Views(UncertainHead):
 
 
 def crops(images: Tensor, count: int, strength: float) -> list[Tensor]:
-    """``count`` of: the pictures (B, 3, H, W), mirrored, and their four corners; all of the same
-    size.
+    """``count`` views of pictures (B, 3, H, W), all of one size.
+
+    The pictures, their mirror images, and their four corners.
     """
     height, width = images.shape[-2:]
     high = max(1, round(height * (1 - strength)))
     wide = max(1, round(width * (1 - strength)))
     views = [images, images.flip(-1)]
-    for top, left in ((0, 0), (0, width - wide), (height - high, 0), (height - high, width - wide))[
-        : max(count - 2, 0)
-    ]:
+    bottom = height - high
+    right = width - wide
+    corners = ((0, 0), (0, right), (bottom, 0), (bottom, right))
+    for top, left in corners[: max(count - 2, 0)]:
         corner = images[..., top : top + high, left : left + wide]
         resized = F.interpolate(
             corner, (height, width), mode="bicubic", antialias=True, align_corners=False

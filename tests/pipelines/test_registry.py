@@ -182,7 +182,10 @@ def test_a_broken_component_is_named(tiny_folder: Path, tmp_path: Path) -> None:
 
 
 def test_importing_the_package_imports_no_torch() -> None:
-    code = "import sys, align_gen.pipelines; print(*{'torch', 'diffusers', 'transformers'} & set(sys.modules))"
+    code = (
+        "import sys, align_gen.pipelines; "
+        "print(*{'torch', 'diffusers', 'transformers'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.split() == []
 

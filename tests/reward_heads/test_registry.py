@@ -61,7 +61,7 @@ def test_every_name_of_the_table_resolves() -> None:
 def test_a_miss_lists_what_exists() -> None:
     with pytest.raises(
         ValueError,
-        match=r"no reward 'clipp'; have \['aesthetic', 'clip', .*'mean_hue'.*package.module:attribute",
+        match=r"no reward 'clipp'; have \['aesthetic', 'clip', .*'mean_hue'.*module:attribute",
     ):
         load("clipp")
 
@@ -76,6 +76,22 @@ def test_a_function_or_class_in_a_file(file: Path) -> None:
 def test_a_dotted_path() -> None:
     head = load("align_gen.reward_heads.heads.mean_hue:MeanHue", hue=120.0)
     assert head.provenance() == load("mean_hue", hue=120.0).provenance()
+
+
+def test_the_former_name_of_required_context_is_refused(tmp_path: Path) -> None:
+    """A reward that declares it would be called without what it needs."""
+
+    def by_map(media: Tensor, prompts: Sequence[str], control: Tensor) -> Tensor:
+        return control.mean((1, 2, 3))
+
+    by_map.needs = ("control",)  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="by_map': needs is now called required_context"):
+        load(by_map)
+    (tmp_path / "mine.py").write_text(
+        FILE.replace("    def __init__", "    needs = ('t',)\n\n    def __init__")
+    )
+    with pytest.raises(ValueError, match="Scaled': needs is now called required_context"):
+        load(f"{tmp_path}/mine.py:Scaled")
 
 
 def test_any_callable_and_a_head_itself() -> None:

@@ -277,6 +277,15 @@ def test_provenance_follows_weights_and_options(small: Path, tmp_path: Path) -> 
     assert {**other, "weights_sha256": ""} == {**first, "weights_sha256": ""}
 
 
+@pytest.mark.parametrize(
+    ("short", "long"), [("fp32", "float32"), ("bf16", "bfloat16"), ("fp16", "float16")]
+)
+def test_both_spellings_of_a_precision_are_one(small: Path, short: Any, long: Any) -> None:
+    one, other = ClipHead(str(small), dtype=short), ClipHead(str(small), dtype=long)
+    assert one.clip is other.clip
+    assert one.provenance()["dtype"] == long
+
+
 def test_half_precision_is_said_and_close(small: Path) -> None:
     half, full = ClipHead(str(small), dtype="bfloat16"), ClipHead(str(small))
     assert half.provenance()["dtype"] == "bfloat16"

@@ -42,8 +42,14 @@ TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "lay
 CONFIG = {"embed_dim": 32, "vision_cfg": VISION, "text_cfg": TEXT}
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 PICTURES = {  # name -> (height, width, mode); (224, 149) is what hpsv2 cannot score
-    "square": (96, 96, "RGB"), "exact": (224, 224, "RGB"), "large": (300, 300, "RGB"), "wide": (256, 400, "RGB"),
-    "tall": (431, 200, "RGB"), "tiny": (9, 5, "RGB"), "thin": (3, 301, "RGB"), "grey": (70, 100, "L"),
+    "square": (96, 96, "RGB"),
+    "exact": (224, 224, "RGB"),
+    "large": (300, 300, "RGB"),
+    "wide": (256, 400, "RGB"),
+    "tall": (431, 200, "RGB"),
+    "tiny": (9, 5, "RGB"),
+    "thin": (3, 301, "RGB"),
+    "grey": (70, 100, "L"),
     "transparent": (90, 60, "RGBA"),
 }  # fmt: skip
 PROMPT = "A Corgi's portrait, 4k &amp; \t sharp"

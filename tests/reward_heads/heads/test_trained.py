@@ -167,7 +167,7 @@ def test_a_mistake_is_named(base: Path, options: dict[str, Any], pattern: str) -
     ("change", "pattern"),
     [
         ({"format": 2}, "want a head of format 1"),
-        ({"media": "video"}, "judges a video, want one that judges a image"),
+        ({"media": "video"}, "scores a video, want one that scores a image"),
         ({"dimensions": []}, "want as many names"),
         ({"dimensions": ["a", 3]}, "want as many names"),
         ({"std": [1.0, 0.0]}, "std above 0"),
@@ -192,6 +192,12 @@ def test_a_broken_folder_is_named(
     (tmp_path / "head.safetensors").write_bytes((folder / "head.safetensors").read_bytes())
     with pytest.raises(ValueError, match=pattern):
         TrainedHead(str(tmp_path))
+
+
+def test_a_folder_of_a_tuned_clip_is_another_reward(base: Path) -> None:
+    """train-reward writes such a one when it tunes CLIP itself."""
+    with pytest.raises(ValueError, match=f"an open_clip model.*want clip:path={base}$"):
+        TrainedHead(str(base))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000])

@@ -5,7 +5,6 @@ import torch
 from torch import Tensor
 
 from align_gen.reward_heads import load, reward_set
-from align_gen.reward_heads.wrappers.ensemble import Ensemble
 from align_gen.reward_heads.wrappers.views import Views, crops
 
 
@@ -27,7 +26,7 @@ def test_views_of_what_they_do_not_change_agree() -> None:
     flat = torch.tensor([0.8, 0.3, 0.1]).view(1, 3, 1, 1).expand(2, 3, 16, 16)
     head = load("views", head="mean_hue", hue=20.0)
     assert isinstance(head, Views)
-    score, spread = head.judge(flat, ["", ""])
+    score, spread = head.score_and_std(flat, ["", ""])
     torch.testing.assert_close(score, load("mean_hue", hue=20.0)(flat, ["", ""]))
     assert spread.abs().max() < 1e-6
 
@@ -37,7 +36,7 @@ def test_a_mirror_image_that_scores_otherwise_is_uncertainty() -> None:
     media = pictures()
     l, r = left(media, ()), left(media.flip(-1), ())  # noqa: E741
     head = Views(load(left), count=2, penalty=2.0)
-    score, spread = head.judge(media, [""] * 3)
+    score, spread = head.score_and_std(media, [""] * 3)
     torch.testing.assert_close(spread, (l - r).abs() / 2)
     torch.testing.assert_close(score, (l + r) / 2 - 2 * spread)
     torch.testing.assert_close(head(media, [""] * 3), score)
@@ -78,23 +77,13 @@ def test_gradients_flow_where_the_head_has_them() -> None:
     assert media.grad is not None and media.grad.abs().sum() > 0
 
 
-def test_members_disagree_by_their_deviation() -> None:
-    """Opinions b and 3 b / 2 (scaled by 2): mean 1.25 b, deviation .25 b."""
-    head = Ensemble([load(bright), load(lambda m, p: 3 * bright(m, p))], scale=[1.0, 2.0])
-    media = pictures()
-    b = bright(media, ())
-    score, spread = head.judge(media, [""] * 3)
-    torch.testing.assert_close(score, 1.25 * b)
-    torch.testing.assert_close(spread, 0.25 * b)
-
-
 def test_a_set_tells_how_unsure_it_is() -> None:
     """Weight 2: twice the head's spread; of a video, the mean over frames."""
     rewards = reward_set(
         {"safe": {"name": "views", "head": "jpeg_size", "count": 3, "weight": 2.0}}
     )
     media = pictures()
-    _, spread = rewards.heads["safe"].judge(media, [""] * 3)
+    _, spread = rewards.heads["safe"].score_and_std(media, [""] * 3)
     found = rewards(media, [""] * 3)
     assert found.uncertainty is not None
     torch.testing.assert_close(found.uncertainty, 2 * spread)
@@ -124,17 +113,3 @@ def test_provenance_tells_the_views_and_the_head() -> None:
 def test_a_wrong_view_is_named(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load("views", **options)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"members": ["mean_hue"]}, "two or more heads"),
-        ({"members": "mean_hue"}, "two or more heads"),
-        ({"members": ["mean_hue", "jpeg_size"], "scale": [1.0]}, "scale: want 2 numbers above 0"),
-        ({"members": ["mean_hue", {"hue": 3}]}, "no reward ''"),
-    ],
-)
-def test_a_wrong_ensemble_is_named(options: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        load("ensemble", **options)
