@@ -25,7 +25,6 @@ from align_gen.galleries.prompts import load_prompts
 from align_gen.galleries.table import ScoresTable
 from align_gen.pipelines.guidance.best_of import BestOf
 from align_gen.reward_heads import reward_set
-from align_gen.training.early_stopping import mean
 from align_gen.training.recipe import Recipe
 
 HEAD = """| seed | reward | heldout | alignment | diversity | recall@5 | clip fraction | steps | seconds |
@@ -71,7 +70,7 @@ def line(name: str, calls: int, before: ScoresTable, table: ScoresTable, diversi
         low = change.ci_low / change.std
         high = change.ci_high / change.std
         cells.append(
-            f"{mean(table, column):.4f} ({change.delta / change.std:+.2f} [{low:+.2f}, {high:+.2f}])"
+            f"{table.mean(column):.4f} ({change.delta / change.std:+.2f} [{low:+.2f}, {high:+.2f}])"
         )
     cells.append(f"{diversity:.2f}")
     return "| " + " | ".join(cells) + " |"
@@ -79,7 +78,7 @@ def line(name: str, calls: int, before: ScoresTable, table: ScoresTable, diversi
 
 def winners(tables: Mapping[str, ScoresTable]) -> str:
     heads = next(iter(tables.values())).heads
-    best = {head: max(tables, key=lambda name: mean(tables[name], head)) for head in heads}
+    best = {head: max(tables, key=lambda name: tables[name].mean(head)) for head in heads}
     return "; ".join(f"highest `{head}`: **{name}**" for head, name in best.items())
 
 
@@ -88,13 +87,11 @@ def rivals(recipe: Recipe, run: Path, summary: Mapping[str, Any], passes: int) -
 
     ``passes``: rows of the network a sample takes, with guidance.
     """
+    # Wherever the run lies by now.
     before, after = (
-        ScoresTable.load(run / name / "scores.parquet") for name in ("before", "samples/final")
+        ScoresTable.load(run / name / "scores.parquet").at(run / name)
+        for name in ("before", "samples/final")
     )
-    before.folder, after.folder = (
-        str(run / "before"),
-        str(run / "samples/final"),
-    )  # wherever the run lies by now
     gallery = len(before.rows) * recipe.evaluate.num_inference_steps * passes
     n = max(1, round((summary["denoiser_calls"] + gallery) / gallery))
     best_of = BestOf(reward_set(bundled.reward_spec(recipe.rewards)), n)

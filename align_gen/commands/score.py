@@ -92,7 +92,7 @@ def score(
     with ProgressBar() as progress:
         shown = progress if accelerator.is_main_process else None
         result = score_file(
-            source, rewards, target, batch_size=batch_size, progress=shown, crew=accelerator
+            source, rewards, target, batch_size=batch_size, progress=shown, accelerator=accelerator
         )
     # Of several processes, the main one alone has the result.
     if result is None:

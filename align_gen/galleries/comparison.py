@@ -1,6 +1,4 @@
-"""Compare two scored galleries picture by picture: pairs, intervals clustered by prompt, slices,
-regressions.
-"""
+"""Compare two scored galleries picture by picture: changes, slices, the worst regressions."""
 
 from __future__ import annotations
 
@@ -14,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align_gen.errors import UserError
+from align_gen.galleries.intervals import Change, paired_change
 from align_gen.galleries.scoring import score
 from align_gen.galleries.table import ScoresTable
-
-from .intervals import Change, paired_change
+from align_gen.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from align_gen.reward_heads import RewardSet
@@ -32,20 +30,30 @@ OPERATORS: dict[str, Callable[[float, float], bool]] = {
 
 @dataclass(frozen=True)
 class Comparison:
-    """B against A; all columns over the same pairs."""
+    """B against A; all columns over the same pairs.
+
+    Attributes:
+        columns: the change of every compared column.
+        slices: value of the ``by`` column -> column -> change.
+        regressions: column -> the pairs that fell most, worst first.
+        unmatched: rows of A and of B left out: without a partner, or one of the two could not be
+            read.
+        pairs: row numbers in A and in B that belong together, in A's order, also of pictures that
+            could not be read.
+    """
 
     columns: dict[str, Change]
-    slices: dict[str, dict[str, Change]]  # value of the `by` column -> column -> change
-    regressions: dict[str, list[Row]]  # column -> the pairs that fell most, worst first
-    unmatched: tuple[
-        int, int
-    ]  # rows of A and of B left out: no partner, or one of the two could not be read
+    slices: dict[str, dict[str, Change]]
+    regressions: dict[str, list[Row]]
+    unmatched: tuple[int, int]
+    pairs: tuple[tuple[int, int], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Plain dicts and lists; what is not a number (NaN) becomes null, as JSON has no word for
-        it.
-        """
-        result: dict[str, Any] = _without_nan(asdict(self))
+        """Plain dicts and lists, without ``pairs``; NaN becomes null, as JSON has no NaN."""
+        # They are row numbers, of use only beside the two tables.
+        values = asdict(self)
+        del values["pairs"]
+        result: dict[str, Any] = _without_nan(values)
         return result
 
 
@@ -72,23 +80,40 @@ def compare(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Comparison:
-    """Pair the rows of A and B that agree in the columns `on`, and measure each reward's change.
+    """Pair the rows of A and B that agree in the columns ``on``, and measure each reward's change.
 
-    a, b: scores, a scores file, a gallery with scores.parquet in it, or a run directory, which
-    stands for its final samples; the same run directory twice compares its start with its end. With
-    `rewards`, galleries are scored anew. Pairs cluster by "prompt", or stand alone where there is
-    none. Raises UserError when nothing pairs, a key occurs twice on one side, or the sides of a
-    column differ in provenance: weights, preprocessing, dtype or options.
+    Pairs cluster by "prompt", or stand alone where there is none.
+
+    Args:
+        a: scores, a scores file, a gallery with scores.parquet in it, or a run directory, which
+            stands for its final samples.
+        b: likewise. The same run directory twice compares the run's start with its end.
+        on: columns that a pair has in common; together they name one row of each side.
+        by: a column of A to slice by.
+        columns: heads to compare; None: all that both sides have.
+        rewards: to score galleries anew.
+        worst: how many regressions of each column to list.
+        resamples: of the bootstrap and of the sign-flip test.
+        seed: of both.
+
+    Raises:
+        UserError: nothing pairs, a key occurs twice on one side, or the sides of a column differ in
+            provenance: weights, preprocessing, dtype or options.
     """
+    # One run named twice is its start against its end; two runs are compared at their ends.
     paths = [Path(source).resolve() for source in (a, b) if not isinstance(source, ScoresTable)]
     same_run = len(paths) == 2 and paths[0] == paths[1]
-    left = _table(a, rewards, "before" if same_run else "samples/final")
-    right = _table(b, rewards, "samples/final")
+    left = _table(a, rewards, start=same_run)
+    right = _table(b, rewards)
+
+    # All columns are measured over the same pairs, so that their changes can be set side by side.
     names = _columns(left, right, columns)
-    pairs = _pairs(left, right, names, on)
+    matched = _matched(left, right, on)
+    pairs = _pairs(left, right, names, matched, on)
     groups = {} if by is None else _slices(pairs, by)
 
     def changes(chosen: Sequence[Pair]) -> dict[str, Change]:
+        # Without a prompt a pair is its own cluster.
         prompts = [pair.a.get("prompt", pair.key) for pair in chosen]
         return {
             name: paired_change(
@@ -106,43 +131,50 @@ def compare(
         slices={value: changes(chosen) for value, chosen in sorted(groups.items())},
         regressions={name: _regressions(name, pairs, on, worst) for name in names},
         unmatched=(len(left.rows) - len(pairs), len(right.rows) - len(pairs)),
+        pairs=tuple(matched.values()),
     )
 
 
 def verdict(comparison: Comparison, optimised: Sequence[str], held_out: Sequence[str]) -> str:
-    """One of "improved", "no change", "worse" and "reward hacking suspected", by the 95 %
-    intervals.
+    """One of "improved", "no change", "worse" and "reward hacking suspected", by the intervals.
 
-    Hacking: an optimised column rose while a held-out one fell. Worse: anything fell. Improved: an
-    optimised column rose (a held-out one, if none was optimised) and nothing fell. UserError for a
-    column that was not compared.
+    Hacking: an optimised column rose while a held-out one fell. Worse: any of them fell. Improved:
+    an optimised column rose (a held-out one, if none was optimised) and nothing fell. A column rose
+    or fell where its 95 % interval excludes zero.
+
+    Raises:
+        UserError: a column was not compared.
     """
-    aim = [_change(comparison, name) for name in optimised]
-    guard = [_change(comparison, name) for name in held_out]
-    rose = any(change.ci_low > 0 for change in aim or guard)
-    if aim and rose and any(change.ci_high < 0 for change in guard):
+    aims = [_change(comparison, name) for name in optimised]
+    guards = [_change(comparison, name) for name in held_out]
+    rose = any(change.ci_low > 0 for change in aims or guards)
+    if aims and rose and any(change.ci_high < 0 for change in guards):
         return "reward hacking suspected"
-    if any(change.ci_high < 0 for change in aim + guard):
+    if any(change.ci_high < 0 for change in aims + guards):
         return "worse"
     return "improved" if rose else "no change"
 
 
 def parse_condition(text: str) -> Callable[[Comparison], bool]:
-    """A test of a comparison from "COLUMN.FIELD OP NUMBER", as in "heldout.ci_low < 0". OP is one
-    of < <= > >=.
+    """Make a test of a comparison from "COLUMN.FIELD OP NUMBER", as in "heldout.ci_low < 0".
 
-    UserError when it reads otherwise; and, from the test, when the column was not compared or the
-    field is not a number (an interval of one prompt), for a gate that cannot measure must not pass.
+    OP is one of < <= > >=, FIELD one of ``Change``.
+
+    Raises:
+        UserError: the text reads otherwise. Also from the test itself, where the column was not
+            compared or the field is not a number (an interval of one prompt): a gate that cannot
+            measure must not pass.
     """
+    # The column comes first and may hold dots itself: its name ends at the last one.
     names = [field.name for field in fields(Change)]
-    match = re.fullmatch(
-        r"\s*(.+)\.(\w+)\s*(<=|>=|<|>)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*", text
-    )
+    number = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+    match = re.fullmatch(rf"\s*(.+)\.(\w+)\s*(<=|>=|<|>)\s*({number})\s*", text)
     if not match or match[2] not in names:
+        known = ", ".join(names)
         raise UserError(
-            f"condition {text!r}: want COLUMN.FIELD OP NUMBER, FIELD of {', '.join(names)}, OP < <= > >="
+            f"condition {text!r}: want COLUMN.FIELD OP NUMBER, FIELD of {known}, OP < <= > >="
         )
-    column, field, sign, number = match.groups()
+    column, field, sign, limit = match.groups()
 
     def holds(comparison: Comparison) -> bool:
         value = float(getattr(_change(comparison, column), field))
@@ -150,44 +182,40 @@ def parse_condition(text: str) -> Callable[[Comparison], bool]:
             raise UserError(
                 f"condition {text!r}: {column}.{field} is not a number; want more than one prompt"
             )
-        return OPERATORS[sign](value, float(number))
+        return OPERATORS[sign](value, float(limit))
 
     return holds
 
 
-def _table(source: Source, rewards: Any, of_run: str) -> ScoresTable:
+# --- tables ---------------------------------------------------------------------------------------
+
+
+def _table(source: Source, rewards: Any, start: bool = False) -> ScoresTable:
+    """The scores of a source; of a run, those of its end, or of its start."""
     if isinstance(source, ScoresTable):
         return source
     path = Path(source)
     if path.is_file():
         return ScoresTable.load(path)
-    if (path / "recipe.yaml").is_file():
-        path = path / of_run
+    run = RunFolder(path)
+    if run.exists():
+        path = run.before if start else run.final
         if not path.is_dir():
             raise UserError(
                 f"{path}: no such folder; want a run that has finished, or one of its galleries"
             )
-    if rewards is not None:
-        return score(path, rewards)
-    return ScoresTable.of(path)
+    return ScoresTable.of(path) if rewards is None else score(path, rewards)
 
 
 def _columns(a: ScoresTable, b: ScoresTable, wanted: Sequence[str] | None) -> list[str]:
+    """The heads to compare: scored on both sides, by the same rewards."""
     shared = [name for name in a.heads if name in b.heads]
     names = shared if wanted is None else list(wanted)
     for name in names:
         if name not in shared:
-            raise UserError(
-                f"column {name!r}: not scored on both sides; want one of {', '.join(shared) or 'none'}"
-            )
-        mine = a.provenance.get(name, {})
-        other = b.provenance.get(name, {})
-        for key in mine | other:
-            if mine.get(key) != other.get(key):
-                values = f"{mine.get(key)!r} in A and {other.get(key)!r} in B"
-                raise UserError(
-                    f"column {name!r}: {key} differs, {values}; want both scored by the same reward"
-                )
+            known = ", ".join(shared) or "none"
+            raise UserError(f"column {name!r}: not scored on both sides; want one of {known}")
+        a.require_same_rewards(b, name)
     if not names:
         raise UserError(
             f"no reward in common: A has {', '.join(a.heads)}; B has {', '.join(b.heads)}"
@@ -195,17 +223,47 @@ def _columns(a: ScoresTable, b: ScoresTable, wanted: Sequence[str] | None) -> li
     return names
 
 
-def _pairs(a: ScoresTable, b: ScoresTable, names: Sequence[str], on: Sequence[str]) -> list[Pair]:
-    """The rows of A and B that agree in `on` and have every column on both sides, in A's order."""
-    found_a = _index(a, on, "A")
-    found_b = _index(b, on, "B")
+# --- pairs ----------------------------------------------------------------------------------------
+
+
+def _matched(a: ScoresTable, b: ScoresTable, on: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """Row numbers of A and B that agree in ``on``, by their key, in A's order."""
+    rows_a = _index(a, on, "A")
+    rows_b = _index(b, on, "B")
+    return {key: (row, rows_b[key]) for key, row in rows_a.items() if key in rows_b}
+
+
+def _index(table: ScoresTable, on: Sequence[str], side: str) -> dict[str, int]:
+    """Row numbers by the values of ``on``; UserError where a row lacks them or repeats others."""
+    index: dict[str, int] = {}
+    for number, row in enumerate(table.rows):
+        missing = [name for name in on if name not in row]
+        if missing:
+            columns = ", ".join(row)
+            raise UserError(
+                f"{side} row {number}: no column {missing[0]!r} to pair on; it has {columns}"
+            )
+        # Text, as values may be lists.
+        key = json.dumps({name: row[name] for name in on}, ensure_ascii=False)
+        if index.setdefault(key, number) != number:
+            raise UserError(f"{side}: {key} occurs twice; want one row for each {', '.join(on)}")
+    return index
+
+
+def _pairs(
+    a: ScoresTable,
+    b: ScoresTable,
+    names: Sequence[str],
+    matched: Mapping[str, tuple[int, int]],
+    on: Sequence[str],
+) -> list[Pair]:
+    """The matched rows that have every column on both sides."""
     pairs = []
-    for key, i in found_a.items():
-        if key in found_b:
-            before = _numbers(a, names, i)
-            after = _numbers(b, names, found_b[key])
-            if len(before) == len(after) == len(names):
-                pairs.append(Pair(key, a.rows[i], b.rows[found_b[key]], before, after))
+    for key, (row_a, row_b) in matched.items():
+        before = _scores_of(a, names, row_a)
+        after = _scores_of(b, names, row_b)
+        if len(before) == len(after) == len(names):
+            pairs.append(Pair(key, a.rows[row_a], b.rows[row_b], before, after))
     if not pairs:
         raise UserError(
             f"nothing to compare: no readable row of A agrees with one of B in {', '.join(on)}"
@@ -213,24 +271,9 @@ def _pairs(a: ScoresTable, b: ScoresTable, names: Sequence[str], on: Sequence[st
     return pairs
 
 
-def _numbers(table: ScoresTable, names: Sequence[str], index: int) -> dict[str, float]:
-    return {name: value for name in names if (value := table.heads[name][index]) is not None}
-
-
-def _index(table: ScoresTable, on: Sequence[str], side: str) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for index, row in enumerate(table.rows):
-        missing = [name for name in on if name not in row]
-        if missing:
-            raise UserError(
-                f"{side} row {index}: no column {missing[0]!r} to pair on; it has {', '.join(row)}"
-            )
-        key = json.dumps(
-            {name: row[name] for name in on}, ensure_ascii=False
-        )  # text, as values may be lists
-        if found.setdefault(key, index) != index:
-            raise UserError(f"{side}: {key} occurs twice; want one row for each {', '.join(on)}")
-    return found
+def _scores_of(table: ScoresTable, names: Sequence[str], row: int) -> dict[str, float]:
+    """The scores of one row, without those that are missing."""
+    return {name: value for name in names if (value := table.heads[name][row]) is not None}
 
 
 def _slices(pairs: Sequence[Pair], by: str) -> dict[str, list[Pair]]:
@@ -244,6 +287,7 @@ def _slices(pairs: Sequence[Pair], by: str) -> dict[str, list[Pair]]:
 
 
 def _regressions(name: str, pairs: Sequence[Pair], on: Sequence[str], worst: int) -> list[Row]:
+    """The pairs whose column fell most, worst first."""
     fallen = [pair for pair in pairs if pair.after[name] < pair.before[name]]
     fallen.sort(key=lambda pair: pair.after[name] - pair.before[name])
     return [
@@ -261,9 +305,8 @@ def _regressions(name: str, pairs: Sequence[Pair], on: Sequence[str], worst: int
 
 def _change(comparison: Comparison, name: str) -> Change:
     if name not in comparison.columns:
-        raise UserError(
-            f"column {name!r}: not compared; want one of {', '.join(comparison.columns)}"
-        )
+        known = ", ".join(comparison.columns)
+        raise UserError(f"column {name!r}: not compared; want one of {known}")
     return comparison.columns[name]
 
 

@@ -1,5 +1,6 @@
-"""Galleries: a folder of pictures or videos and `metadata.jsonl`, one object a line, as the
-datasets library has it.
+"""A gallery: a folder of pictures or videos, and `metadata.jsonl` with one JSON object per line.
+
+The datasets library reads the same layout (ImageFolder).
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ import json
 import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,23 +19,35 @@ from typing import TYPE_CHECKING, Any
 from align_gen.distributed import rank_slice
 from align_gen.errors import UserError, writing, writing_to
 from align_gen.files import aside, lines_of, partial, publish, surviving, whole_file
-
-from .media import PICTURES, VIDEOS, encoded, read_picture, read_video, write_media
+from align_gen.galleries.media import (
+    MEDIA,
+    VIDEOS,
+    encoded,
+    read_picture,
+    read_pixels,
+    read_video,
+    write_media,
+)
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from PIL.Image import Image
     from torch import Tensor
 
 METADATA = "metadata.jsonl"
-OWN_FILES = re.compile(
-    r"\.?(\d{5,}\.(png|mp4)|metadata\.jsonl|scores\.parquet)(\.part)?"
-)  # what write_gallery may replace
+
+# The files that write_gallery may replace.
+GALLERY_FILES = re.compile(r"\.?(\d{5,}\.(png|mp4)|metadata\.jsonl|scores\.parquet)(\.part)?")
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """A folder of pictures and what is known of each: `rows[i]` has "file_name", usually "prompt"
-    and "seed".
+    """A folder of pictures and what is known of each.
+
+    Attributes:
+        folder: where the pictures are.
+        rows: one per picture, with "file_name", usually "prompt" and "seed". Iterating over the
+            gallery gives these rows.
     """
 
     folder: Path
@@ -43,9 +57,10 @@ class Gallery:
     def load(cls, folder: str | Path) -> Gallery:
         """Read the rows, not the pictures. Without metadata.jsonl, the folder's pictures by name.
 
-        Raises UserError for a missing or empty folder, and, with the line, for a row that is not an
-        object, lacks "file_name", names a file outside the folder or has a "prompt" that is not
-        text.
+        Raises:
+            UserError: the folder is missing or empty; or a row, named by its line, is no object,
+                lacks "file_name", names a file outside the folder, or has a "prompt" that is not
+                text.
         """
         folder = surviving(Path(folder))
         return cls(folder, list(read_rows(folder)))
@@ -53,24 +68,44 @@ class Gallery:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self.rows)
+
     def path(self, index: int) -> Path:
-        """Where the picture of row `index` lies."""
+        """The file of row ``index``."""
         return self.folder / str(self.rows[index]["file_name"])
 
     def image(self, index: int) -> Tensor:
-        """The picture of row `index`: float32 (3,H,W), RGB, [0,1]; raises UnreadablePicture. Safe
-        in threads.
+        """The picture of row ``index``: float32 (3,H,W), RGB, [0,1]. Safe to call in threads.
+
+        Raises:
+            UnreadablePicture: missing, broken, of another kind, or too large.
         """
         return read_picture(self.path(index))
 
+    def pil(self, index: int) -> Image:
+        """The picture of row ``index`` as a PIL image, RGB; of a video, its first frame.
+
+        Raises:
+            UnreadablePicture: as ``image``.
+        """
+        from PIL import Image
+
+        path = self.path(index)
+        pixels = read_pixels(path, path.suffix.lower())
+        return Image.fromarray(pixels[0] if pixels.ndim == 4 else pixels)
+
     def media(self, index: int) -> Tensor:
-        """The picture of row `index`, or its video, (F,3,H,W); likewise."""
+        """The picture (3,H,W) or video (F,3,H,W) of row ``index``; otherwise as ``image``."""
         path = self.path(index)
         return read_video(path) if path.suffix.lower() in VIDEOS else read_picture(path)
 
 
+# --- reading --------------------------------------------------------------------------------------
+
+
 def read_rows(folder: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a gallery, one by one, each checked; UserError as ``Gallery.load`` has it."""
+    """The rows of a gallery, one by one, each checked; raises UserError as ``Gallery.load``."""
     folder = surviving(folder)
     if not folder.is_dir():
         raise UserError(
@@ -81,92 +116,48 @@ def read_rows(folder: Path) -> Iterator[dict[str, Any]]:
     if metadata.is_file():
         for number, line in lines_of(metadata):
             empty = False
-            yield _parse(line, folder, f"{metadata} line {number}")
+            where = f"{metadata} line {number}"
+            row = parse_row(line, where)
+            inside(folder, row["file_name"], where)
+            yield row
     else:
-        kinds = (*PICTURES, *VIDEOS)
-        for name in sorted(path.name for path in folder.iterdir() if path.suffix.lower() in kinds):
+        names = (path.name for path in folder.iterdir() if path.suffix.lower() in MEDIA)
+        for name in sorted(names):
             empty = False
             yield {"file_name": inside(folder, name, str(folder))}
     if empty:
         raise UserError(
-            f"{folder}: no pictures; want {METADATA} with rows, or {', '.join((*PICTURES, *VIDEOS))} files"
+            f"{folder}: no pictures; want {METADATA} with rows, or {', '.join(MEDIA)} files"
         )
 
 
-def require_gallery(folder: str | Path) -> None:
-    """UserError where ``write_gallery`` would refuse the folder: asked before hours of sampling,
-    not after.
+def skipped_files(folder: Path) -> dict[str, int]:
+    """Count by suffix what a folder of pictures holds besides media: {".gif": 1, "folder": 2}.
+
+    Hidden files and those of a gallery do not count. With metadata.jsonl nothing is skipped: its
+    rows say what belongs to the gallery.
     """
-    target = Path(folder).resolve()
-    if target.exists() and not target.is_dir():
-        raise UserError(f"{target}: is a file; want a folder for the gallery")
-    foreign = (
-        sorted(p.name for p in target.iterdir() if not OWN_FILES.fullmatch(p.name))
-        if target.exists()
-        else []
-    )
-    if foreign:
-        raise UserError(
-            f"{target}: holds {foreign[0]!r}, which no gallery of ours does; want a new folder"
-        )
-
-
-def write_gallery(
-    folder: str | Path,
-    media: Tensor | Iterable[Tensor],
-    rows: Sequence[Mapping[str, Any]],
-    *,
-    fps: int = 8,
-    crew: Accelerator | None = None,
-) -> Gallery:
-    """Write pictures (B,3,H,W) in [0,1] as 00000.png …, or videos (B,F,3,H,W) as 00000.mp4 …, whole
-    or in batches.
-
-    `rows` are their metadata; each row gets its "file_name". The folder appears complete or not at
-    all; an old gallery is replaced, its scores.parquet too, and survives until the new one is
-    whole. Of a `crew` of processes each brings the media of its `rank_slice` of all rows. Raises
-    UserError when the folder holds anything else or cannot be written, ValueError when shapes
-    disagree or a pixel is not finite or leaves [0,1].
-    """
-    target = Path(folder).resolve()
-    first = crew is None or crew.is_main_process
-    part = partial(target)
-    wait = (lambda: None) if crew is None else crew.wait_for_everyone
-    with ExitStack() as stack:
-        if first:
-            stack.callback(shutil.rmtree, part, ignore_errors=True)
-            _prepare(target, part)
-        stack.enter_context(writing(target))
-        wait()
-        mine = rank_slice(len(rows), crew)
-        names: list[str] = []
-        batches: Iterable[Any] = [media] if hasattr(media, "shape") else media
-        for pixels in (pixels for batch in batches for pixels in encoded(batch)):
-            names.append(write_media(part, mine.start + len(names), pixels, fps))
-        if len(mine) != len(names):
-            raise ValueError(f"{len(mine)} rows for {len(names)} pictures")
-        wait()
-        if first:
-            kind = Path(names[0]).suffix if names else ""
-            named = [{**row, "file_name": f"{number:05d}{kind}"} for number, row in enumerate(rows)]
-            with whole_file(part / METADATA) as file:
-                file.write(
-                    "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in named).encode()
-                )
-            publish(part, target)
-        wait()
-    return Gallery.load(folder)
+    folder = surviving(folder)
+    if (folder / METADATA).is_file():
+        return {}
+    counts: Counter[str] = Counter()
+    for path in sorted(folder.iterdir()):
+        ours = path.suffix.lower() in MEDIA or GALLERY_FILES.fullmatch(path.name)
+        if not ours and not path.name.startswith("."):
+            counts["folder" if path.is_dir() else path.suffix.lower() or "file"] += 1
+    return dict(counts)
 
 
 def parse_row(line: bytes, where: str) -> dict[str, Any]:
-    """A line of metadata, its file's name relative and inside its folder; UserError with ``where``
-    otherwise.
+    """Parse a line of metadata whose file name is relative and stays inside the folder.
+
+    Raises:
+        UserError: anything else; the message begins with ``where``.
     """
     try:
         row = json.loads(line.decode("utf-8-sig"))
-        json.dumps(
-            row, ensure_ascii=False
-        ).encode()  # half a surrogate pair parses, but could never be written again
+        # Half a surrogate pair parses, but could never be written again.
+        json.dumps(row, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not a line of JSON ({error})") from error
     if not isinstance(row, dict):
@@ -185,22 +176,14 @@ def parse_row(line: bytes, where: str) -> dict[str, Any]:
     return row
 
 
-def _parse(line: bytes, folder: Path, where: str) -> dict[str, Any]:
-    row = parse_row(line, where)
-    inside(folder, row["file_name"], where)
-    return row
-
-
 def inside(folder: Path, name: str, where: str) -> str:
-    """`name`, once it is known to lie in the folder, links followed; UserError otherwise."""
+    """Return ``name`` if the file lies in the folder, links followed; UserError otherwise."""
     try:
-        (folder / name).exists()  # raises where the name is too long for the disk
+        # The disk itself refuses a name that is too long.
+        (folder / name).exists()
         escapes = not (folder / name).resolve().is_relative_to(folder.resolve())
-    except (
-        ValueError,
-        OSError,
-        RuntimeError,
-    ) as error:  # a NUL byte, a name too long, links that go in circles
+    except (ValueError, OSError, RuntimeError) as error:
+        # A NUL byte, a name too long, links that go in circles.
         raise UserError(
             f"{where}: file_name {name[:80]!r} is no file name ({str(error)[:80]})"
         ) from error
@@ -211,9 +194,90 @@ def inside(folder: Path, name: str, where: str) -> str:
     return name
 
 
+# --- writing --------------------------------------------------------------------------------------
+
+
+def require_gallery(folder: str | Path) -> None:
+    """UserError where ``write_gallery`` would refuse the folder: before hours of sampling."""
+    target = Path(folder).resolve()
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise UserError(f"{target}: is a file; want a folder for the gallery")
+    names = sorted(path.name for path in target.iterdir())
+    foreign = [name for name in names if not GALLERY_FILES.fullmatch(name)]
+    if foreign:
+        raise UserError(
+            f"{target}: holds {foreign[0]!r}, which no gallery of ours does; want a new folder"
+        )
+
+
+def write_gallery(
+    folder: str | Path,
+    media: Tensor | Iterable[Tensor],
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    fps: int = 8,
+    accelerator: Accelerator | None = None,
+) -> Gallery:
+    """Write pictures as 00000.png …, or videos as 00000.mp4 …, with their rows.
+
+    The folder appears complete or not at all. A gallery that is there is replaced, its
+    scores.parquet too, and survives until the new one is whole.
+
+    Args:
+        folder: of the gallery.
+        media: (B,3,H,W) or (B,F,3,H,W) in [0,1], all at once or in batches.
+        rows: the metadata of every picture; each gets its "file_name". They are read once the media
+            are written.
+        fps: frames per second of videos.
+        accelerator: of several processes; each brings the media of its ``rank_slice`` of all rows.
+
+    Raises:
+        UserError: the folder holds anything else, or cannot be written.
+        ValueError: shapes disagree, or a pixel is not finite or leaves [0,1].
+    """
+    target = Path(folder).resolve()
+    part = partial(target)
+    first = accelerator is None or accelerator.is_main_process
+    wait = (lambda: None) if accelerator is None else accelerator.wait_for_everyone
+    with ExitStack() as stack:
+        if first:
+            stack.callback(shutil.rmtree, part, ignore_errors=True)
+            _prepare(target, part)
+        stack.enter_context(writing(target))
+        wait()
+
+        # Each process writes its own share of the files.
+        mine = rank_slice(len(rows), accelerator)
+        names: list[str] = []
+        batches: Iterable[Any] = [media] if hasattr(media, "shape") else media
+        for pixels in (pixels for batch in batches for pixels in encoded(batch)):
+            names.append(write_media(part, mine.start + len(names), pixels, fps))
+        if len(mine) != len(names):
+            raise ValueError(f"{len(mine)} rows for {len(names)} pictures")
+        wait()
+
+        # The first process adds the rows and lets the folder appear.
+        if first:
+            _write_rows(part, rows, Path(names[0]).suffix if names else "")
+            publish(part, target)
+        wait()
+    return Gallery.load(folder)
+
+
+def _write_rows(folder: Path, rows: Sequence[Mapping[str, Any]], suffix: str) -> None:
+    named = [{**row, "file_name": f"{number:05d}{suffix}"} for number, row in enumerate(rows)]
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in named]
+    with whole_file(folder / METADATA) as file:
+        file.write("".join(lines).encode())
+
+
 def _prepare(target: Path, part: Path) -> None:
-    """Make `part` an empty folder beside `target`; clears what a killed write left. UserError if it
-    may not be.
+    """Make ``part`` an empty folder beside ``target``, without what a killed write left behind.
+
+    Raises:
+        UserError: ``target`` may not be written.
     """
     require_gallery(target)
     with writing_to(target, "a folder that can"):

@@ -1,6 +1,4 @@
-"""Benchmarks of published prompts: HPDv2, by whose tables HPS v2 and v2.1 are quoted (Wu et al.,
-arXiv 2306.09341).
-"""
+"""The HPDv2 benchmark, by whose tables HPS v2 and v2.1 are quoted (Wu et al., arXiv 2306.09341)."""
 
 from __future__ import annotations
 
@@ -12,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError, user_mistakes
+from ..opening import open_rewards
 from ..progress import ProgressCallback
 from .gallery import METADATA, Gallery
 from .table import SCORES
@@ -20,10 +19,12 @@ if TYPE_CHECKING:
     from ..reward_heads import RewardSet
 
 STYLES = ("anime", "concept-art", "paintings", "photo")
-PROMPTS, GROUP = 800, 80  # of a style; consecutive pictures whose mean is one draw of its score
+PROMPTS = 800  # of a style
+GROUP = 80  # consecutive pictures whose mean is one draw of the style's score
 KINDS = (".jpg", ".png")  # published galleries are JPEG, `align-gen sample` writes PNG
 BESIDE = (METADATA, SCORES)  # what a gallery may hold besides pictures
-# what published figures were made with
+
+# What published figures were made with.
 HPS = "hps-"
 ARCHITECTURE = "ViT-H-14"
 
@@ -53,19 +54,28 @@ PUBLISHED: dict[str, dict[str, tuple[float, ...]]] = {
 
 @dataclass(frozen=True)
 class Line:
-    """One model under one reward."""
+    """One model under one reward.
 
-    reward: str  # its label
-    model: str  # the folder's name, or the published model's
+    Attributes:
+        reward: its label.
+        model: the folder's name, or the published model's.
+        styles: score by style.
+        average: of all pictures.
+        deviations: of a style's group means; None where published.
+        published: whether the figures are those of the paper's code.
+    """
+
+    reward: str
+    model: str
     styles: dict[str, float]
-    average: float  # of all pictures
-    deviations: dict[str, float] | None = None  # of a style's group means; None where published
+    average: float
+    deviations: dict[str, float] | None = None
     published: bool = False
 
 
 @dataclass(frozen=True)
 class Table:
-    """What `run_hpdv2` found, and, below each reward that published figures compare with, those."""
+    """The result of ``run_hpdv2``; published figures stand below the reward they compare with."""
 
     suite: str
     lines: list[Line]
@@ -75,26 +85,15 @@ class Table:
 
     def to_text(self) -> list[str]:
         """Lines to print: a header, the user's models, and the published ones, marked."""
-        width = max(len(line.model) for line in self.lines)
-        kind = max(len(line.reward) for line in self.lines)
-        text = [
-            " ".join(
-                [" " * kind, " " * width, *(f"{style:>14}" for style in STYLES), f"{'average':>8}"]
-            )
-        ]
+        models = max(len(line.model) for line in self.lines)
+        rewards = max(len(line.reward) for line in self.lines)
+        styles = [f"{style:>14}" for style in STYLES]
+        text = [" ".join([" " * rewards, " " * models, *styles, f"{'average':>8}"])]
         for line in self.lines:
+            names = [f"{line.reward:{rewards}}", f"{line.model:{models}}"]
             cells = [_cell(line, style) for style in STYLES]
             mark = " published" if line.published else ""
-            text.append(
-                " ".join(
-                    [
-                        f"{line.reward:{kind}}",
-                        f"{line.model:{width}}",
-                        *cells,
-                        f"{line.average:8.2f}{mark}",
-                    ]
-                )
-            )
+            text.append(" ".join([*names, *cells, f"{line.average:8.2f}{mark}"]))
         return text
 
 
@@ -112,41 +111,43 @@ def run_hpdv2(
     batch_size: int = 64,
     progress: ProgressCallback | None = None,
 ) -> Table:
-    """Score the 3200 pictures of `read_hpdv2`. A cosine is multiplied by 100, as tables print it.
+    """Score the 3200 pictures of ``read_hpdv2``. Cosines are multiplied by 100, as in the paper.
 
     Figures of HPS stand above the published ones of the same version where the model is the
-    published ViT-H-14. What antialias those were made with is not said; it moves them by tenths.
+    published ViT-H-14. The published code does not say with which antialias its figures were made;
+    the choice moves them by tenths.
 
     Raises:
         UserError: a picture is missing, left over or unreadable; a reward needs more than pictures
             and prompts.
     """
-    from ..reward_heads import reward_set
     from .scoring import score
 
     gallery = read_hpdv2(root, prompts)
     with user_mistakes():
-        judges = reward_set([rewards] if isinstance(rewards, str) else rewards)
-    table = score(gallery, judges, batch_size=batch_size, strict=True, progress=progress)
+        reward_set = open_rewards(rewards)
+    table = score(gallery, reward_set, batch_size=batch_size, strict=True, progress=progress)
+    model = Path(root).resolve().name
     lines = []
-    for name, head in judges.heads.items():
+    for name, head in reward_set.heads.items():
+        # The table of the paper is in hundredths of a cosine.
         points = _points(table.heads[name], cosine=head.range == (-1.0, 1.0))
         by_style = {
             style: points[n * PROMPTS : (n + 1) * PROMPTS] for n, style in enumerate(STYLES)
         }
-        lines += [
-            aggregate(by_style, name, Path(root).resolve().name),
-            *published(name, table.provenance[name]),
-        ]
+        lines.append(aggregate(by_style, name, model))
+        lines += published(name, table.provenance[name])
     return Table("hpdv2", lines)
 
 
 def aggregate(points: Mapping[str, Sequence[float]], reward: str, model: str) -> Line:
-    """A style's score is the mean of its groups' means, its deviation theirs (of the population);
-    all count alike.
+    """A model's line: a style's score is the mean of its group means, with their deviation.
 
-    `points` are the pictures' scores, times 100 where they are cosines, by style and in the order
-    of files.
+    Args:
+        points: the pictures' scores, times 100 where they are cosines, by style and in the order of
+            files.
+        reward: label of the line.
+        model: likewise.
     """
     groups = {style: group_means(values) for style, values in points.items()}
     styles = {style: statistics.fmean(means) for style, means in groups.items()}
@@ -156,19 +157,17 @@ def aggregate(points: Mapping[str, Sequence[float]], reward: str, model: str) ->
 
 
 def group_means(values: Sequence[float]) -> list[float]:
-    """Means of consecutive groups of 80."""
+    """Means of consecutive groups of 80 pictures."""
     return [
         statistics.fmean(values[start : start + GROUP]) for start in range(0, len(values), GROUP)
     ]
 
 
 def published(reward: str, provenance: Mapping[str, Any]) -> list[Line]:
-    """The published lines of a head's own version; none where it is not the published model."""
+    """The published lines of a head's version; none where the head is not the published model."""
     options = provenance.get("options", {})
-    if (
-        not str(provenance["preprocessing"]).startswith(HPS)
-        or options.get("architecture") != ARCHITECTURE
-    ):
+    is_hps = str(provenance["preprocessing"]).startswith(HPS)
+    if not is_hps or options.get("architecture") != ARCHITECTURE:
         return []
     return [
         Line(reward, model, dict(zip(STYLES, figures, strict=False)), figures[-1], published=True)
@@ -177,12 +176,14 @@ def published(reward: str, provenance: Mapping[str, Any]) -> list[Line]:
 
 
 def read_hpdv2(root: str | Path, prompts: str | Path | None = None) -> Gallery:
-    """The benchmark's pictures, `{root}/{style}/{number:05d}.jpg` (or .png), with their prompts: 4
-    styles of 800.
+    """The benchmark's pictures with their prompts, 4 styles of 800.
 
-    `prompts` is the folder of `{style}.json`, each a list of 800 strings; None: they lie in `root`.
     Rows have "file_name", "prompt", "style" and "number", and come style by style in the order of
     STYLES.
+
+    Args:
+        root: folder of the pictures, `{root}/{style}/{number:05d}.jpg` (or .png).
+        prompts: folder of `{style}.json`, each a list of 800 strings; None: they lie in ``root``.
 
     Raises:
         UserError: anything is missing, or lies there besides: a mean over other pictures is no
@@ -191,9 +192,10 @@ def read_hpdv2(root: str | Path, prompts: str | Path | None = None) -> Gallery:
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; want one with the folders {', '.join(STYLES)}")
-    _refuse_strays(
-        root, {*STYLES, *(f"{style}.json" for style in STYLES)}, f"the folders {', '.join(STYLES)}"
-    )
+    lists = [f"{style}.json" for style in STYLES]
+    _refuse_strays(root, {*STYLES, *lists}, f"the folders {', '.join(STYLES)}")
+
+    # Every prompt and every picture must be there before a row is made.
     texts = {style: _prompts(Path(prompts or root) / f"{style}.json") for style in STYLES}
     names = {
         style: [_picture(root / style, number) for number in range(PROMPTS)] for style in STYLES
@@ -205,9 +207,9 @@ def read_hpdv2(root: str | Path, prompts: str | Path | None = None) -> Gallery:
         if name is None
     ]
     if missing:
-        raise UserError(
-            f"{root}: {len(missing)} of {len(STYLES) * PROMPTS} pictures are missing, first {missing[0]}"
-        )
+        count = f"{len(missing)} of {len(STYLES) * PROMPTS} pictures"
+        raise UserError(f"{root}: {count} are missing, first {missing[0]}")
+
     rows = []
     for style in STYLES:
         _refuse_strays(
@@ -229,9 +231,9 @@ def _picture(folder: Path, number: int) -> str | None:
 
 
 def _refuse_strays(folder: Path, known: Iterable[str | None], wanted: str) -> None:
-    strays = sorted(
-        {path.name for path in folder.iterdir() if not path.name.startswith(".")} - set(known)
-    )
+    """UserError where the folder holds a name besides ``known``, hidden ones apart."""
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    strays = sorted(names - set(known))
     if strays:
         more = f" and {len(strays) - 1} more" if len(strays) > 1 else ""
         raise UserError(
@@ -240,26 +242,25 @@ def _refuse_strays(folder: Path, known: Iterable[str | None], wanted: str) -> No
 
 
 def _prompts(file: Path) -> list[str]:
-    wanted = f"want a list of {PROMPTS} prompts, as ymhao/HPDv2 on the hub has it in benchmark/{file.name}"
+    """The prompts of one style."""
+    where = f"ymhao/HPDv2 on the hub has it in benchmark/{file.name}"
+    wanted = f"want a list of {PROMPTS} prompts, as {where}"
     try:
-        found = json.loads(file.read_text(encoding="utf-8-sig"))
+        prompts = json.loads(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise UserError(f"{file}: no such file; {wanted}") from error
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file}: cannot be read as JSON ({str(error)[:80]}); {wanted}") from error
-    if (
-        not isinstance(found, list)
-        or not all(isinstance(prompt, str) for prompt in found)
-        or len(found) != PROMPTS
-    ):
-        held = f"a list of {len(found)}" if isinstance(found, list) else type(found).__name__
-        raise UserError(f"{file}: holds {held}; {wanted}")
-    return found
+    is_list = isinstance(prompts, list)
+    texts = is_list and all(isinstance(prompt, str) for prompt in prompts)
+    if not texts or len(prompts) != PROMPTS:
+        content = f"a list of {len(prompts)}" if is_list else type(prompts).__name__
+        raise UserError(f"{file}: holds {content}; {wanted}")
+    return list(prompts)
 
 
 def _points(scores: Sequence[float | None], cosine: bool) -> list[float]:
-    found = [score * (100.0 if cosine else 1.0) for score in scores if score is not None]
-    assert len(found) == len(
-        scores
-    )  # a strict score left none out; a gap would shift every group behind it
-    return found
+    points = [score * (100.0 if cosine else 1.0) for score in scores if score is not None]
+    # A strict score left none out; a gap would shift every group behind it.
+    assert len(points) == len(scores)
+    return points

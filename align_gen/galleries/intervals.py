@@ -1,4 +1,4 @@
-"""The change of paired scores: bootstrap interval and sign-flip test, both clustered by prompt."""
+"""The change between paired scores: a bootstrap interval and a sign-flip test, both by prompt."""
 
 from __future__ import annotations
 
@@ -6,35 +6,43 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    pass
-
 Floats = NDArray[np.float64]
-
 EXACT_PROMPTS = 12  # sign flips are enumerated up to 2^12, sampled beyond
 
 
 @dataclass(frozen=True)
 class Change:
-    """How one column moved from A to B, over pairs. All but counts, p and win_rate are in the
-    column's own units.
+    """How one column moved from A to B, over pairs.
+
+    All but the counts, p and win_rate are in the column's own units.
+
+    Attributes:
+        n: pairs.
+        prompts: clusters of pairs.
+        before: mean of A.
+        after: mean of B.
+        std: of A over pictures (n - 1); NaN for one.
+        delta: mean of B - A.
+        ci_low: of the 95 % percentile bootstrap over prompts; NaN for one prompt.
+        ci_high: likewise.
+        p: two-sided, by flipping the sign of whole prompts; 1 for one prompt.
+        win_rate: share of pairs with B > A, ties count half.
     """
 
-    n: int  # pairs
-    prompts: int  # clusters
-    before: float  # mean of A
+    n: int
+    prompts: int
+    before: float
     after: float
-    std: float  # of A over pictures (n - 1); NaN for one
-    delta: float  # mean of B - A
-    ci_low: float  # 95 % percentile bootstrap over prompts; NaN for one prompt
+    std: float
+    delta: float
+    ci_low: float
     ci_high: float
-    p: float  # two-sided, flipping the sign of whole prompts; 1 for one prompt
-    win_rate: float  # share of pairs with B > A, ties count half
+    p: float
+    win_rate: float
 
 
 def paired_change(
@@ -45,12 +53,15 @@ def paired_change(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Change:
-    """The change of paired scores (n,), where pairs of one prompt are not independent; a function
-    of its arguments.
+    """The change of paired scores (n,), where pairs of one prompt are not independent.
 
-    ci: prompts are drawn with replacement, each with all of its pairs; mean = sum of differences /
-    number of pairs. p: share of sign patterns over prompts whose total is at least as far from
-    zero; all 2^prompts of them up to EXACT_PROMPTS, else (1 + hits) / (1 + resamples) random ones.
+    Interval: prompts are drawn with replacement, each with all of its pairs; a resample's mean is
+    the sum of differences over the number of pairs. p: the share of sign patterns over prompts
+    whose total is at least as far from zero, of all 2^prompts patterns up to EXACT_PROMPTS, else
+    (1 + hits) / (1 + resamples) of random ones. The result is a function of the arguments alone.
+
+    Raises:
+        ValueError: lengths that differ, no pair, a score that is not finite, or no resample.
     """
     old = np.asarray(before, np.float64)
     new = np.asarray(after, np.float64)
@@ -60,17 +71,18 @@ def paired_change(
         )
     if not (np.isfinite(old).all() and np.isfinite(new).all()) or resamples < 1:
         raise ValueError("want finite scores and at least one resample")
+
+    # Sorted, so that the order of rows does not matter.
+    number = {prompt: k for k, prompt in enumerate(sorted(set(prompts)))}
+    cluster = [number[prompt] for prompt in prompts]
     difference = new - old
-    place = {
-        prompt: k for k, prompt in enumerate(sorted(set(prompts)))
-    }  # sorted: the order of rows must not matter
-    cluster = [place[prompt] for prompt in prompts]
     sums: Floats = np.bincount(cluster, difference).astype(np.float64)
     counts = np.bincount(cluster)
+
     low, high = _bootstrap(sums, counts, resamples, seed)
     return Change(
         n=len(old),
-        prompts=len(place),
+        prompts=len(number),
         before=float(old.mean()),
         after=float(new.mean()),
         std=float(old.std(ddof=1)) if len(old) > 1 else math.nan,
@@ -85,23 +97,25 @@ def paired_change(
 def _bootstrap(
     sums: Floats, counts: NDArray[np.int64], resamples: int, seed: int
 ) -> tuple[float, float]:
+    """The 2.5 and 97.5 % quantiles of the mean; sums and counts are (prompts,)."""
     k = len(sums)
     if k == 1:
         return math.nan, math.nan
     rng = np.random.default_rng([seed, 0])
     means = []
     for rows in _blocks(resamples, k):
-        times = rng.multinomial(
-            k, np.full(k, 1 / k), size=rows
-        )  # (rows, prompts): how often each was drawn
+        # (rows, prompts): how often each prompt was drawn.
+        times = rng.multinomial(k, np.full(k, 1 / k), size=rows)
         means.append((times @ sums) / (times @ counts))
     low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
     return float(low), float(high)
 
 
 def _sign_flip(sums: Floats, resamples: int, seed: int) -> float:
+    """The two-sided p of sums (prompts,) by random signs."""
     k = len(sums)
-    bar = abs(sums.sum()) - 1e-12 * np.abs(sums).sum()  # rounding must not lose a tie
+    # Rounding must not lose a tie.
+    bar = abs(sums.sum()) - 1e-12 * np.abs(sums).sum()
     if k <= EXACT_PROMPTS:
         signs = np.array(list(product((-1.0, 1.0), repeat=k)))  # (2^k, k)
         return float(np.mean(np.abs(signs @ sums) >= bar))

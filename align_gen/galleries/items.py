@@ -1,4 +1,4 @@
-"""One picture or video that is to be scored: its columns, and where its bytes are."""
+"""One picture or video to be scored: what is known of it, and where its bytes are."""
 
 from __future__ import annotations
 
@@ -8,29 +8,32 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import one_line
-from .media import PICTURES, VIDEOS, UnreadablePicture
-
-MEDIA = (*PICTURES, *VIDEOS)
+from .media import MEDIA, UnreadablePicture
 
 MAX_BYTES = 2**30  # of one picture or video
+Opener = Any  # a filesystem of fsspec's
 
 
 @dataclass(frozen=True)
 class Remote:
     """A file at a URL."""
 
-    opener: Any  # a filesystem of fsspec's
+    opener: Opener
     path: str
 
     def read_bytes(self) -> bytes:
-        found: bytes = self.opener.cat_file(self.path)
-        return found
+        """The whole file; raises whatever the filesystem behind the URL raises."""
+        content: bytes = self.opener.cat_file(self.path)
+        return content
 
 
 @dataclass(frozen=True)
 class Item:
-    """One picture or video. ``row`` has "file_name", usually "prompt"; ``content`` is its file,
-    bytes, or why not.
+    """One picture or video.
+
+    Attributes:
+        row: has "file_name", usually "prompt".
+        content: its file, its bytes, or the reason why there are none.
     """
 
     row: Mapping[str, Any]
@@ -41,10 +44,10 @@ class Item:
         return PurePosixPath(str(self.row["file_name"])).suffix.lower()
 
     def read(self) -> bytes:
-        """Its file's bytes.
+        """The encoded bytes of the picture.
 
         Raises:
-            UnreadablePicture: there are none.
+            UnreadablePicture: there are none, or the file is of no kind that is read.
         """
         if isinstance(self.content, UnreadablePicture):
             raise self.content
@@ -54,17 +57,20 @@ class Item:
             raise UnreadablePicture(f"kind {self.suffix!r} is not one of {', '.join(MEDIA)}")
         try:
             if isinstance(self.content, Path):
-                if not self.content.is_file():  # a pipe would be waited for
-                    raise FileNotFoundError
-                if self.content.stat().st_size > MAX_BYTES:
-                    raise UnreadablePicture(f"larger than {MAX_BYTES} bytes")
+                _require_small_file(self.content)
             return self.content.read_bytes()
         except FileNotFoundError:
             raise UnreadablePicture("no such file") from None
         except UnreadablePicture:
             raise
-        except Exception as error:  # a disk, or whatever stands behind a URL
+        except Exception as error:
+            # A disk, or whatever stands behind a URL.
             raise UnreadablePicture(f"{type(error).__name__}: {one_line(error, 160)}") from error
 
 
-Opener = Any  # a filesystem of fsspec's
+def _require_small_file(path: Path) -> None:
+    # A pipe is no file either: reading would wait for its other end.
+    if not path.is_file():
+        raise FileNotFoundError
+    if path.stat().st_size > MAX_BYTES:
+        raise UnreadablePicture(f"larger than {MAX_BYTES} bytes")

@@ -1,4 +1,4 @@
-"""Choose preference pairs by scores."""
+"""Mine preference pairs from a scored gallery: two pictures of a prompt, the better one chosen."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ if TYPE_CHECKING:
     from .table import ScoresTable
 
 Index = tuple[int, int]  # rows of the chosen and of the rejected
-
 By = Literal["margin", "best_worst", "bradley_terry"]
-
 BY: tuple[By, ...] = get_args(By)
 
 
@@ -42,10 +40,10 @@ def pairs(
     Args:
         scores: of a gallery with prompts.
         by: "margin": all pairs, the widest first. "best_worst": the best with the worst, then the
-            second best with the second worst. "bradley_terry": the chosen drawn by
-            ``choice_probabilities`` of those that are not worst, the rejected likewise by the
-            negated scores of those below it; temperature 0 is in the limit the best and the worst,
-            infinity any pair.
+            second best with the second worst. "bradley_terry": the chosen is drawn by
+            ``losses.choice_probabilities`` from those that are not worst, the rejected likewise by
+            the negated scores of those below it. Towards temperature 0 these are the best and the
+            worst, towards infinity any pair.
         column: the head to choose by, its margins in its own units. None: all heads, each in units
             of its standard deviation over the gallery, averaged.
         min_margin: pairs that are not wider are left out, as ties are.
@@ -54,43 +52,36 @@ def pairs(
         seed: of "bradley_terry".
 
     Raises:
-        UserError: an option that is none, a row without a prompt, or no pair at all.
+        UserError: an option out of range, a row without a prompt, or no pair at all.
     """
     _check(scores, by, column, min_margin, per_prompt, temperature)
-    heads = {name: [_number(value) for value in values] for name, values in scores.heads.items()}
-    judged = (
-        {column: heads[column]}
-        if column is not None
-        else {n: _in_deviations(v) for n, v in heads.items()}
-    )
-    value = [
-        _mean(each) for each in zip(*judged.values(), strict=True)
-    ]  # None where any head has none
-    found = Pairs(unreadable=sum(each is None for each in value))
-    groups: dict[str, list[int]] = {}
-    for index, row in enumerate(scores.rows):
-        if value[index] is not None:
-            groups.setdefault(_prompt(row, index), []).append(index)
-    for prompt, members in groups.items():
-        level = {index: each for index in members if (each := value[index]) is not None}
+    heads = {name: [_finite(value) for value in values] for name, values in scores.heads.items()}
+    level = _levels(heads, column)
+    result = Pairs(unreadable=sum(each is None for each in level))
+    prompts = _by_prompt(scores, level)
+    for prompt, levels in prompts.items():
+        # Which pairs of this prompt, and how many were too narrow.
         if by == "bradley_terry":
-            chosen, ties = _drawn(level, min_margin, per_prompt or 1, temperature, seed, prompt)
+            count = per_prompt or 1
+            chosen, ties = _drawn(levels, min_margin, count, temperature, seed, prompt)
         else:
-            candidates = _all_pairs(level) if by == "margin" else _opposites(level)
+            candidates = _all_pairs(levels) if by == "margin" else _opposites(levels)
             limit = 1 if by == "best_worst" and per_prompt is None else per_prompt
-            wide = [pair for pair in candidates if level[pair[0]] - level[pair[1]] > min_margin]
+            wide = [pair for pair in candidates if levels[pair[0]] - levels[pair[1]] > min_margin]
             chosen = list(islice(wide, limit))
             ties = len(candidates) - len(wide)
-        found.ties += ties
-        found += [_row(scores, heads, prompt, level, pair) for pair in chosen]
-    if not found:
-        told = (
-            f"{len(groups)} prompts, {found.unreadable} pictures without a score, {found.ties} ties"
-        )
-        raise UserError(
-            f"no pairs: {told}; want two pictures of one prompt that differ by more than {min_margin}"
-        )
-    return found
+        result.ties += ties
+        result += [_row(scores, heads, prompt, levels, pair) for pair in chosen]
+    if not result:
+        unreadable = f"{_count(result.unreadable, 'picture')} without a score"
+        counts = f"{_count(len(prompts), 'prompt')}, {unreadable}, {_count(result.ties, 'tie')}"
+        wanted = f"two pictures of one prompt that differ by more than {min_margin}"
+        raise UserError(f"no pairs: {counts}; want {wanted}")
+    return result
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _check(
@@ -101,12 +92,12 @@ def _check(
     per_prompt: int | None,
     temperature: float,
 ) -> None:
+    """Check the options of ``pairs``; raises UserError."""
     if by not in BY:
         raise UserError(f"by: {by!r}, want one of {', '.join(BY)}")
     if not scores.heads or (column is not None and column not in scores.heads):
-        raise UserError(
-            f"column: {column!r} was not scored; want one of {', '.join(scores.heads) or 'none'}"
-        )
+        known = ", ".join(scores.heads) or "none"
+        raise UserError(f"column: {column!r} was not scored; want one of {known}")
     if not 0 <= min_margin < math.inf:
         raise UserError(f"min_margin: {min_margin}, want a number from 0")
     if per_prompt is not None and per_prompt < 1:
@@ -115,29 +106,53 @@ def _check(
         raise UserError(f"temperature: {temperature}, want a number above 0")
 
 
+# --- levels ---------------------------------------------------------------------------------------
+
+
+def _levels(heads: Mapping[str, list[float | None]], column: str | None) -> list[float | None]:
+    """What pictures are compared by; None where a head that counts has no score."""
+    if column is not None:
+        return [_mean([value]) for value in heads[column]]
+    columns = [_in_deviations(values) for values in heads.values()]
+    return [_mean(values) for values in zip(*columns, strict=True)]
+
+
+def _by_prompt(scores: ScoresTable, level: Sequence[float | None]) -> dict[str, dict[int, float]]:
+    """The levels of each prompt's pictures by row, without those that have none."""
+    prompts: dict[str, dict[int, float]] = {}
+    for index, row in enumerate(scores.rows):
+        value = level[index]
+        if value is not None:
+            prompts.setdefault(_prompt(row, index), {})[index] = value
+    return prompts
+
+
 def _prompt(row: Mapping[str, Any], index: int) -> str:
     prompt = row.get("prompt")
     if not isinstance(prompt, str):
-        raise UserError(
-            f"row {index} ({row.get('file_name')}): has no prompt; pairs are of pictures of one prompt"
-        )
+        name = row.get("file_name")
+        raise UserError(f"row {index} ({name}): has no prompt; pairs are of pictures of one prompt")
     return prompt
 
 
-def _number(value: float | None) -> float | None:
+def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
+    """The mean; None where any value is missing."""
     present = [value for value in values if value is not None]
     return sum(present) / len(present) if len(present) == len(values) else None
 
 
 def _in_deviations(values: Sequence[float | None]) -> list[float | None]:
-    """In units of their own standard deviation; a head that never differs says nothing."""
+    """Scores in units of their own standard deviation; 0 for a head that never differs."""
     present = [value for value in values if value is not None]
-    spread = statistics.pstdev(present) if present else 0.0
-    return [None if value is None else value / spread if spread > 0 else 0.0 for value in values]
+    std = statistics.pstdev(present) if present else 0.0
+    return [None if value is None else value / std if std > 0 else 0.0 for value in values]
+
+
+# --- choosing -------------------------------------------------------------------------------------
 
 
 def _all_pairs(level: Mapping[int, float]) -> list[Index]:
@@ -160,29 +175,34 @@ def _drawn(
     seed: int,
     prompt: str,
 ) -> tuple[list[Index], int]:
-    """(Up to ``count`` different pairs, ties): the chosen by Bradley-Terry, then one that lies far
-    enough below it.
+    """Up to ``count`` different pairs drawn by Bradley-Terry, and the number of ties.
+
+    The chosen is drawn first, then one that lies far enough below it.
     """
-    g = generator(seed, "pairs", 0, prompt)
+    # Seeded by the prompt, so that pairs of one prompt do not depend on the others.
+    rng = generator(seed, "pairs", 0, prompt)
     possible = [pair for pair in _all_pairs(level) if level[pair[0]] - level[pair[1]] > min_margin]
     ties = len(level) * (len(level) - 1) // 2 - len(possible)
     drawn = list[Index]()
     while possible and len(drawn) < count:
         better = list(dict.fromkeys(pair[0] for pair in possible))
-        chosen = _draw(better, [level[index] for index in better], temperature, g)
+        chosen = _draw(better, [level[index] for index in better], temperature, rng)
         worse = [pair[1] for pair in possible if pair[0] == chosen]
-        rejected = _draw(worse, [-level[index] for index in worse], temperature, g)
+        rejected = _draw(worse, [-level[index] for index in worse], temperature, rng)
         drawn.append((chosen, rejected))
         possible.remove((chosen, rejected))
     return drawn, ties
 
 
-def _draw(items: Sequence[int], scores: Sequence[float], temperature: float, g: Any) -> int:
+def _draw(items: Sequence[int], scores: Sequence[float], temperature: float, rng: Any) -> int:
     import torch
 
     values = torch.tensor(scores, dtype=torch.float64)
     weights = choice_probabilities(values, len(values), temperature)
-    return items[int(torch.multinomial(weights, 1, generator=g))]
+    return items[int(torch.multinomial(weights, 1, generator=rng))]
+
+
+# --- rows -----------------------------------------------------------------------------------------
 
 
 def _row(

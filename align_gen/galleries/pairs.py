@@ -1,4 +1,4 @@
-"""Preference pairs: mined from scores, kept as Parquet that the datasets library reads too."""
+"""Preference pairs, kept as a Parquet file that the datasets library reads too."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UserError, one_line
+from ..errors import UserError, one_line, writing_to
 from ..files import lines_of, whole_file
 from .gallery import METADATA, inside
 from .media import VIDEOS, UnreadablePicture, as_media, read_pixels, suffix_of
 
 if TYPE_CHECKING:
     from torch import Tensor
-
 
 Row = dict[str, Any]
 SIDES = ("chosen", "rejected")
@@ -28,13 +27,13 @@ class Pairs(list[Row]):
 
     Attributes:
         unreadable: pictures without a score.
-        ties: pairs that were looked at and left out because nothing, or too little, is between
-            them.
+        ties: pairs that were left out because their margin is zero or too small.
     """
 
     def __init__(self, rows: Iterable[Row] = (), unreadable: int = 0, ties: int = 0):
         super().__init__(rows)
-        self.unreadable, self.ties = unreadable, ties
+        self.unreadable = unreadable
+        self.ties = ties
 
 
 @dataclass(frozen=True)
@@ -46,9 +45,10 @@ class MediaFile:
     path: Path | None = None
 
     def read(self) -> Tensor:
-        """(3,H,W) or (F,3,H,W), float32, RGB, [0,1].
+        """Decode to (3,H,W) or (F,3,H,W), float32, RGB, [0,1].
 
-        Raises UnreadablePicture when it is missing, broken, of another kind or too large.
+        Raises:
+            UnreadablePicture: missing, broken, of another kind or too large.
         """
         source = self.path or self.data
         if source is None:
@@ -56,17 +56,20 @@ class MediaFile:
         return as_media(read_pixels(source, Path(self.name).suffix.lower()))
 
 
+# --- writing --------------------------------------------------------------------------------------
+
+
 def write_pairs(path: str | Path, pairs: Sequence[Mapping[str, Any]], folder: str | Path) -> None:
     """Write pairs and their media as one Parquet file, whole or not at all.
 
     "chosen" and "rejected" become the datasets library's own struct of bytes and path, and the
     schema names them Image or Video, so that ``load_dataset("parquet", data_files=path)`` decodes
-    them. "label" is 1, the first is better, where a row brings none; every other column is kept,
+    them. "label" is 1, the first is better, where a row has none; every other column is kept,
     numbers and text as they are.
 
     Raises:
         UserError: no pairs, pictures among videos, a file that lies outside ``folder`` or cannot be
-            read, or no place.
+            read, or a path that cannot be written.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -78,89 +81,82 @@ def write_pairs(path: str | Path, pairs: Sequence[Mapping[str, Any]], folder: st
     kinds = {Path(str(row[side])).suffix.lower() in VIDEOS for row in rows for side in SIDES}
     if len(kinds) > 1:
         raise UserError(f"{folder}: pictures and videos in one file of pairs; want one kind")
-    names = [
-        "prompt",
-        *SIDES,
-        *(n for n in dict.fromkeys(key for row in rows for key in row) if n not in FIRST_COLUMNS),
-    ]
-    kept = {name: _kind([row.get(name) for row in rows]) for name in names if name not in SIDES}
-    media = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    types = {name: media if name in SIDES else pa.type_for_alias(kept[name]) for name in names}
-    decoded = {"_type": "Video" if kinds.pop() else "Image"}
-    features = {n: decoded if n in SIDES else {"dtype": kept[n], "_type": "Value"} for n in names}
-    about = {"huggingface": json.dumps({"info": {"features": features}})}
-    schema = pa.schema([pa.field(name, types[name]) for name in names], metadata=about)
+
+    # The columns and their types are those of all rows.
+    types = _types(rows)
+    schema = _schema(types, "Video" if kinds.pop() else "Image")
+
+    # A picture is in several pairs of its prompt: it is decoded and read once a batch.
     checked: dict[str, bytes] = {}
     try:
-        with whole_file(Path(path)) as file, pq.ParquetWriter(file, schema) as writer:
+        with (
+            writing_to(path),
+            whole_file(Path(path)) as file,
+            pq.ParquetWriter(file, schema) as writer,
+        ):
             for start in range(0, len(rows), BATCH):
-                batch = [
-                    row | {s: _embedded(folder, row[s], checked) for s in SIDES}
-                    for row in rows[start : start + BATCH]
-                ]
+                batch = []
+                for row in rows[start : start + BATCH]:
+                    media = {side: _embedded(folder, row[side], checked) for side in SIDES}
+                    batch.append(row | media)
                 columns = [
-                    pa.array([_cell(row.get(n), kept.get(n)) for row in batch], types[n])
-                    for n in names
+                    pa.array([_cell(row.get(name), kind) for row in batch], schema.field(name).type)
+                    for name, kind in types.items()
                 ]
                 writer.write_table(pa.Table.from_arrays(columns, schema=schema))
                 checked.clear()
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror}); want a file that can"
-        ) from error
     except OverflowError as error:
         raise UserError(f"{path}: a whole number is beyond 64 bits ({error})") from error
 
 
-def read_pairs(path: str | Path) -> Pairs:
-    """What ``write_pairs`` wrote, or any Parquet file like it; or a folder with metadata.jsonl that
-    names media files.
+def _types(rows: Sequence[Row]) -> dict[str, str | None]:
+    """The type of every column in order, FIRST_COLUMNS first; None for media."""
+    keys = dict.fromkeys(key for row in rows for key in row)
+    names = [*FIRST_COLUMNS, *(key for key in keys if key not in FIRST_COLUMNS)]
+    return {
+        name: None if name in SIDES else _kind([row.get(name) for row in rows]) for name in names
+    }
 
-    A row has "prompt", ``MediaFile`` for "chosen" and "rejected", and what else stands in it. In a
-    folder, the keys may be called "chosen_file_name" and "rejected_file_name", as the datasets
-    library has them.
 
-    Raises:
-        UserError: nothing there, broken, or a row without a prompt or without one of the two; names
-            the row.
-    """
-    path = Path(path)
-    if path.is_dir():
-        found = _read_folder(path)
-    elif path.is_file():
-        found = _read_parquet(path)
-    else:
-        raise UserError(f"{path}: no such file; want pairs as Parquet, or a folder with {METADATA}")
-    if not found:
-        raise UserError(f"{path}: no pairs in it")
-    return found
+def _schema(types: Mapping[str, str | None], decoded: str) -> Any:
+    """The file's schema, with the datasets library's own description of it as metadata."""
+    import pyarrow as pa
+
+    media = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    fields = []
+    features = {}
+    for name, kind in types.items():
+        fields.append(pa.field(name, media if kind is None else pa.type_for_alias(kind)))
+        features[name] = {"_type": decoded} if kind is None else {"dtype": kind, "_type": "Value"}
+    about = {"huggingface": json.dumps({"info": {"features": features}})}
+    return pa.schema(fields, metadata=about)
 
 
 def _kind(values: Sequence[Any]) -> str:
-    """The type of a column, by Arrow's and the datasets library's common name; what mixes becomes
-    JSON text.
+    """The type of a column, by Arrow's and the datasets library's common name.
+
+    Mixed values become JSON text, a string.
     """
     present = frozenset(type(value) for value in values if value is not None)
-    numbers = {
+    kinds = {
         frozenset({float}): "float64",
         frozenset({int, float}): "float64",
         frozenset({int}): "int64",
+        frozenset({bool}): "bool",
     }
-    return {**numbers, frozenset({bool}): "bool"}.get(present, "string")
+    return kinds.get(present, "string")
 
 
 def _cell(value: Any, kind: str | None) -> Any:
-    return (
-        json.dumps(value)
-        if kind == "string" and value is not None and not isinstance(value, str)
-        else value
-    )
+    as_json = kind == "string" and value is not None and not isinstance(value, str)
+    return json.dumps(value) if as_json else value
 
 
 def _embedded(folder: Path, name: object, checked: dict[str, bytes]) -> dict[str, Any]:
-    """The struct of one media file, once it is known to be one."""
+    """The struct of one media file, once the file is known to be readable."""
     file = _media_name(folder, name, str(folder))
     if file not in checked:
+        # A pair that cannot be decoded would stop a training run much later.
         try:
             MediaFile(file, path=folder / file).read()
         except UnreadablePicture as error:
@@ -169,6 +165,32 @@ def _embedded(folder: Path, name: object, checked: dict[str, bytes]) -> dict[str
             ) from error
         checked[file] = (folder / file).read_bytes()
     return {"bytes": checked[file], "path": file}
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+def read_pairs(path: str | Path) -> Pairs:
+    """Read what ``write_pairs`` wrote, a Parquet file like it, or a folder with metadata.jsonl.
+
+    A row has "prompt", ``MediaFile`` for "chosen" and "rejected", and the file's other columns. In
+    a folder, the keys may be called "chosen_file_name" and "rejected_file_name", as the datasets
+    library has them.
+
+    Raises:
+        UserError: nothing there, broken, or a row without a prompt or without one of the two; the
+            message names the row.
+    """
+    path = Path(path)
+    if path.is_dir():
+        pairs = _read_folder(path)
+    elif path.is_file():
+        pairs = _read_parquet(path)
+    else:
+        raise UserError(f"{path}: no such file; want pairs as Parquet, or a folder with {METADATA}")
+    if not pairs:
+        raise UserError(f"{path}: no pairs in it")
+    return pairs
 
 
 def _read_parquet(path: Path) -> Pairs:
@@ -195,7 +217,7 @@ def _read_folder(folder: Path) -> Pairs:
     def media(value: Any, where: str) -> MediaFile:
         return _from_name(folder, value, where)
 
-    found = Pairs()
+    pairs = Pairs()
     for number, line in lines_of(metadata):
         where = f"{metadata} line {number}"
         try:
@@ -203,17 +225,18 @@ def _read_folder(folder: Path) -> Pairs:
         except (ValueError, RecursionError) as error:
             raise UserError(f"{where}: not a line of JSON ({error})") from error
         if not isinstance(row, dict):
-            raise UserError(
-                f'{where}: want an object like {{"prompt": "…", "chosen": "0.png", "rejected": "1.png"}}'
-            )
+            example = '{"prompt": "…", "chosen": "0.png", "rejected": "1.png"}'
+            raise UserError(f"{where}: want an object like {example}")
+        # The datasets library's spelling of a media file in metadata.jsonl.
         for side in SIDES:
             if f"{side}_file_name" in row:
                 row.setdefault(side, row.pop(f"{side}_file_name"))
-        found.append(_checked(row, where, media))
-    return found
+        pairs.append(_checked(row, where, media))
+    return pairs
 
 
 def _checked(row: Row, where: str, media: Callable[[Any, str], MediaFile]) -> Row:
+    """A row with both sides as ``MediaFile``; UserError where prompt or a side is missing."""
     if not isinstance(row.get("prompt"), str):
         raise UserError(f"{where}: prompt is {row.get('prompt')!r}, want text")
     return {**row, **{side: media(row.get(side), f"{where}, {side}") for side in SIDES}}
@@ -228,9 +251,9 @@ def _from_struct(folder: Path, value: Any, where: str) -> MediaFile:
         return _from_name(folder, name, where)
     if not isinstance(data, bytes):
         raise UserError(f"{where}: bytes are {type(data).__name__}, want bytes")
-    return MediaFile(
-        name if isinstance(name, str) and Path(name).suffix else f"unnamed{suffix_of(data)}", data
-    )
+    # The suffix says how to decode; bytes without a name say it by their first bytes.
+    named = isinstance(name, str) and Path(name).suffix
+    return MediaFile(name if named else f"unnamed{suffix_of(data)}", data)
 
 
 def _from_name(folder: Path, value: Any, where: str) -> MediaFile:

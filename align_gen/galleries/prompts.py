@@ -1,6 +1,4 @@
-"""Prompt lists: a bundled name, a text file with one prompt a line, or JSON lines with further
-columns.
-"""
+"""Prompt lists: a bundled name, a text file with a prompt per line, or JSON lines with columns."""
 
 import json
 from pathlib import Path
@@ -11,22 +9,27 @@ from ..errors import UserError
 
 
 def load_prompts(source: str | Path) -> list[dict[str, Any]]:
-    """Rows with at least "prompt", in file order; a prompt that stands twice is dropped, unless its
-    seeds differ.
+    """Rows with at least "prompt", in file order.
+
+    A prompt that stands twice is dropped, unless its seeds differ.
 
     Raises:
-        UserError: no such list, an empty one, or a line that is no prompt; names the file and line.
+        UserError: no such list, an empty one, or a line that is no prompt; the message names the
+            file and line.
     """
     path = bundled.PROMPTS / f"{source}.jsonl" if str(source) in bundled.prompts() else Path(source)
     if not path.is_file():
         raise UserError(
-            f"prompts {str(source)!r}: no such file; want a .txt or .jsonl file, or one of {bundled.prompts()}"
+            f"prompts {str(source)!r}: no such file; "
+            f"want a .txt or .jsonl file, or one of {bundled.prompts()}"
         )
+    # By prompt and seed: the first of two equal rows stays.
     rows: dict[tuple[Any, Any], dict[str, Any]] = {}
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+    # Not splitlines, which would cut a prompt in two at U+2028.
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             row = _row(line, path, number) if path.suffix == ".jsonl" else {"prompt": line.strip()}
@@ -37,7 +40,7 @@ def load_prompts(source: str | Path) -> list[dict[str, Any]]:
 
 
 def require_disjoint(train: list[dict[str, Any]], held_out: list[dict[str, Any]]) -> None:
-    """Prompts that are measured must not be trained on."""
+    """UserError where a prompt is both trained on and measured; case and spaces do not count."""
 
     def normal(row: dict[str, Any]) -> str:
         return " ".join(row["prompt"].casefold().split())

@@ -1,10 +1,7 @@
-"""Scoring: pictures are read ahead while heads run, batched by shape, and kept chunk by chunk, lest
-a kill lose much.
+"""Score a gallery, into a table in memory or into a file.
 
-On a CPU every core has a lane of its own, one thread that reads pictures and runs heads: two heads
-at once on one core each are faster than one head on two, which wait for each other after every
-layer. Heads that are not made for threads, and heads on an accelerator, run one after the other in
-the caller's thread, while the lanes read.
+Pictures are decoded ahead of the reward models, batched by shape, and saved in chunks, so that an
+interrupted run loses at most one chunk.
 """
 
 from __future__ import annotations
@@ -12,64 +9,82 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align_gen.errors import UserError, writing_to
 from align_gen.galleries.gallery import Gallery
+from align_gen.galleries.shards import DATASET
 from align_gen.galleries.sources import Source, open_source
 from align_gen.galleries.table import (
     COMBINED,
     CONTENT,
+    SCORES,
     UNCERTAINTY,
     ScoresTable,
     check_names,
     plain,
+    require_parquet,
     save_parts,
     versions,
 )
+from align_gen.galleries.workers import ScoredPicture, scored_chunks
+from align_gen.opening import open_rewards
 from align_gen.precision import exact_float32
 from align_gen.progress import ProgressCallback
-
-from .workers import ScoredPicture, scored_chunks
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from align_gen.reward_heads import RewardSet
 
-PART = "[0-9]*.parquet"
+PART = "[0-9]*.parquet"  # names of chunks beside the file that is being written
 
 
 @dataclass
 class Summary:
-    """What a scored file holds, without holding it."""
+    """What a scores file holds, without its columns.
 
-    means: dict[str, float]  # of each head; NaN where no picture could be read
+    Attributes:
+        means: of each head; NaN where no picture could be read.
+        pictures: how many there are.
+        failed: file and reason of those that could not be read.
+        skipped: files of the folder that are no pictures, counted by suffix; see
+            ``gallery.skipped_files``.
+    """
+
+    means: dict[str, float]
     pictures: int
-    failed: list[tuple[str, str]]  # file, reason
+    failed: list[tuple[str, str]]
+    skipped: dict[str, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, tables: Iterable[ScoresTable]) -> Summary:
+    def of(cls, tables: Iterable[ScoresTable], skipped: Mapping[str, int] | None = None) -> Summary:
+        """Sum up the parts of one gallery."""
         sums: dict[str, float] = {}
-        pictures, failed = 0, []
+        pictures = 0
+        failed = []
         for table in tables:
             pictures += len(table.rows)
-            rows = zip(table.rows, table.errors, strict=True)
-            failed += [
-                (str(row["file_name"]), reason) for row, reason in rows if reason is not None
-            ]
-            for name, column in table.heads.items():
-                sums[name] = sums.get(name, 0.0) + math.fsum(
-                    value for value in column if value is not None
-                )
+            for row, reason in zip(table.rows, table.errors, strict=True):
+                if reason is not None:
+                    failed.append((str(row["file_name"]), reason))
+            for name in table.heads:
+                sums[name] = sums.get(name, 0.0) + math.fsum(table.known(name))
+        # NaN, and not 0, where nothing could be read.
         read = pictures - len(failed)
-        return cls(
-            {name: total / read if read else math.nan for name, total in sums.items()},
-            pictures,
-            failed,
-        )
+        means = {name: total / read if read else math.nan for name, total in sums.items()}
+        return cls(means, pictures, failed, dict(skipped or {}))
+
+    def skipped_text(self) -> str:
+        """The skipped files in words, as "1 .gif, 2 folders"; empty where there are none."""
+        plural = {"folder": "folders", "file": "files"}
+        named = [
+            f"{count} {kind if count == 1 else plural.get(kind, kind)}"
+            for kind, count in self.skipped.items()
+        ]
+        return ", ".join(named)
 
 
 @exact_float32()
@@ -81,25 +96,30 @@ def score(
     strict: bool = False,
     progress: ProgressCallback | None = None,
 ) -> ScoresTable:
-    """Give every picture of a gallery, or of anything that ``open_source`` opens, to every head.
+    """Score every picture of a gallery by every head.
 
     Rows keep their order; one without a prompt is scored with "". An unreadable picture becomes a
-    null row with the reason; with `strict` it is a UserError once all are scored, which names the
-    first. `progress` after each batch.
+    row of nulls with the reason.
+
+    Args:
+        source: a gallery, or anything that ``open_source`` opens.
+        rewards: a reward set, or what ``opening.open_rewards`` makes one of: names, callables, a
+            mapping to weights or options. Bundled models are named as on the command line.
+        batch_size: pictures that a head is given at once.
+        strict: whether an unreadable picture is an error, once all are scored.
+        progress: called after each batch.
+
+    Raises:
+        UserError: no such source or reward, a reward that needs more than pictures and prompts, or,
+            with ``strict``, an unreadable picture; the message names the first.
     """
-    opened, judges = _opened(source, rewards)
-    make = _Tables(judges, opened.folder)
-    parts = [
-        make(chunk)
-        for _, chunk in scored_chunks(opened, judges, batch_size=batch_size, progress=progress)
-    ]
-    table = ScoresTable.join(parts) if parts else make([])
-    failed = [index for index, reason in enumerate(table.errors) if reason is not None]
-    if failed and strict:
-        more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
-        name = table.rows[failed[0]]["file_name"]
-        where = name if opened.folder is None else opened.folder / str(name)
-        raise UserError(f"{where}: {table.errors[failed[0]]}{more}; want every picture readable")
+    opened, all_rewards = _open(source, rewards)
+    tables = _Tables(all_rewards, opened.folder)
+    chunks = scored_chunks(opened, all_rewards, batch_size=batch_size, progress=progress)
+    parts = [tables.of(chunk) for _, chunk in chunks]
+    table = ScoresTable.join(parts) if parts else tables.of([])
+    if strict:
+        _require_readable(table, opened.folder)
     return table
 
 
@@ -111,141 +131,195 @@ def score_file(
     *,
     batch_size: int = 64,
     progress: ProgressCallback | None = None,
-    crew: Accelerator | None = None,
+    accelerator: Accelerator | None = None,
 ) -> Summary | None:
-    """Score into a file, in memory that does not grow with the number of pictures; None from all
-    processes but one.
+    """Score into a file, in memory that does not grow with the number of pictures.
 
-    Each chunk is kept beside ``out`` as soon as it is scored. What an earlier call kept, finished
-    or killed, is not scored again where picture, prompt and heads are the same. A ``crew`` of
-    processes shares the chunks.
+    Each chunk is saved beside ``out`` as soon as it is scored. What an earlier call saved, finished
+    or killed, is not scored again where picture, prompt and heads are the same. The processes of an
+    ``accelerator`` share the chunks. Arguments and errors are those of ``score``; ``out`` ends in
+    .parquet or has no suffix.
+
+    Returns:
+        What the file holds; None from all processes but the first.
     """
-    opened, judges = _opened(source, rewards)
+    require_parquet(out)
+    opened, all_rewards = _open(source, rewards)
     parts = out.with_name(f".{out.name}.parts")
-    make = _Tables(judges, opened.folder)
-    place, ranks = (0, 1) if crew is None else (crew.process_index, crew.num_processes)
-    wait = (lambda: None) if crew is None else crew.wait_for_everyone
-    known = _known(out, parts, make)
-    wait()  # all have read what there was
-    if place == 0:
+    tables = _Tables(all_rewards, opened.folder)
+    rank = 0 if accelerator is None else accelerator.process_index
+    ranks = 1 if accelerator is None else accelerator.num_processes
+    wait = (lambda: None) if accelerator is None else accelerator.wait_for_everyone
+
+    # All processes read what there was before the first one moves it.
+    known = _known_scores(out, parts, tables)
+    wait()
+    if rank == 0:
         _begin(out, parts)
     wait()
-    for number, chunk in scored_chunks(
+
+    # Every process saves its own chunks; their names give the order.
+    chunks = scored_chunks(
         opened,
-        judges,
+        all_rewards,
         batch_size=batch_size,
         progress=progress,
         known=known,
-        place=place,
+        rank=rank,
         ranks=ranks,
-    ):
-        make(chunk).save(parts / f"{number:06d}.parquet")
+    )
+    for number, chunk in chunks:
+        tables.of(chunk).save(parts / f"{number:06d}.parquet")
     wait()
-    if place:
+    if rank != 0:
         return None
+
+    # The first process joins them.
     files = sorted(parts.glob(PART))
 
-    def tables() -> Iterator[ScoresTable]:
-        return map(make.load, files) if files else iter([make([])])
+    def saved() -> Iterator[ScoresTable]:
+        return map(tables.load, files) if files else iter([tables.of([])])
 
-    save_parts(tables, out)
-    summary = Summary.of(tables())
+    save_parts(saved, out)
+    summary = Summary.of(saved(), opened.skipped)
     shutil.rmtree(parts, ignore_errors=True)
     return summary
+
+
+def scores_path(source: str | Path, out: Path | None = None) -> Path:
+    """The file that scores of ``source`` go to: ``out``, or scores.parquet in the gallery.
+
+    Raises:
+        UserError: ``out`` is named as another format; there is no such source; or the source is no
+            folder and ``out`` is left out.
+    """
+    if out is not None:
+        require_parquet(out)
+        return out
+    name = str(source)
+    path = Path(source)
+    if path.is_dir():
+        return path / SCORES
+    # Only a plain path can be missing: URLs, patterns and datasets are opened later.
+    local = "://" not in name and "*" not in name and not name.startswith(DATASET)
+    if local and not path.exists():
+        raise UserError(
+            f"{name}: no such folder or file; want a folder of pictures, .tar or .parquet"
+        )
+    raise UserError(f"{name}: is no folder to keep the scores in; want --out FILE")
+
+
+# --- opening --------------------------------------------------------------------------------------
+
+
+def _open(
+    source: str | Path | Gallery, rewards: RewardSet | Sequence[Any] | Mapping[str, Any]
+) -> tuple[Source, RewardSet]:
+    """The source, and a reward set that needs no more than pictures and prompts; or UserError."""
+    # Heads whose names clash with a column are refused before anything is scored.
+    opened = open_source(source)
+    try:
+        all_rewards = open_rewards(rewards)
+        all_rewards.require(())
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    check_names([dict.fromkeys(opened.columns)], all_rewards.heads)
+    return opened, all_rewards
+
+
+def _require_readable(table: ScoresTable, folder: Path | None) -> None:
+    failed = [index for index, reason in enumerate(table.errors) if reason is not None]
+    if not failed:
+        return
+    more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+    name = table.rows[failed[0]]["file_name"]
+    where = name if folder is None else folder / str(name)
+    raise UserError(f"{where}: {table.errors[failed[0]]}{more}; want every picture readable")
 
 
 # --- tables ---------------------------------------------------------------------------------------
 
 
 class _Tables:
-    """Makes the tables of one scoring: what is the same in all of them is found out once."""
+    """Makes the tables of one scoring. What all of them share is computed once."""
 
-    def __init__(self, judges: RewardSet, folder: Path | None):
-        self.heads = list(judges.heads)
-        self.provenance = {name: plain(head.provenance()) for name, head in judges.heads.items()}
-        self.combination = judges.rule.provenance()
-        self.versions, self.folder = versions(), None if folder is None else str(folder)
+    def __init__(self, rewards: RewardSet, folder: Path | None):
+        self.heads = list(rewards.heads)
+        self.provenance = {name: plain(head.provenance()) for name, head in rewards.heads.items()}
+        self.combination = rewards.rule.provenance()
+        self.versions = versions()
+        self.folder = None if folder is None else str(folder)
 
-    def __call__(self, chunk: Sequence[ScoredPicture]) -> ScoresTable:
+    def of(self, chunk: Sequence[ScoredPicture]) -> ScoresTable:
+        """The table of a chunk, a row per picture."""
+        # A picture that could not be read has no values: nulls in every column.
         values = [each.values or {} for each in chunk]
-        own: dict[str, list[Any]] = {COMBINED: [each.get(COMBINED) for each in values]}
+        extra: dict[str, list[Any]] = {COMBINED: [each.get(COMBINED) for each in values]}
         if any(UNCERTAINTY in each for each in values):
-            own[UNCERTAINTY] = [each.get(UNCERTAINTY) for each in values]
-        own[CONTENT] = [each.content for each in chunk]
-        heads = {name: [each.get(name) for each in values] for name in self.heads}
-        rows = [dict(each.row) for each in chunk]
-        errors = [each.error for each in chunk]
+            extra[UNCERTAINTY] = [each.get(UNCERTAINTY) for each in values]
+        extra[CONTENT] = [each.content for each in chunk]
         return ScoresTable(
-            rows, heads, errors, self.provenance, self.versions, self.folder, own, self.combination
+            [dict(each.row) for each in chunk],
+            {name: [each.get(name) for each in values] for name in self.heads},
+            [each.error for each in chunk],
+            self.provenance,
+            self.versions,
+            self.folder,
+            extra,
+            self.combination,
         )
 
     def load(self, file: Path) -> ScoresTable:
-        """A part, with the gallery as it was named."""
+        """A saved chunk, with the gallery's folder as the caller named it."""
         table = ScoresTable.load(file)
-        table.folder = self.folder
-        return table
+        return table if self.folder is None else table.at(self.folder)
 
     def fits(self, table: ScoresTable) -> bool:
-        """Whether its scores would come out the same today."""
-        theirs = (table.provenance, table.combination, table.versions)
-        return theirs == (self.provenance, self.combination, self.versions) and CONTENT in table.own
-
-    def values(self, table: ScoresTable) -> dict[tuple[str | None, str], dict[str, float]]:
-        """Its scores by picture and prompt."""
-        columns = {
-            **table.heads,
-            **{name: table.own[name] for name in (COMBINED, UNCERTAINTY) if name in table.own},
-        }
-        found = {}
-        for place, row in enumerate(table.rows):
-            if table.errors[place] is None:
-                key = (table.own[CONTENT][place], str(row.get("prompt", "")))
-                found[key] = {
-                    name: column[place]
-                    for name, column in columns.items()
-                    if column[place] is not None
-                }
-        return found
+        """Whether the scores of ``table`` would come out the same today."""
+        saved = (table.provenance, table.combination, table.versions)
+        today = (self.provenance, self.combination, self.versions)
+        return saved == today and CONTENT in table.extra
 
 
-def _known(out: Path, parts: Path, make: _Tables) -> dict[tuple[str | None, str], dict[str, float]]:
-    """What earlier calls scored, by the same heads of the same versions; a file that cannot be read
-    knows nothing.
+def _known_scores(
+    out: Path, parts: Path, tables: _Tables
+) -> dict[tuple[str | None, str], dict[str, float]]:
+    """Scores that earlier calls saved, by the same heads in the same versions.
+
+    A file that cannot be read counts as absent.
     """
-    found: dict[tuple[str | None, str], dict[str, float]] = {}
+    known: dict[tuple[str | None, str], dict[str, float]] = {}
     for file in (out, *sorted(parts.glob("*.parquet"))):
         try:
             table = ScoresTable.load(file)
         except UserError:
             continue
-        if make.fits(table):
-            found |= make.values(table)
-    return found
+        if tables.fits(table):
+            known |= _scores_in(table)
+    return known
+
+
+def _scores_in(table: ScoresTable) -> dict[tuple[str | None, str], dict[str, float]]:
+    """The scores of a table by ``ScoredPicture.key``."""
+    extra = {name: table.extra[name] for name in (COMBINED, UNCERTAINTY) if name in table.extra}
+    columns = {**table.heads, **extra}
+    known = {}
+    for index, row in enumerate(table.rows):
+        if table.errors[index] is None:
+            picture = ScoredPicture(row, table.extra[CONTENT][index])
+            values = {name: column[index] for name, column in columns.items()}
+            known[picture.key] = {
+                name: value for name, value in values.items() if value is not None
+            }
+    return known
 
 
 def _begin(out: Path, parts: Path) -> None:
-    """Put an earlier call's parts aside, so that this one's are told from them; both are known to
-    the next.
+    """Rename an earlier call's chunks, so that they are not taken for this one's.
+
+    The next call knows both.
     """
     with writing_to(out):
         parts.mkdir(parents=True, exist_ok=True)
         for file in sorted(parts.glob(PART)):
             file.rename(parts / f"known-{sum(1 for _ in parts.iterdir())}-{file.name}")
-
-
-def _opened(
-    source: str | Path | Gallery, rewards: RewardSet | Sequence[Any] | Mapping[str, Any]
-) -> tuple[Source, RewardSet]:
-    """The source, and the rewards as a set that needs no more than pictures and prompts; UserError
-    otherwise.
-    """
-    from align_gen.reward_heads import reward_set
-
-    opened = open_source(source)
-    try:
-        judges = reward_set([rewards] if isinstance(rewards, str) else rewards)
-        judges.require(())
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    check_names([dict.fromkeys(opened.columns)], judges.heads)
-    return opened, judges

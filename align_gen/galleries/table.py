@@ -1,18 +1,24 @@
-"""Scores of a gallery: one row a picture, one column a head, and what made them; kept as
-Parquet.
-"""
+"""Scores of a gallery, kept as Parquet: a row per picture, a column per head, and their origin."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from align_gen.errors import UserError, writing_to
 from align_gen.files import whole_file
+from align_gen.galleries.columns import (
+    ABSENT,
+    arrow_type,
+    from_column,
+    rows_of,
+    to_column,
+    type_of,
+)
 
 FORMAT = 1  # of the Parquet file; raised when an older reader would misread it
 KEY = b"align_gen"  # of the schema's metadata
@@ -21,43 +27,46 @@ ERROR = "error"  # the column of reasons
 COMBINED = "combined"
 UNCERTAINTY = "uncertainty"
 CONTENT = "sha256"
-OWN = {
+
+# Columns besides the heads', and their types.
+EXTRA = {
     COMBINED: "float64",
     UNCERTAINTY: "float64",
     CONTENT: "string",
-}  # columns besides the heads', and their types
+}
+# Packages that take part in a score: another version may give another number.
 PACKAGES = (
-    "align-gen",
-    "torch",
-    "torchvision",
-    "open_clip_torch",
-    "transformers",
-    "numpy",
-    "pillow",
-)
-_ABSENT = object()  # a row has no such key: not the same as a null
-_NATURAL = {bool: "bool", int: "int64", float: "float64", str: "string"}
+    "align-gen", "torch", "torchvision", "open_clip_torch", "transformers", "numpy", "pillow",
+)  # fmt: skip
 
 
 @dataclass
 class ScoresTable:
-    """What each head gave each picture. All columns have as many entries as `rows`."""
+    """What each head gave each picture. All columns have as many entries as ``rows``.
 
-    rows: list[dict[str, Any]]  # the gallery's, in its order
-    heads: dict[
-        str, list[float | None]
-    ]  # higher is better; None where the picture could not be read
-    errors: list[str | None]  # why it could not
-    provenance: dict[str, dict[str, Any]]  # per head: weights_sha256, preprocessing, dtype, options
-    versions: dict[str, str]  # of the packages that took part
-    folder: str | None = (
-        None  # the gallery; a file keeps it relative where it lies beside or under the file
-    )
-    own: dict[str, list[Any]] = field(default_factory=dict)  # of OWN, those that are known
-    combination: dict[str, Any] | None = None  # what made COMBINED of the heads
+    Attributes:
+        rows: the gallery's rows, in its order.
+        heads: scores by head, higher is better; None where the picture could not be read.
+        errors: why a picture could not be read; None where it could.
+        provenance: of each head: weights_sha256, preprocessing, dtype, options.
+        versions: of the packages that took part.
+        folder: the gallery. A file keeps the path relative where the gallery lies beside or below
+            the file.
+        extra: the columns of EXTRA that are known.
+        combination: the rule that made COMBINED of the heads.
+    """
+
+    rows: list[dict[str, Any]]
+    heads: dict[str, list[float | None]]
+    errors: list[str | None]
+    provenance: dict[str, dict[str, Any]]
+    versions: dict[str, str]
+    folder: str | None = None
+    extra: dict[str, list[Any]] = field(default_factory=dict)
+    combination: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        columns = self.heads | self.own | {ERROR: self.errors}
+        columns = self.heads | self.extra | {ERROR: self.errors}
         for name, column in columns.items():
             if len(column) != len(self.rows):
                 raise ValueError(
@@ -67,229 +76,253 @@ class ScoresTable:
 
     @property
     def combined(self) -> list[float | None] | None:
-        """What the heads combine to, where that was kept."""
-        return self.own.get(COMBINED)
+        """The combined reward of each picture; None where the table does not have it."""
+        return self.extra.get(COMBINED)
 
     @property
     def uncertainty(self) -> list[float | None] | None:
-        """A deviation of it, where some head or rule told one."""
-        return self.own.get(UNCERTAINTY)
+        """The standard deviation of the combined reward, where a head or the rule gave one."""
+        return self.extra.get(UNCERTAINTY)
+
+    def known(self, head: str) -> list[float]:
+        """The scores of a head, without those of pictures that could not be read."""
+        return [value for value in self.heads[head] if value is not None]
+
+    def mean(self, head: str) -> float:
+        """Mean over the pictures that could be read; 0 where there is none."""
+        values = self.known(head)
+        return sum(values) / max(len(values), 1)
+
+    def std(self, head: str) -> float:
+        """Standard deviation over the pictures that could be read (n - 1); 0 for fewer than two."""
+        import torch
+
+        # In float64: runs are stopped by this number.
+        values = torch.tensor(self.known(head), dtype=torch.float64)
+        return values.std().item() if len(values) > 1 else 0.0
+
+    def at(self, folder: str | Path) -> ScoresTable:
+        """A copy whose gallery is ``folder``, whatever the file says."""
+        return replace(self, folder=str(folder))
+
+    def require_same_rewards(self, other: ScoresTable, head: str) -> None:
+        """UserError where the two tables' scores of ``head`` have another provenance.
+
+        The message calls this table A and the other one B.
+        """
+        ours = self.provenance.get(head, {})
+        theirs = other.provenance.get(head, {})
+        for key in differing_keys(ours, theirs):
+            values = f"{ours.get(key)!r} in A and {theirs.get(key)!r} in B"
+            raise UserError(
+                f"column {head!r}: {key} differs, {values}; want both scored by the same reward"
+            )
 
     @classmethod
     def of(cls, source: str | Path) -> ScoresTable:
-        """From a scores file, or from a gallery with scores.parquet in it; UserError otherwise."""
+        """Load a scores file, or the scores.parquet of a gallery; UserError otherwise."""
         path = Path(source)
         if path.is_dir() and not (path / SCORES).is_file():
             raise UserError(
-                f"{path}: no {SCORES} in it; want it from `align-gen score`, or rewards to score with"
+                f"{path}: no {SCORES} in it; "
+                "want it from `align-gen score`, or rewards to score with"
             )
         return cls.load(path / SCORES if path.is_dir() else path)
 
     @classmethod
     def join(cls, parts: Sequence[ScoresTable]) -> ScoresTable:
-        """The parts of one gallery, scored by the same heads, as one table, in order."""
+        """Join the parts of one gallery, scored by the same heads, in order."""
+        # Heads, provenance and folder are the same in all parts of one scoring.
         first = parts[0]
-        rows = [row for part in parts for row in part.rows]
         heads = {
             name: [value for part in parts for value in part.heads[name]] for name in first.heads
         }
-        errors = [error for part in parts for error in part.errors]
-        names = dict.fromkeys(name for part in parts for name in part.own)
-        own = {
-            name: [x for part in parts for x in part.own.get(name, [None] * len(part.rows))]
-            for name in names
-        }
+        # A part in which no picture could be read may lack a column of EXTRA.
+        extra: dict[str, list[Any]] = {}
+        for name in dict.fromkeys(name for part in parts for name in part.extra):
+            columns = [part.extra.get(name, [None] * len(part.rows)) for part in parts]
+            extra[name] = [value for column in columns for value in column]
         return cls(
-            rows,
+            [row for part in parts for row in part.rows],
             heads,
-            errors,
+            [error for part in parts for error in part.errors],
             first.provenance,
             first.versions,
             first.folder,
-            own,
+            extra,
             first.combination,
         )
 
     def save(self, path: str | Path) -> None:
-        """Write Parquet, whole or not at all. A metadata column of one type keeps it; any other is
-        JSON text.
+        """Write Parquet, whole or not at all.
+
+        A metadata column whose values are all of one type keeps that type; any other is JSON text.
         """
         save_parts(lambda: iter([self]), path)
 
     @classmethod
     def load(cls, path: str | Path) -> ScoresTable:
-        """Read what `save` wrote, equal to the last bit; UserError when the file is missing, broken
-        or not ours.
+        """Read what ``save`` wrote, equal to the last bit.
+
+        Raises:
+            UserError: the file is missing, broken, of another format, or no scores file.
         """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
+        # What a broken or foreign file can raise on its way to a table.
+        broken = (
+            pa.ArrowException, OSError, KeyError, TypeError, AttributeError, ValueError,
+        )  # fmt: skip
         try:
-            with pq.ParquetFile(path) as file:  # not read_table, which would take a folder of them
-                table = file.read()
-            about = json.loads((table.schema.metadata or {})[KEY])
-            if about["format"] != FORMAT:
-                raise UserError(
-                    f"{path}: scores of format {about['format']}; this version reads {FORMAT}"
-                )
-            columns = {
-                name: _typed(table[name].to_pylist(), kind) for name, kind in about["types"].items()
-            }
-            keys = list(columns)
-            rows = [
-                {key: value for key, value in zip(keys, row, strict=True) if value is not _ABSENT}
-                for row in (zip(*columns.values(), strict=True) if keys else [()] * table.num_rows)
-            ]
-            heads = {name: table[name].to_pylist() for name in about["heads"]}
-            own = {name: table[name].to_pylist() for name in about.get("own", [])}
-            errors = table[ERROR].to_pylist()
-            folder = None if about["folder"] is None else str(Path(path).parent / about["folder"])
-            return cls(
-                rows,
-                heads,
-                errors,
-                about["provenance"],
-                about["versions"],
-                folder,
-                own,
-                about.get("combination"),
-            )
+            # Not read_table, which would also take a folder of files.
+            with pq.ParquetFile(path) as file:
+                return cls._from_arrow(file.read(), Path(path))
         except FileNotFoundError as error:
             raise UserError(
                 f"{path}: no such file; want scores, as written by `align-gen score`"
             ) from error
         except UserError:
             raise
-        except (
-            pa.ArrowException,
-            OSError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            ValueError,
-        ) as error:
+        except broken as error:
             raise UserError(
                 f"{path}: not a scores file; want Parquet as written by `align-gen score`"
             ) from error
 
+    @classmethod
+    def _from_arrow(cls, table: Any, path: Path) -> ScoresTable:
+        about = json.loads((table.schema.metadata or {})[KEY])
+        if about["format"] != FORMAT:
+            raise UserError(
+                f"{path}: scores of format {about['format']}; this version reads {FORMAT}"
+            )
+        columns = {
+            name: from_column(table[name].to_pylist(), kind)
+            for name, kind in about["types"].items()
+        }
+        folder = about["folder"]
+        return cls(
+            rows_of(columns, table.num_rows),
+            {name: table[name].to_pylist() for name in about["heads"]},
+            table[ERROR].to_pylist(),
+            about["provenance"],
+            about["versions"],
+            None if folder is None else str(path.parent / folder),
+            {name: table[name].to_pylist() for name in about.get("own", [])},
+            about.get("combination"),
+        )
+
 
 def save_parts(parts: Callable[[], Iterator[ScoresTable]], path: str | Path) -> None:
-    """Write tables of one gallery, in order, as one Parquet file, a part in memory at a time.
+    """Write the tables of one gallery, in order, as one Parquet file.
 
-    ``parts`` is called twice: the columns and their types are those of all rows.
+    One part is in memory at a time. ``parts`` is called twice: first to find the columns and types
+    of all rows, then to write.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    kinds: dict[str, set[str]] = {}
-    own: dict[str, None] = {}
-    first = None
-    for part in parts():
-        first = first or part
-        own |= dict.fromkeys(part.own)
-        for name in dict.fromkeys(key for row in part.rows for key in row):
-            kinds.setdefault(name, set()).add(_type_of(row.get(name, _ABSENT) for row in part.rows))
-    if first is None:
-        raise ValueError("no part to save")
-    types = {name: found.pop() if len(found) == 1 else "json" for name, found in kinds.items()}
+    require_parquet(path)
+    first, types, extra = _survey(parts())
     about = {
         "format": FORMAT,
         "types": types,
         "heads": list(first.heads),
         "provenance": first.provenance,
-    }
-    about |= {
         "versions": first.versions,
-        "folder": _kept_folder(first.folder, Path(path)),
-        "own": list(own),
+        "folder": _saved_folder(first.folder, Path(path)),
+        "own": extra,
+        "combination": first.combination,
     }
-    about |= {"combination": first.combination}
-    fields = [pa.field(name, _arrow(kind)) for name, kind in types.items()]
+
+    # The order of columns in the file: the gallery's, the heads', EXTRA, and the reasons.
+    fields = [pa.field(name, arrow_type(kind)) for name, kind in types.items()]
     fields += [pa.field(name, pa.float64()) for name in first.heads]
-    fields += [pa.field(name, getattr(pa, OWN[name])()) for name in own] + [
-        pa.field(ERROR, pa.string())
-    ]
+    fields += [pa.field(name, getattr(pa, EXTRA[name])()) for name in extra]
+    fields += [pa.field(ERROR, pa.string())]
     schema = pa.schema(fields, metadata={KEY: json.dumps(about).encode()})
+
     with writing_to(path), whole_file(Path(path)) as file, pq.ParquetWriter(file, schema) as writer:
         for part in parts():
             columns = [
-                _plain((row.get(name, _ABSENT) for row in part.rows), kind)
+                to_column((row.get(name, ABSENT) for row in part.rows), kind)
                 for name, kind in types.items()
             ]
-            columns += [
-                *part.heads.values(),
-                *(part.own.get(name, [None] * len(part.rows)) for name in own),
-            ]
-            columns.append(part.errors)
+            columns += part.heads.values()
+            columns += [part.extra.get(name, [None] * len(part.rows)) for name in extra]
+            columns += [part.errors]
             arrays = [pa.array(each, kind.type) for each, kind in zip(columns, schema, strict=True)]
             writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
 
 
 def check_names(rows: Iterable[Mapping[str, Any]], heads: Iterable[str]) -> None:
-    """UserError where a head's column would stand for one of the gallery's own."""
+    """UserError where a column of the scores would have the name of one of the gallery's."""
     taken = {key for row in rows for key in row}
-    for name in (ERROR, *OWN):
+    for name in (ERROR, *EXTRA):
         if name in taken:
             raise UserError(
                 f"column {name!r} of the gallery: the name is kept for a column of the scores"
             )
     for name in heads:
-        if name in taken or name in (ERROR, *OWN):
+        if name in taken or name in (ERROR, *EXTRA):
             raise UserError(
                 f"reward {name!r}: there is a column of that name; want another name for the reward"
             )
 
 
-def _kept_folder(folder: str | None, file: Path) -> str | None:
-    """Relative to the file's own folder where the gallery is in it, so that both can be moved; else
-    absolute.
-    """
-    if folder is None:
-        return None
-    place = Path(folder).resolve()
-    base = file.resolve().parent
-    return str(place.relative_to(base) if place.is_relative_to(base) else place)
+def require_parquet(path: str | Path) -> None:
+    """UserError for a file name with another suffix than .parquet; a name without one may stay."""
+    if Path(path).suffix.lower() not in ("", ".parquet"):
+        raise UserError(f"{path}: scores are Parquet; want a name that ends in .parquet")
 
 
-def _type_of(values: Iterable[object]) -> str:
-    """The Parquet type that holds all of them exactly, or "json": mixed, nested, null, or an
-    integer beyond 64 bits.
-    """
-    present = [value for value in values if value is not _ABSENT]
-    kinds = {type(value) for value in present}
-    if len(kinds) != 1 or not kinds <= _NATURAL.keys():
-        return "json"
-    fits = all(-(2**63) <= value < 2**63 for value in present if isinstance(value, int))
-    return _NATURAL[kinds.pop()] if fits else "json"
-
-
-def _arrow(kind: str) -> Any:
-    import pyarrow as pa
-
-    return pa.string() if kind == "json" else pa.type_for_alias(kind)
-
-
-def _plain(values: Iterable[Any], kind: str) -> list[Any]:
-    write = json.dumps if kind == "json" else (lambda value: value)
-    return [None if value is _ABSENT else write(value) for value in values]
-
-
-def _typed(values: Iterable[Any], kind: str) -> list[Any]:
-    read = json.loads if kind == "json" else (lambda value: value)
-    return [_ABSENT if value is None else read(value) for value in values]
-
-
-def versions() -> dict[str, str]:
-    """Of the packages that take part in a score."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+def differing_keys(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """The keys in which two provenances differ; empty where scores may be compared."""
+    keys = {**ours, **theirs}
+    return [key for key in keys if ours.get(key) != theirs.get(key)]
 
 
 def plain(value: Any) -> Any:
-    """As a JSON file gives it back."""
+    """A value as a JSON file gives it back: tuples become lists, other objects their text."""
     return json.loads(json.dumps(value, default=str))
+
+
+def versions() -> dict[str, str]:
+    """Versions of the installed packages that take part in a score."""
+    installed = {}
+    for name in PACKAGES:
+        try:
+            installed[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return installed
+
+
+def _survey(parts: Iterable[ScoresTable]) -> tuple[ScoresTable, dict[str, str], list[str]]:
+    """The first part; the type of every metadata column over all parts; the names of EXTRA in use."""
+    first = None
+    kinds: dict[str, set[str]] = {}
+    extra: dict[str, None] = {}
+    for part in parts:
+        first = first or part
+        extra |= dict.fromkeys(part.extra)
+        for name in dict.fromkeys(key for row in part.rows for key in row):
+            values = (row.get(name, ABSENT) for row in part.rows)
+            kinds.setdefault(name, set()).add(type_of(values))
+    if first is None:
+        raise ValueError("no part to save")
+    types = {name: each.pop() if len(each) == 1 else "json" for name, each in kinds.items()}
+    return first, types, list(extra)
+
+
+def _saved_folder(folder: str | None, file: Path) -> str | None:
+    """The gallery's path as the file keeps it.
+
+    The path is relative to the file's own folder where the gallery lies in it, so that both can be
+    moved together; else absolute.
+    """
+    if folder is None:
+        return None
+    gallery = Path(folder).resolve()
+    base = file.resolve().parent
+    return str(gallery.relative_to(base) if gallery.is_relative_to(base) else gallery)

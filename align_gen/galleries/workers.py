@@ -1,4 +1,10 @@
-"""Threads that read pictures and score them, in chunks and in order."""
+"""Worker threads of scoring: decode pictures ahead, batch them by shape, score them in order.
+
+On a CPU every core has one worker, a thread that both reads pictures and runs heads: two heads at
+once on one core each are faster than one head on two cores, which wait for each other after every
+layer. Heads that do not allow threads, and heads on an accelerator, run one after the other in the
+caller's thread, while the workers read.
+"""
 
 from __future__ import annotations
 
@@ -16,28 +22,33 @@ from align_gen.errors import UserError
 from align_gen.galleries.items import Item
 from align_gen.galleries.media import VIDEOS, UnreadablePicture, as_media, read_pixels
 from align_gen.galleries.sources import Source
-from align_gen.galleries.table import (
-    COMBINED,
-    UNCERTAINTY,
-)
+from align_gen.galleries.table import COMBINED, UNCERTAINTY
 from align_gen.progress import ProgressCallback
 
 if TYPE_CHECKING:
     from align_gen.reward_heads import RewardSet
 
-CHUNK = 1024  # pictures that are kept at once
-
-READ_AT_ONCE = 16  # by one call of a worker
+CHUNK = 1024  # pictures that are saved at once
+READ_AT_ONCE = 16  # pictures, by one call of a worker
+RUNNING = 4  # batches that may wait for their scores at once
 
 
 @dataclass
 class ScoredPicture:
-    """What became of one picture."""
+    """One picture on its way through scoring.
+
+    Attributes:
+        row: of the gallery.
+        content: SHA-256 of the file.
+        pixels: uint8 (H,W,3) or (F,H,W,3), until it is scored.
+        values: scores by head, and COMBINED and UNCERTAINTY.
+        error: why the picture could not be read.
+    """
 
     row: Mapping[str, Any]
-    content: str | None = None  # SHA-256 of its file
-    pixels: Any = None  # uint8 (H,W,3) or (F,H,W,3), until it is scored
-    values: dict[str, float] | None = None  # of the heads, and COMBINED and UNCERTAINTY
+    content: str | None = None
+    pixels: Any = None
+    values: dict[str, float] | None = None
     error: str | None = None
 
     @property
@@ -46,181 +57,161 @@ class ScoredPicture:
 
     @property
     def key(self) -> tuple[str | None, str]:
-        """What its scores depend on, besides the heads."""
+        """What the scores depend on, besides the heads: the file's content and the prompt."""
         return self.content, self.prompt
 
 
-Known = Mapping[tuple[str | None, str], dict[str, float]]  # by ScoredPicture.key
+Known = Mapping[tuple[str | None, str], dict[str, float]]  # scores by ScoredPicture.key
 
 
 def scored_chunks(
     source: Source,
-    judges: RewardSet,
+    rewards: RewardSet,
     *,
     batch_size: int = 64,
     progress: ProgressCallback | None = None,
     known: Known | None = None,
-    place: int = 0,
+    rank: int = 0,
     ranks: int = 1,
 ) -> Iterator[tuple[int, list[ScoredPicture]]]:
-    """Numbered chunks of scored pictures, in order; of several processes, every ``ranks``-th
-    chunk.
+    """Numbered chunks of scored pictures, in order.
+
+    Args:
+        source: of the pictures.
+        rewards: give the scores.
+        batch_size: pictures that a head is given at once, of one shape.
+        progress: called as scores arrive.
+        known: scores that are not computed again.
+        rank: of this process, which scores every ``ranks``-th chunk.
+        ranks: the number of processes.
     """
     if batch_size < 1:
         raise UserError(f"batch_size: {batch_size}, want 1 or more")
+    # Few pictures are cut so that every process has a chunk.
     size = CHUNK if source.total is None else max(1, min(CHUNK, -(-source.total // ranks)))
-    mine = (item for number, item in enumerate(source) if number // size % ranks == place)
-    tell = _Told(progress, None if source.total is None or ranks > 1 else source.total)
-    with _workers(judges) as workers:
-        waiting = _read_ahead(mine, workers.pool, known or {}, max(2 * batch_size, READ_AT_ONCE))
-        number = place
+    mine = (item for number, item in enumerate(source) if number // size % ranks == rank)
+    total = None if source.total is None or ranks > 1 else source.total
+    count = _Counter(progress, total)
+    with _workers(rewards) as workers:
+        ahead = max(2 * batch_size, READ_AT_ONCE)
+        waiting = _read_ahead(mine, workers.pool, known or {}, ahead)
+        number = rank
         batch_size = workers.batch_size(batch_size, source.total)
-        while chunk := _scored(islice(waiting, size), workers.ask, batch_size, tell):
+        while chunk := _score_chunk(islice(waiting, size), workers.score, batch_size, count):
             yield number, chunk
             number += ranks
-    tell.end()
+    count.end()
+
+
+# --- the threads ----------------------------------------------------------------------------------
 
 
 @dataclass
 class _Workers:
-    """Threads to read with, and to score with where heads allow it."""
+    """Threads that read pictures and, where the heads allow it, score them too."""
 
     pool: ThreadPoolExecutor
-    judges: RewardSet
+    rewards: RewardSet
     count: int
     score_too: bool
 
-    def batch_size(self, asked: int, total: int | None) -> int:
-        """Of few pictures, so small that every worker has some batches, and none waits long for
-        another's last.
-        """
-        return (
-            asked
-            if not self.score_too or total is None
-            else min(asked, max(8, total // (4 * self.count)))
-        )
+    def batch_size(self, requested: int, total: int | None) -> int:
+        """A batch size at which every worker has some batches.
 
-    def ask(self, batch: list[ScoredPicture]) -> Future[None]:
-        """Score a batch: in a worker, or here and now."""
+        Of few pictures the batches are so small that no worker waits long for another's last one.
+        """
+        if not self.score_too or total is None:
+            return requested
+        return min(requested, max(8, total // (4 * self.count)))
+
+    def score(self, batch: list[ScoredPicture]) -> Future[None]:
+        """Score a batch, in a worker or in the caller's thread."""
         if self.score_too:
-            return self.pool.submit(_ask, self.judges, batch)
+            return self.pool.submit(_score_batch, self.rewards, batch)
         done: Future[None] = Future()
-        _ask(self.judges, batch)
+        _score_batch(self.rewards, batch)
         done.set_result(None)
         return done
 
 
 @contextmanager
-def _workers(judges: RewardSet) -> Iterator[_Workers]:
+def _workers(rewards: RewardSet) -> Iterator[_Workers]:
     import torch
 
     cores = torch.get_num_threads()
-    alone = judges.device.type == "cpu" and judges.parallel and cores > 1
+    score_too = rewards.device.type == "cpu" and rewards.parallel and cores > 1
 
     def begin() -> None:
-        if alone:
-            torch.set_num_threads(1)  # of this thread
+        # torch's setting is the thread's own: each worker computes on one core.
+        if score_too:
+            torch.set_num_threads(1)
 
-    count = cores if alone else min(8, os.cpu_count() or 1)
+    count = cores if score_too else min(8, os.cpu_count() or 1)
     pool = ThreadPoolExecutor(count, "worker", begin)
     try:
-        yield _Workers(pool, judges, count, alone)
-    finally:  # also when a head raises
+        yield _Workers(pool, rewards, count, score_too)
+    finally:
+        # Also when a head raises. What a thread sets is where threads to come begin.
         pool.shutdown(cancel_futures=True)
-        if alone:
-            torch.set_num_threads(cores)  # what a thread sets is where threads to come begin
+        if score_too:
+            torch.set_num_threads(cores)
 
 
-def _ask(judges: RewardSet, batch: list[ScoredPicture]) -> None:
-    """Score pictures of one shape."""
+# --- scoring --------------------------------------------------------------------------------------
+
+
+def _score_batch(rewards: RewardSet, batch: list[ScoredPicture]) -> None:
+    """Score pictures of one shape; their pixels are dropped."""
     import numpy as np
     import torch
 
     with torch.no_grad():
-        media = as_media(np.stack([each.pixels for each in batch])).to(judges.device)
-        scores = judges(media, [each.prompt for each in batch])
+        media = as_media(np.stack([each.pixels for each in batch])).to(rewards.device)
+        scores = rewards(media, [each.prompt for each in batch])
     columns = {**scores.heads, COMBINED: scores.combined}
-    columns |= {} if scores.uncertainty is None else {UNCERTAINTY: scores.uncertainty}
+    if scores.uncertainty is not None:
+        columns[UNCERTAINTY] = scores.uncertainty
     lists = {name: column.tolist() for name, column in columns.items()}
-    for place, each in enumerate(batch):
-        each.values = {name: column[place] for name, column in lists.items()}
+    for number, each in enumerate(batch):
+        each.values = {name: column[number] for name, column in lists.items()}
         each.pixels = None
 
 
-def _scored(
+def _score_chunk(
     pictures: Iterable[ScoredPicture],
-    ask: Callable[[list[ScoredPicture]], Future[None]],
+    score: Callable[[list[ScoredPicture]], Future[None]],
     batch_size: int,
-    tell: _Told,
+    count: _Counter,
 ) -> list[ScoredPicture]:
-    """A chunk, once every batch of it is scored."""
+    """A chunk in the order of ``pictures``, once every batch of it is scored."""
     chunk: list[ScoredPicture] = []
     running: deque[tuple[Future[None], int]] = deque()
 
-    def noted() -> Iterator[ScoredPicture]:
+    def unscored() -> Iterator[ScoredPicture]:
         for each in pictures:
             chunk.append(each)
             if each.pixels is not None:
                 yield each
             elif each.values is not None:
-                tell(1)
+                count.add(1)
 
     def finish(most: int) -> None:
         while len(running) > most:
-            future, count = running.popleft()
+            future, pictures_in_batch = running.popleft()
             future.result()
-            tell(count)
+            count.add(pictures_in_batch)
 
-    for batch in _by_shape(noted(), batch_size):
-        running.append((ask(batch), len(batch)))
-        finish(4)
+    for batch in _by_shape(unscored(), batch_size):
+        running.append((score(batch), len(batch)))
+        finish(RUNNING)
     finish(0)
     return chunk
 
 
-def _read_ahead(
-    items: Iterable[Item], pool: ThreadPoolExecutor, known: Known, ahead: int
-) -> Iterator[ScoredPicture]:
-    """Every picture read, or why not, in order; at most `ahead` wait in memory, and one video a
-    worker.
-    """
-    waiting: deque[Future[list[ScoredPicture]]] = deque()
-    stream = iter(items)
-    while True:
-        while len(waiting) * READ_AT_ONCE < ahead and (part := _some(stream)):
-            waiting.append(pool.submit(lambda part=part: [_read(item, known) for item in part]))  # type: ignore[misc]
-        if not waiting:
-            return
-        yield from waiting.popleft().result()
-
-
-def _some(items: Iterator[Item]) -> list[Item]:
-    """The next few pictures, or one video."""
-    part: list[Item] = []
-    for item in items:
-        part.append(item)
-        if item.suffix in VIDEOS or len(part) == READ_AT_ONCE:
-            break
-    return part
-
-
-def _read(item: Item, known: Known) -> ScoredPicture:
-    found = ScoredPicture(item.row)
-    try:
-        content = item.read()
-        found.content = hashlib.sha256(content).hexdigest()
-        if (values := known.get(found.key)) is not None:
-            found.values = values
-        else:
-            found.pixels = read_pixels(content, item.suffix)
-    except UnreadablePicture as error:
-        found.error = str(error)
-    return found
-
-
 def _by_shape(pictures: Iterable[ScoredPicture], batch_size: int) -> Iterator[list[ScoredPicture]]:
-    """Batches of one shape each; a video is a batch. When many shapes fill the memory, the fullest
-    batch goes early.
+    """Batches of one shape each; a video is a batch of its own.
+
+    When many shapes fill the memory, the fullest batch goes early.
     """
     open_batches: dict[tuple[int, ...], list[ScoredPicture]] = {}
     for each in pictures:
@@ -233,20 +224,71 @@ def _by_shape(pictures: Iterable[ScoredPicture], batch_size: int) -> Iterator[li
     yield from open_batches.values()
 
 
-class _Told:
-    """Progress by counts; a stream of unknown length is as long as what is done."""
+# --- reading --------------------------------------------------------------------------------------
+
+
+def _read_ahead(
+    items: Iterable[Item], pool: ThreadPoolExecutor, known: Known, ahead: int
+) -> Iterator[ScoredPicture]:
+    """Every picture read, or the reason why not, in order.
+
+    At most ``ahead`` pictures wait in memory, and one video per worker.
+    """
+    waiting: deque[Future[list[ScoredPicture]]] = deque()
+    stream = iter(items)
+    while True:
+        while len(waiting) * READ_AT_ONCE < ahead and (part := _next_items(stream)):
+            waiting.append(pool.submit(_read_all, part, known))
+        if not waiting:
+            return
+        yield from waiting.popleft().result()
+
+
+def _next_items(items: Iterator[Item]) -> list[Item]:
+    """The next few pictures, or one video."""
+    part: list[Item] = []
+    for item in items:
+        part.append(item)
+        if item.suffix in VIDEOS or len(part) == READ_AT_ONCE:
+            break
+    return part
+
+
+def _read_all(items: list[Item], known: Known) -> list[ScoredPicture]:
+    return [_read(item, known) for item in items]
+
+
+def _read(item: Item, known: Known) -> ScoredPicture:
+    """Read a picture; one whose scores are known is hashed and not decoded."""
+    picture = ScoredPicture(item.row)
+    try:
+        content = item.read()
+        picture.content = hashlib.sha256(content).hexdigest()
+        picture.values = known.get(picture.key)
+        if picture.values is None:
+            picture.pixels = read_pixels(content, item.suffix)
+    except UnreadablePicture as error:
+        picture.error = str(error)
+    return picture
+
+
+class _Counter:
+    """Counts scored pictures for a progress callback.
+
+    A stream of unknown length is said to be as long as what is done.
+    """
 
     def __init__(self, progress: ProgressCallback | None, total: int | None):
         self.progress = progress
         self.total = total
         self.done = 0
 
-    def __call__(self, count: int) -> None:
+    def add(self, count: int) -> None:
         self.done += count
         if self.progress is not None:
             self.progress("score", self.done, self.done if self.total is None else self.total, {})
 
     def end(self) -> None:
-        """Pictures that could not be read count too."""
+        """Report the whole: pictures that could not be read count too."""
         if self.progress is not None and self.total is not None and self.done < self.total:
             self.progress("score", self.total, self.total, {})

@@ -1,8 +1,8 @@
-"""One HTML page of one or two scored galleries: what changed, by the numbers and by the pictures.
+"""One HTML page of one or two scored galleries: what changed, by numbers and by pictures.
 
 The page is a single file: style, script, data and thumbnails are inside, and its content-security
-policy lets it reach nothing else. The template writes what needs no script (verdict, provenance);
-report.js draws the rest from one block of JSON.
+policy lets it reach nothing else. The template writes what needs no script (verdict, means,
+provenance); report.js draws the rest from one block of JSON.
 """
 
 from __future__ import annotations
@@ -16,28 +16,31 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from align_gen.errors import writing_to
 from align_gen.files import whole_file
 from align_gen.galleries.comparison import Comparison
 from align_gen.galleries.table import ScoresTable
-from align_gen.report.words import ROLES, digits_of, facts, summary, tiles, towards
-
-from .pictures import Json, pictures_of
-
-if TYPE_CHECKING:
-    pass
-
-ORDER_SEED = (
-    0  # of the default, random order: the same pictures come first each time the page is built
+from align_gen.report.pictures import Json, pictures_of
+from align_gen.report.words import (
+    ROLES,
+    digits_of,
+    facts,
+    mean_tiles,
+    summary,
+    tiles,
+    towards,
 )
-OWN_KEYS = (
-    "prompt",
-    "seed",
-    "file_name",
-    "made",
-)  # of a gallery's row: shown in places of their own
+
+# Of the default, random order: the same pictures come first each time the page is built.
+ORDER_SEED = 0
+
+# Keys of a gallery's row that the page shows in places of their own.
+SHOWN_KEYS = ("prompt", "seed", "file_name", "made")
+
+Command = Callable[[Mapping[str, Any]], str | None]
+Indices = Sequence[tuple[int, int]]  # rows of before and after
 
 
 def build_report(
@@ -53,105 +56,114 @@ def build_report(
     metrics: Sequence[Mapping[str, Any]] = (),
     alarm: str | None = None,
     provenance: Mapping[str, Any] | None = None,
-    command: Callable[[Mapping[str, Any]], str | None] | None = None,
+    command: Command | None = None,
+    names: tuple[str, str] = ("before", "after"),
     thumbnail: int = 128,
     limit: int = 1000,
 ) -> Path:
-    """Write the page to `out`, whole or not at all, and return `out`.
+    """Write the page to ``out``, whole or not at all, and return ``out``.
 
     Pictures come from the tables' folders; one that cannot be read becomes a placeholder with the
-    reason. `before` and `after` pair on prompt and seed (on the file's name where a row lacks
-    them); without `before` the page shows one gallery. optimised, held_out: columns of the
-    comparison; its verdict depends on them. lowered: those of the optimised whose weight is
-    negative, shown as −NAME. metrics: one mapping a step, with "step". alarm: what a guard of the
-    run said, shown first and in red. provenance: shown in the foot, packages and weights from
-    `after` first. command: from a row of `after` to what makes the picture again, or None. Pictures
-    above `thumbnail` pixels a side are reduced to that. More than `limit` pairs are a random
-    choice, and the page says so. UserError when `out` cannot be written or a column of optimised or
-    held_out was not compared.
+    reason.
+
+    Args:
+        after: the gallery to show.
+        before: the gallery that it is compared with; None shows one gallery.
+        out: the file to write.
+        title: of the page.
+        comparison: of ``before`` and ``after``; its pairs are the page's. None without ``before``.
+        optimised: columns of the comparison; the verdict depends on them.
+        held_out: likewise.
+        lowered: those of the optimised whose weight is negative, shown as −NAME.
+        metrics: one mapping per training step, with "step".
+        alarm: what a run's early stopping warned of, shown first and in red.
+        provenance: shown in the foot, after packages and weights of ``after``.
+        command: from a row of ``after`` to the command that makes the picture again, or None.
+        names: what the page calls ``before`` and ``after``.
+        thumbnail: larger pictures are reduced to so many pixels a side.
+        limit: of pairs that are shown; of more, a random choice, and the page says so.
+
+    Raises:
+        UserError: ``out`` cannot be written, or a column of optimised or held_out was not compared.
+        ValueError: ``before`` without ``comparison``.
     """
-    pairs = _pairs(before, after)
+    # Which pairs, in the page's default order.
+    pairs = _pairs(before, after, comparison)
     total = len(pairs)
     random.Random(ORDER_SEED).shuffle(pairs)
-    columns = _columns(after, before, optimised, held_out)
-    sides = {"after": (after, [j for _, j in pairs[:limit]])}
-    if before is not None:
-        sides["before"] = (before, [i for i, _ in pairs[:limit]])
-    shown = {
-        side: pictures_of(table, rows, list(columns), thumbnail)
-        for side, (table, rows) in sides.items()
-    }
-    items = [_item(j, after.rows[j], command) for _, j in pairs[:limit]]
-    for side, pictures in shown.items():
-        for item, picture in zip(items, pictures, strict=True):
-            item[side] = picture
-    wanted = None if comparison is None else towards(comparison, lowered)
-    aims = [f"−{name}" if name in lowered else name for name in optimised]
-    unsure = after.uncertainty
-    if unsure is not None:
-        for item, (_, j) in zip(items, pairs[:limit], strict=True):
-            item["uncertainty"] = unsure[j]
-    disagree = _disagreement(items, list(columns.values())) if before is not None else False
+    pairs = pairs[:limit]
 
-    digits = {name: digits_of(_values(items, k)) for k, name in enumerate(columns)}
+    # What the script draws.
+    columns = _columns(after, before, optimised, held_out)
+    items = _items(pairs, after, before, list(columns), thumbnail, command)
+    disagree = before is not None and _disagreement(items, list(columns.values()))
+    described = [
+        {"name": name, "role": role, "digits": digits_of(_values(items, k))}
+        for k, (name, role) in enumerate(columns.items())
+    ]
     data = {
         "paired": before is not None,
+        "names": dict(zip(("before", "after"), names, strict=True)),
         "total": total,
-        "columns": [
-            {"name": name, "role": role, "digits": digits[name]} for name, role in columns.items()
-        ],
+        "columns": described,
         "items": items,
         "curves": _curves(metrics, before, after),
     }
+
+    # What the template writes.
+    wanted = None if comparison is None else towards(comparison, lowered)
+    aims = [f"−{name}" if name in lowered else name for name in optimised]
+    made_of = {"packages": after.versions, "weights": after.provenance, **(provenance or {})}
     page = _render(
         title=title,
         data=data,
         disagree=disagree,
-        unsure=unsure is not None,
+        unsure=after.uncertainty is not None,
         summary=None if wanted is None else summary(wanted, aims, held_out, alarm),
         tiles=[] if wanted is None else tiles(wanted, aims, held_out),
+        means=mean_tiles(after) if before is None else [],
         unmatched=(0, 0) if comparison is None else comparison.unmatched,
-        facts=facts(
-            {"packages": after.versions, "weights": after.provenance, **(provenance or {})}
-        ),
+        facts=facts(made_of),
     )
     with writing_to(out):
         Path(out).parent.mkdir(parents=True, exist_ok=True)
         with whole_file(Path(out)) as file:
-            file.write(page.encode("utf-8", "replace"))  # a title may hold half a surrogate pair
+            # A title may hold half a surrogate pair.
+            file.write(page.encode("utf-8", "replace"))
     return Path(out)
 
 
 def inert_json(data: Any) -> str:
-    """JSON that may stand in a <script> block: no character in it can end the block or a line of
-    JavaScript.
-    """
-    text = json.dumps(
-        _finite(data), allow_nan=False, separators=(",", ":")
-    )  # ASCII: U+2028 is escaped already
+    """JSON that may stand in a <script> block: no character ends the block or a line of script."""
+    # ASCII, so that U+2028 is escaped already.
+    text = json.dumps(_finite(data), allow_nan=False, separators=(",", ":"))
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def _render(**values: Any) -> str:
+# --- the template ---------------------------------------------------------------------------------
+
+
+def _render(data: Json, **values: Any) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
-    folder = files(__package__ or "")
-    style, script = (
-        folder.joinpath(name).read_text("utf-8") for name in ("report.css", "report.js")
-    )
+    package = __package__ or ""
+    style = files(package).joinpath("report.css").read_text("utf-8")
+    script = files(package).joinpath("report.js").read_text("utf-8")
     environment = Environment(
-        loader=PackageLoader(__package__ or ""),
+        loader=PackageLoader(package),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     return environment.get_template("report.html.j2").render(
-        **{**values, "data": Markup(inert_json(values["data"]))},
-        paired=values["data"]["paired"],
-        columns=values["data"]["columns"],
-        has_curves=bool(values["data"]["curves"]),
+        **values,
+        data=Markup(inert_json(data)),
+        paired=data["paired"],
+        names=data["names"],
+        columns=data["columns"],
+        has_curves=bool(data["curves"]),
         style=Markup(style),
         script=Markup(script),
         style_hash=_hash(style),
@@ -160,8 +172,22 @@ def _render(**values: Any) -> str:
 
 
 def _hash(block: str) -> str:
-    """As a content-security policy names an inline block."""
+    """The name of an inline block in a content-security policy."""
     return "sha256-" + base64.b64encode(hashlib.sha256(block.encode()).digest()).decode()
+
+
+# --- items ----------------------------------------------------------------------------------------
+
+
+def _pairs(
+    before: ScoresTable | None, after: ScoresTable, comparison: Comparison | None
+) -> list[tuple[int, int]]:
+    """Rows of before and after in the order of ``after``; for one gallery (row, row)."""
+    if before is None:
+        return [(row, row) for row in range(len(after.rows))]
+    if comparison is None:
+        raise ValueError("want a comparison beside before: its pairs are the page's")
+    return sorted(comparison.pairs, key=lambda pair: pair[1])
 
 
 def _columns(
@@ -171,62 +197,65 @@ def _columns(
     held_out: Sequence[str],
 ) -> dict[str, str]:
     """Name -> role, optimised first, then held out, then the rest."""
-    names = list(after.heads) + [
-        name for name in (before.heads if before else ()) if name not in after.heads
-    ]
-    roles = {
-        name: ROLES[0] if name in optimised else ROLES[1] if name in held_out else ROLES[2]
-        for name in names
-    }
+    others = [] if before is None else [name for name in before.heads if name not in after.heads]
+    roles = {}
+    for name in [*after.heads, *others]:
+        if name in optimised:
+            roles[name] = ROLES[0]
+        else:
+            roles[name] = ROLES[1] if name in held_out else ROLES[2]
     return dict(sorted(roles.items(), key=lambda entry: ROLES.index(entry[1])))
 
 
-def _pairs(before: ScoresTable | None, after: ScoresTable) -> list[tuple[int, int]]:
-    """(row of before, row of after); for one gallery (row, row)."""
-    if before is None:
-        return [(j, j) for j in range(len(after.rows))]
-    place = {_key(row): i for i, row in reversed(list(enumerate(before.rows)))}
-    return [(place[key], j) for j, row in enumerate(after.rows) if (key := _key(row)) in place]
+def _items(
+    pairs: Indices,
+    after: ScoresTable,
+    before: ScoresTable | None,
+    columns: Sequence[str],
+    thumbnail: int,
+    command: Command | None,
+) -> list[Json]:
+    """One item per pair, as the script reads it."""
+    items = [_item(row, after.rows[row], command) for _, row in pairs]
+    sides = {"after": pictures_of(after, [row for _, row in pairs], columns, thumbnail)}
+    if before is not None:
+        sides["before"] = pictures_of(before, [row for row, _ in pairs], columns, thumbnail)
+    for side, pictures in sides.items():
+        for item, picture in zip(items, pictures, strict=True):
+            item[side] = picture
+    if after.uncertainty is not None:
+        for item, (_, row) in zip(items, pairs, strict=True):
+            item["uncertainty"] = after.uncertainty[row]
+    return items
 
 
-def _key(row: Mapping[str, Any]) -> str:
-    named = "prompt" in row and "seed" in row
-    return json.dumps([row["prompt"], row["seed"]] if named else row.get("file_name"), default=str)
-
-
-def _item(
-    index: int, row: Mapping[str, Any], command: Callable[[Mapping[str, Any]], str | None] | None
-) -> Json:
+def _item(number: int, row: Mapping[str, Any], command: Command | None) -> Json:
     return {
-        "id": index,  # names the card in the URL
+        "id": number,  # names the card in the URL
         "prompt": str(row.get("prompt", "")),
         "seed": row.get("seed"),
-        "more": {str(key): _text(value) for key, value in row.items() if key not in OWN_KEYS},
+        "more": {str(key): _text(value) for key, value in row.items() if key not in SHOWN_KEYS},
         "command": command(row) if command else None,
     }
 
 
 def _values(items: Sequence[Json], column: int) -> list[float]:
-    found = [
-        item[side]["scores"][column]
-        for item in items
-        for side in ("before", "after")
-        if side in item
-    ]
-    return [value for value in found if value is not None and math.isfinite(value)]
+    """The finite scores of a column, on both sides."""
+    sides = [item[side] for item in items for side in ("before", "after") if side in item]
+    values = [side["scores"][column] for side in sides]
+    return [value for value in values if value is not None and math.isfinite(value)]
 
 
 def _disagreement(items: Sequence[Json], roles: Sequence[str]) -> bool:
-    """Give each pair its `disagreement`: how far the optimised columns rose above the held-out
-    ones.
+    """Give each pair its "disagreement": how far optimised columns rose above held-out ones.
 
     Changes are in standard deviations of the column before, and averaged over the columns of a
     role. False, and nothing given, unless there are columns of both roles.
     """
-    both = [[k for k, role in enumerate(roles) if role == wanted] for wanted in ROLES[:2]]
-    if not all(both):
+    aims, guards = ([k for k, role in enumerate(roles) if role == wanted] for wanted in ROLES[:2])
+    if not aims or not guards:
         return False
-    scale = {k: _spread(item["before"]["scores"][k] for item in items) for k in both[0] + both[1]}
+    scale = {k: _std(item["before"]["scores"][k] for item in items) for k in aims + guards}
 
     def change(item: Json, columns: Sequence[int]) -> float:
         return statistics.fmean(
@@ -234,29 +263,32 @@ def _disagreement(items: Sequence[Json], roles: Sequence[str]) -> bool:
         )
 
     for item in items:
-        whole = all(
-            item[side]["scores"][k] is not None for side in ("before", "after") for k in scale
-        )
-        item["disagreement"] = change(item, both[0]) - change(item, both[1]) if whole else None
+        scores = [item[side]["scores"][k] for side in ("before", "after") for k in scale]
+        whole = all(score is not None for score in scores)
+        item["disagreement"] = change(item, aims) - change(item, guards) if whole else None
     return True
 
 
-def _spread(values: Iterable[float | None]) -> float:
+def _std(values: Iterable[float | None]) -> float:
+    """The standard deviation of the finite values (n - 1); 1 where there is none."""
     known = [value for value in values if value is not None and math.isfinite(value)]
     return (statistics.stdev(known) if len(known) > 1 else 0.0) or 1.0
+
+
+# --- curves ---------------------------------------------------------------------------------------
 
 
 def _curves(
     metrics: Sequence[Mapping[str, Any]], before: ScoresTable | None, after: ScoresTable
 ) -> Json:
-    """Metric -> [[step, value], …]. The galleries' own means open and close the curves
-    eval/COLUMN/mean.
+    """Metric -> [[step, value], …].
+
+    The galleries' own means open and close the curves eval/COLUMN/mean.
     """
     lines = [line for line in metrics if isinstance(line.get("step"), int | float)]
     if lines and before is not None:
-        ends = ((0, before), (max(line["step"] for line in lines), after))
-        first, last = ({"step": step, **_means(table)} for step, table in ends)
-        lines = [first, *lines, last]
+        last = max(line["step"] for line in lines)
+        lines = [{"step": 0, **_means(before)}, *lines, {"step": last, **_means(after)}]
     curves: dict[str, dict[float, float]] = {}
     for line in lines:
         for key, value in line.items():
@@ -266,13 +298,14 @@ def _curves(
 
 
 def _means(table: ScoresTable) -> dict[str, float]:
-    known = {
-        name: [value for value in column if value is not None]
-        for name, column in table.heads.items()
-    }
+    """The means of the heads that have any score, by the names of a run's metrics."""
+    known = {name: table.known(name) for name in table.heads}
     return {
         f"eval/{name}/mean": statistics.fmean(values) for name, values in known.items() if values
     }
+
+
+# --- plain values ---------------------------------------------------------------------------------
 
 
 def _text(value: Any) -> str:
@@ -280,6 +313,7 @@ def _text(value: Any) -> str:
 
 
 def _finite(value: Any) -> Any:
+    """The same value with None for NaN and infinities."""
     if isinstance(value, Mapping):
         return {str(key): _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

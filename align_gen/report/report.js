@@ -7,6 +7,7 @@ const PAGE = 48; // pictures drawn at a time
 const BINS = 16; // about as many bars a histogram
 const BLINK = 800; // milliseconds a picture; slower than 3 flashes a second by far
 const SIDES = DATA.paired ? ["before", "after"] : ["after"];
+const NAMES = DATA.names; // what the page calls the two sides
 const NOUN = DATA.paired ? "pair" : "picture";
 
 const byId = (id) => document.getElementById(id);
@@ -150,9 +151,9 @@ function go(changes) {
 
 function picture(item, side) {
   const { picture, reason } = item[side];
-  const label = DATA.paired ? element("span", { class: "side" }, side) : null;
+  const label = DATA.paired ? element("span", { class: "side" }, NAMES[side]) : null;
   const shown = picture
-    ? element("img", { src: `data:${picture}`, alt: `${side}: ${item.prompt}`, draggable: "false" })
+    ? element("img", { src: `data:${picture}`, alt: `${DATA.paired ? NAMES[side] : "picture"}: ${item.prompt}`, draggable: "false" })
     : element("span", { class: "missing" }, element("b", {}, "No picture"), ` ${reason}`);
   if (picture) shown.addEventListener("load", () => shown.classList.toggle("small", shown.naturalWidth <= 64));
   return element("span", { class: `picture ${side}` }, shown, label);
@@ -278,7 +279,7 @@ function drawToolbar() {
   if (state.filter) {
     const { side, column } = state.filter;
     const found = DATA.items.filter((item) => inBar(item, state.filter)).length;
-    const which = DATA.paired ? `${DATA.columns[column].name} ${side}` : DATA.columns[column].name;
+    const which = DATA.paired ? `${DATA.columns[column].name} ${NAMES[side]}` : DATA.columns[column].name;
     byId("filter-text").textContent = `Filter: ${which} from ${barText(state.filter)}, ${found} of ${count(DATA.items.length)}`;
   }
   drawBlink();
@@ -315,9 +316,9 @@ function histogram(column) {
   const counts = Object.fromEntries(SIDES.map((side) => [side, edges.slice(1).map((_, bar) =>
     DATA.items.filter((item) => inBar(item, { side, bar, column })).length)]));
   const most = Math.max(1, ...Object.values(counts).flat());
-  const rows = SIDES.map((side) => element("div", { class: `bars ${side}`, role: "group", "aria-label": `${name}, ${side}` },
+  const rows = SIDES.map((side) => element("div", { class: `bars ${side}`, role: "group", "aria-label": DATA.paired ? `${name}, ${NAMES[side]}` : name },
     ...counts[side].map((n, bar) => barOf({ side, bar, column }, n, most)),
-    DATA.paired ? element("span", { class: "side" }, side) : null));
+    DATA.paired ? element("span", { class: "side" }, NAMES[side]) : null));
   for (const row of rows) row.querySelector("button")?.setAttribute("tabindex", "0");
   const ends = edges.length ? [0, edges.length - 1] : [];
   return element("figure", { class: "histogram" },
@@ -334,7 +335,7 @@ function barOf(filter, n, most) {
   const fill = element("span", { class: "fill" });
   fill.style.height = `${(100 * n) / most}%`;
   return element("button", {
-    type: "button", class: "bar", tabindex: "-1", title: label, "aria-label": `${side} ${label}`, "aria-pressed": "false",
+    type: "button", class: "bar", tabindex: "-1", title: label, "aria-label": DATA.paired ? `${NAMES[side]} ${label}` : label, "aria-pressed": "false",
     "data-filter": filterText(filter), "data-low": low, "data-high": high,
     click: () => go({ filter: state.filter && filterText(state.filter) === filterText(filter) ? null : filter }),
   }, fill);
@@ -416,7 +417,7 @@ function drawCurves() {
 // --- the card --------------------------------------------------------------------------------------------------------
 
 function scoreTable(item) {
-  const head = DATA.paired ? ["", "before", "after", "change"] : ["", "score"];
+  const head = DATA.paired ? ["", NAMES.before, NAMES.after, "change"] : ["", "score"];
   const rows = DATA.columns.map(({ name, role, digits }, column) => {
     const values = SIDES.map((side) => number(score(item, side, column), digits));
     const cells = values.map((text) => element("td", {}, text));
@@ -436,7 +437,7 @@ function details(item) {
   const rows = [["seed", item.seed], ["file", files.join(" → ")], ...Object.entries(item.more)];
   if (item.disagreement !== undefined) rows.push(["disagreement", item.disagreement === null ? "–" : `${number(item.disagreement, 2, true)} std`]);
   if (item.uncertainty !== undefined) rows.push(["uncertainty", item.uncertainty === null ? "–" : `± ${item.uncertainty.toPrecision(3)}`]);
-  for (const side of SIDES) if (item[side].reason) rows.push([`${side}, unreadable`, item[side].reason]);
+  for (const side of SIDES) if (item[side].reason) rows.push([DATA.paired ? `${NAMES[side]}, unreadable` : "unreadable", item[side].reason]);
   const known = rows.filter(([, value]) => value !== null && value !== undefined && value !== "");
   return element("dl", {}, ...known.map(([name, value]) =>
     element("div", {}, element("dt", {}, name), element("dd", { dir: "auto" }, String(value)))));

@@ -1,4 +1,4 @@
-"""Reports of run directories and galleries: what to show, handed to the page that shows it."""
+"""Reports of runs and galleries: which scores, names and commands go on the page."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,8 @@ from typing import Any
 
 from ..errors import UserError
 from ..galleries.comparison import compare
-from ..galleries.table import ScoresTable
+from ..galleries.table import SCORES, ScoresTable
+from ..run_folder import RunFolder
 from ..training.journal import read_lines
 from ..training.recipe import Recipe
 
@@ -15,55 +16,46 @@ from ..training.recipe import Recipe
 def report_run(
     run: Path, out: Path | None = None, summary: Mapping[str, Any] | None = None
 ) -> Path:
-    """The report of a finished run directory, ``run/report.html`` unless said otherwise."""
+    """Write the report of a finished run, ``report.html`` in its folder unless ``out`` is given.
+
+    Raises:
+        UserError: the run has not finished.
+    """
     from .page import build_report
 
-    before = run / "before" / "scores.parquet"
-    after = run / "samples" / "final" / "scores.parquet"
-    for file in (run / "recipe.yaml", before, after):
+    folder = RunFolder(run)
+    for file in (folder.recipe, folder.before / SCORES, folder.final / SCORES):
         if not file.is_file():
             raise UserError(f"{run}: no finished run ({file.relative_to(run)} is missing)")
-    recipe = Recipe.load(run / "recipe.yaml")
-    tables = _scores_of(before.parent), _scores_of(after.parent)
-    lines = read_lines(run / "metrics.jsonl")
-    provenance = {"recipe": recipe.to_yaml(), **({"summary": dict(summary)} if summary else {})}
+    recipe = Recipe.load(folder.recipe)
+    before = _scores_of(folder.before)
+    after = _scores_of(folder.final)
+    lines = read_lines(folder.metrics)
+    provenance: dict[str, Any] = {"recipe": recipe.to_yaml()}
+    if summary:
+        provenance["summary"] = dict(summary)
     return build_report(
-        before=tables[0],
-        after=tables[1],
-        out=out or run / "report.html",
+        before=before,
+        after=after,
+        out=out or folder.report,
         title=f"{recipe.model.path}, fine-tuned by {recipe.method.name.upper()}",
-        comparison=compare(*tables),
+        comparison=compare(before, after),
         optimised=[str(name) for name in recipe.rewards],
         held_out=[str(name) for name in recipe.eval_rewards],
-        lowered=[str(name) for name, said in recipe.rewards.items() if _weight(said) < 0],
+        lowered=[str(name) for name, spec in recipe.rewards.items() if _weight(spec) < 0],
         metrics=lines,
         alarm=alarm_of(lines, recipe.run.steps),
         provenance=provenance,
-        command=lambda row: command_for(row, adapter=str(run / "export")),
+        command=lambda row: command_for(row, adapter=str(folder.export)),
     )
 
 
-def _weight(said: Any) -> float:
-    """Of a reward as a recipe has it: a number, or options that may hold one."""
-    weight = said.get("weight", 1.0) if isinstance(said, Mapping) else said
-    return 1.0 if weight is None else float(weight)
-
-
-def alarm_of(lines: Sequence[Mapping[str, Any]], steps: int) -> str | None:
-    """What the guard saw, where the run ended with a held-out reward below its start; None where it
-    recovered.
-    """
-    fallen = {line["step"]: line["eval/fallen"] > 0 for line in lines if "eval/fallen" in line}
-    if not fallen or not list(fallen.values())[-1]:
-        return None
-    told = ", ".join(str(step) for step, low in fallen.items() if low)
-    last = max(line["step"] for line in lines)
-    ended = f" The run was stopped at step {last} of {steps}." if last < steps else ""
-    return f"More than a quarter of a standard deviation below their start at step {told}.{ended}"
-
-
 def report_galleries(sources: list[Path], out: Path) -> Path:
-    """The report of one scored gallery, or of two, before and after."""
+    """Write the report of one scored gallery, or of two, the second against the first.
+
+    Raises:
+        UserError: another number of galleries, or one that is missing or has no scores.
+    """
     from .page import build_report
 
     if not 1 <= len(sources) <= 2:
@@ -72,41 +64,73 @@ def report_galleries(sources: list[Path], out: Path) -> Path:
         )
     tables = [_scores_of(source) for source in sources]
     before = tables[0] if len(tables) == 2 else None
+    names = [source.name for source in sources]
+    # Two galleries of one name, as runs/a/before and runs/b/before, go by their paths.
+    if len(set(names)) < len(names):
+        names = [str(source) for source in sources]
     return build_report(
         before=before,
         after=tables[-1],
         out=out,
-        title=" → ".join(source.name for source in sources),
+        title=" → ".join(names),
         comparison=None if before is None else compare(before, tables[-1]),
         optimised=[],
         held_out=[],
         command=command_for,
+        names=(names[0], names[-1]),
     )
 
 
+def alarm_of(lines: Sequence[Mapping[str, Any]], steps: int) -> str | None:
+    """The warning of a run that ended with a held-out reward below its start; None otherwise.
+
+    Args:
+        lines: the run's metrics; "eval/fallen" counts the held-out rewards that had fallen.
+        steps: of the recipe.
+    """
+    fallen = {line["step"]: line["eval/fallen"] > 0 for line in lines if "eval/fallen" in line}
+    if not fallen or not list(fallen.values())[-1]:
+        return None
+    low = ", ".join(str(step) for step, is_low in fallen.items() if is_low)
+    last = max(line["step"] for line in lines)
+    ended = f" The run was stopped at step {last} of {steps}." if last < steps else ""
+    return f"More than a quarter of a standard deviation below their start at step {low}.{ended}"
+
+
 def command_for(row: Mapping[str, Any], **other: str) -> str | None:
-    """The command that makes a picture again, from its row; None where the row does not say how it
-    was made.
+    """The command that makes a picture again, from its row; None where the row does not say enough.
 
     ``other`` replaces what the row says: a run's own export, wherever the run lies by now.
     """
     made = row.get("made")
     if not isinstance(made, Mapping) or "model" not in made or not {"prompt", "seed"} <= row.keys():
         return None
+    # A guide of Python's, whose rewards the row names without their options.
+    if "rewards" in made:
+        return None
     settings = {key: value for key, value in {**made, **other}.items() if key != "model"}
     words = ["align-gen", "sample", made["model"], "--prompt", row["prompt"], "--seed", row["seed"]]
+    # The keys of "made" are the command line's own options.
     for key, value in sorted(settings.items()):
         words += [f"--{key}", value]
     return shlex.join(map(str, [*words, "--out", "again"]))
 
 
+def _weight(spec: Any) -> float:
+    """Of a reward as a recipe has it: a number, or options that may hold one."""
+    weight = spec.get("weight", 1.0) if isinstance(spec, Mapping) else spec
+    return 1.0 if weight is None else float(weight)
+
+
 def _scores_of(source: Path) -> ScoresTable:
-    file = source / "scores.parquet" if source.is_dir() else source
-    if not file.is_file():
+    """The scores of a gallery, or of a scores file."""
+    if not source.exists():
+        raise UserError(f"{source}: no such folder or file; want a scored gallery or a run")
+    if not source.is_dir():
+        return ScoresTable.load(source)
+    if not (source / SCORES).is_file():
         raise UserError(
-            f"{source}: no scores; make them with: align-gen score {source} --reward NAME --out {file}"
+            f"{source}: no scores in it; make them with: align-gen score {source} --reward NAME"
         )
-    table = ScoresTable.load(file)
-    if source.is_dir():
-        table.folder = str(source)  # whatever the file says: a shared folder shows its own pictures
-    return table
+    # Whatever the file says: a folder that was moved or shared shows its own pictures.
+    return ScoresTable.load(source / SCORES).at(source)

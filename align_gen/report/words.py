@@ -1,4 +1,4 @@
-"""What the page says of a comparison, in words and rounded numbers; and of its provenance."""
+"""A comparison, its verdict and its provenance in the words and rounded numbers of the page."""
 
 from __future__ import annotations
 
@@ -11,26 +11,39 @@ from typing import Any
 
 from align_gen.galleries.comparison import Comparison, verdict
 from align_gen.galleries.intervals import Change
+from align_gen.galleries.table import ScoresTable
 
 ROLES = ("optimised", "held out", "")  # of columns, in the order they are shown
 
 
 @dataclass(frozen=True)
 class Summary:
-    """The head of the verdict strip."""
+    """The head of the verdict strip.
 
-    state: str  # "good", "bad" or "neutral": how it is coloured
-    verdict: str  # a word or three
-    reason: str  # one sentence
+    Attributes:
+        state: "good", "bad" or "neutral": how the strip is coloured.
+        verdict: a word or three.
+        reason: one sentence.
+    """
+
+    state: str
+    verdict: str
+    reason: str
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One column's change, ready to print; places are per cent of the interval's drawing."""
+    """One column's change, ready to print.
+
+    Attributes:
+        direction: "rose", "fell" or "no clear change", by the interval.
+        drawing: low end, change and high end of the interval, in per cent of the tile's width; None
+            without an interval.
+    """
 
     name: str
     role: str
-    direction: str  # "rose", "fell" or "no clear change", by the interval
+    direction: str
     delta: str
     interval: str
     means: str
@@ -38,15 +51,31 @@ class Tile:
     counts: str
     p: str
     effect: str
-    places: list[float] | None  # low, delta, high; None without an interval
+    drawing: list[float] | None
+
+
+@dataclass(frozen=True)
+class MeanTile:
+    """One column of a single gallery, ready to print."""
+
+    name: str
+    mean: str
+    std: str
+    counts: str
 
 
 @dataclass(frozen=True)
 class Fact:
-    """One entry of the foot: short text, rows of name and text, or a long text."""
+    """One entry of the foot.
+
+    Attributes:
+        name: its heading.
+        kind: "text" for a short text, "rows" for (name, text) pairs, or "long" for a long text.
+        content: by kind.
+    """
 
     name: str
-    kind: str  # "text", "rows" or "long"
+    kind: str
     content: Any
 
 
@@ -56,35 +85,35 @@ def summary(
     held_out: Sequence[str],
     alarm: str | None = None,
 ) -> Summary:
-    """The verdict of `compare.verdict` and the columns it rests on; UserError for a column that was
-    not compared.
+    """The verdict of ``comparison.verdict``, and the columns it rests on.
 
-    An `alarm` of the run comes before all of it.
+    An ``alarm`` of the run comes before all of it.
+
+    Raises:
+        UserError: a column was not compared.
     """
     if alarm is not None:
         said = summary(comparison, optimised, held_out)
-        return Summary(
-            "bad",
-            "Held-out rewards fell",
-            f"{alarm} {said.verdict}: {said.reason[:1].lower()}{said.reason[1:]}",
-        )
+        reason = said.reason[:1].lower() + said.reason[1:]
+        return Summary("bad", "Held-out rewards fell", f"{alarm} {said.verdict}: {reason}")
+
+    # Which columns count, and how each of them moved.
     word = verdict(comparison, optimised, held_out)
     roles = dict.fromkeys(optimised, "the optimised") | dict.fromkeys(held_out, "the held-out")
-    judged = {
-        f"{role} {name}": comparison.columns[name] for name, role in roles.items()
-    } or comparison.columns
-    rose = _listed([name for name, change in judged.items() if change.ci_low > 0])
-    fell = _listed([name for name, change in judged.items() if change.ci_high < 0])
-    if all(math.isnan(change.ci_low) for change in judged.values()):
-        return Summary("neutral", "No verdict", "An interval needs pairs of more than one prompt.")
+    named = {f"{role} {name}": comparison.columns[name] for name, role in roles.items()}
+    changes = named or comparison.columns
+    rose = _listed([name for name, change in changes.items() if change.ci_low > 0])
+    fell = _listed([name for name, change in changes.items() if change.ci_high < 0])
     moved = "; ".join(part for part in (rose and f"{rose} rose", fell and f"{fell} fell") if part)
+
+    # Without intervals or roles there is nothing to judge by.
+    if all(math.isnan(change.ci_low) for change in changes.values()):
+        return Summary("neutral", "No verdict", "An interval needs pairs of more than one prompt.")
     if not roles:
-        moved = moved or "No interval excludes zero"
-        return Summary(
-            "neutral",
-            "No verdict",
-            f"{_capital(moved)}. No column was named as optimised or held out.",
-        )
+        moved = _capital(moved or "no interval excludes zero")
+        reason = f"{moved}. No column was named as optimised or held out."
+        return Summary("neutral", "No verdict", reason)
+
     if word == "reward hacking suspected":
         return Summary(
             "bad", "Reward hacking suspected", f"{_capital(rose)} rose while {fell} fell."
@@ -94,26 +123,23 @@ def summary(
     if word == "improved":
         rest = "nothing held out fell" if held_out else "no held-out column checks it"
         return Summary("good", "Improved", f"{_capital(rose)} rose; {rest}.")
-    return Summary(
-        "neutral", "No clear change", f"{_capital(moved) or 'Every interval includes zero'}."
-    )
+    reason = _capital(moved or "every interval includes zero")
+    return Summary("neutral", "No clear change", f"{reason}.")
 
 
 def towards(comparison: Comparison, lowered: Sequence[str]) -> Comparison:
-    """With the columns that a run drives down turned round, as "−NAME": what rises in them is what
-    was wanted.
-    """
+    """Turn the columns that a run drives down round, as "−NAME": what rises is what was wanted."""
     columns = {
         f"−{name}" if name in lowered else name: change
         for name, change in comparison.columns.items()
     }
-    return replace(
-        comparison,
-        columns={name: _turned(c) if name[0] == "−" else c for name, c in columns.items()},
-    )
+    turned = {
+        name: _negated(change) if name[0] == "−" else change for name, change in columns.items()
+    }
+    return replace(comparison, columns=turned)
 
 
-def _turned(change: Change) -> Change:
+def _negated(change: Change) -> Change:
     return replace(
         change,
         before=-change.before,
@@ -126,25 +152,45 @@ def _turned(change: Change) -> Change:
 
 
 def tiles(comparison: Comparison, optimised: Sequence[str], held_out: Sequence[str]) -> list[Tile]:
-    """Optimised columns first, then held-out ones, then the rest; intervals drawn on one scale, in
-    std of before.
+    """The columns' tiles: optimised ones first, then held-out ones, then the rest.
+
+    Their intervals are drawn on one scale, in standard deviations before.
     """
-    roles = dict.fromkeys(comparison.columns, "")
+    # A role is said once; what was optimised counts as that, also if it is held out too.
+    columns = comparison.columns
+    roles = dict.fromkeys(columns, "")
     roles |= dict.fromkeys(held_out, "held out") | dict.fromkeys(optimised, "optimised")
-    names = sorted(comparison.columns, key=lambda name: ROLES.index(roles[name]))
-    limit = (
-        max(
-            (abs(v) for c in comparison.columns.values() for v in _in_std(c) if math.isfinite(v)),
-            default=0,
-        )
-        or 1
-    )
-    return [_tile(name, roles[name], comparison.columns[name], limit) for name in names]
+    names = sorted(columns, key=lambda name: ROLES.index(roles[name]))
+    ends = [abs(value) for change in columns.values() for value in _in_std(change)]
+    limit = max(filter(math.isfinite, ends), default=0) or 1
+    return [_tile(name, roles[name], columns[name], limit) for name in names]
+
+
+def mean_tiles(table: ScoresTable) -> list[MeanTile]:
+    """The mean of every column of a single gallery, over the pictures that could be read."""
+    means = []
+    for name in table.heads:
+        # Pictures without a score are left out, and counted.
+        values = table.known(name)
+        digits = digits_of(values)
+        counts = counted(len(values), "picture")
+        if len(values) < len(table.rows):
+            counts = f"{len(values)} of {counted(len(table.rows), 'picture')}"
+        mean = number(statistics.fmean(values), digits) if values else "–"
+        std = number(statistics.stdev(values), digits) if len(values) > 1 else "–"
+        means.append(MeanTile(name, mean, std, counts))
+    return means
+
+
+def counted(count: int, noun: str) -> str:
+    """A number and its noun: "1 picture", "2 pictures"."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def number(value: float, digits: int, *, signed: bool = False) -> str:
-    """As it is printed: a true minus sign; a sign on zero only if it is left after rounding; "–"
-    for no number.
+    """A rounded number as the page prints it; "–" for NaN.
+
+    The minus sign is a true one, and what rounds to zero has no sign.
     """
     if not math.isfinite(value):
         return "–"
@@ -156,14 +202,15 @@ def number(value: float, digits: int, *, signed: bool = False) -> str:
 def digits_of(values: Sequence[float]) -> int:
     """Decimals that show a hundredth of the values' standard deviation."""
     known = [value for value in values if math.isfinite(value)]
-    spread = statistics.stdev(known) if len(known) > 1 else 0.0
-    size = spread or max(map(abs, known), default=0.0) or 1.0
+    std = statistics.stdev(known) if len(known) > 1 else 0.0
+    size = std or max(map(abs, known), default=0.0) or 1.0
     return max(0, min(8, math.ceil(-math.log10(size / 100) - 1e-9)))
 
 
 def facts(provenance: Mapping[str, Any]) -> list[Fact]:
-    """The foot: mappings become rows, with a.b for what lies deeper; texts of several lines are
-    folded away.
+    """The entries of the foot; empty ones are left out.
+
+    Mappings become rows, named a.b where they are nested; texts of several lines are folded away.
     """
     return [
         _fact(str(name), content)
@@ -175,11 +222,7 @@ def facts(provenance: Mapping[str, Any]) -> list[Fact]:
 def _fact(name: str, content: Any) -> Fact:
     if isinstance(content, Mapping):
         return Fact(name, "rows", _rows(content))
-    text = (
-        content
-        if isinstance(content, str)
-        else json.dumps(content, default=str, ensure_ascii=False)
-    )
+    text = _text(content)
     return Fact(name, "long" if "\n" in text.strip() else "text", text)
 
 
@@ -189,49 +232,54 @@ def _rows(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]
         if isinstance(value, Mapping) and value:
             rows += _rows(value, f"{prefix}{key}.")
         else:
-            text = (
-                value
-                if isinstance(value, str)
-                else json.dumps(value, default=str, ensure_ascii=False)
-            )
-            rows.append((f"{prefix}{key}", text))
+            rows.append((f"{prefix}{key}", _text(value)))
     return rows
 
 
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+
+
 def _tile(name: str, role: str, change: Change, limit: float) -> Tile:
+    # As many decimals as a column of this standard deviation has; the pair (0, x) has it too.
     spread = change.std if math.isfinite(change.std) and change.std > 0 else abs(change.delta)
-    digits = (
-        digits_of([0.0, spread * math.sqrt(2)]) if spread else 3
-    )  # the pair's standard deviation is `spread`
-    low, high = (number(value, digits, signed=True) for value in (change.ci_low, change.ci_high))
+    digits = digits_of([0.0, spread * math.sqrt(2)]) if spread else 3
+    low = number(change.ci_low, digits, signed=True)
+    high = number(change.ci_high, digits, signed=True)
     known = math.isfinite(change.ci_low)
+
+    direction = "no clear change"
+    if change.ci_low > 0:
+        direction = "rose"
+    elif change.ci_high < 0:
+        direction = "fell"
+
+    # The drawing's middle is 50; 46 leaves a margin at both ends.
     in_std = _in_std(change)
     drawn = known and all(map(math.isfinite, in_std))
     return Tile(
         name=name,
         role=role,
-        direction="rose"
-        if change.ci_low > 0
-        else "fell"
-        if change.ci_high < 0
-        else "no clear change",
+        direction=direction,
         delta=number(change.delta, digits, signed=True),
         interval=f"{low} to {high}" if known else "none (one prompt)",
         means=f"{number(change.before, digits)} → {number(change.after, digits)}",
         win_rate=f"{100 * change.win_rate:.0f} %",
-        counts=f"{change.n} pairs, {change.prompts} prompt{'s' if change.prompts != 1 else ''}",
+        counts=f"{counted(change.n, 'pair')}, {counted(change.prompts, 'prompt')}",
         p="< 0.001" if change.p < 0.001 else f"{change.p:.3f}",
         effect=f"{number(in_std[1], 2, signed=True)} std" if math.isfinite(in_std[1]) else "–",
-        places=[50 + 46 * value / limit for value in in_std] if drawn else None,
+        drawing=[50 + 46 * value / limit for value in in_std] if drawn else None,
     )
 
 
 def _in_std(change: Change) -> tuple[float, float, float]:
+    """Low end, change and high end in standard deviations before; NaN where that is 0."""
     scale = change.std if change.std > 0 else math.nan
     return change.ci_low / scale, change.delta / scale, change.ci_high / scale
 
 
 def _listed(names: Sequence[str]) -> str:
+    """Join names as "a, b and c"; empty for no name."""
     return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 

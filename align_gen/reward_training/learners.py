@@ -16,8 +16,8 @@ from ..galleries.pairs import SIDES, MediaFile
 from ..pipelines.seeding import generator, seed_of
 from ..progress import ProgressCallback
 from ..reward_heads.backbones.open_clip_model import OpenClip
-from ..reward_heads.backbones.scorer import Scorer
 from ..reward_heads.backbones.preprocess import fit_square
+from ..reward_heads.backbones.scorer import Scorer
 from .options import RewardTraining
 from .targets import Row
 

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from ..errors import UserError
-from ..galleries.table import ScoresTable, plain
+from ..galleries.table import ScoresTable, differing_keys, plain
 from ..reward_heads import RewardSet
 from ..reward_heads.combine import Combination, Rule, Scale
 from ..strict import Strict
@@ -64,9 +64,7 @@ def scales_of(reference: str, rewards: RewardSet) -> dict[str, Scale]:
             raise UserError(f"{reference}: has no scores of {name!r}; it has {sorted(table.heads)}")
         mine = plain(head.provenance())
         theirs = table.provenance[name]
-        if different := sorted(
-            key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key)
-        ):
+        if different := sorted(differing_keys(mine, theirs)):
             raise UserError(
                 f"{reference}: {name!r} was scored with another {different[0]}; score it again"
             )

@@ -4,8 +4,6 @@ import logging
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from ..galleries.table import ScoresTable
 from ..reward_heads.base import label
 from .recipe import Recipe
@@ -78,19 +76,5 @@ class EarlyStopping:
         """Change of a head's mean in standard deviations before; 0 where it had none and has not
         moved.
         """
-        change = mean(table, head) - mean(self.before, head)
-        return change / max(spread(self.before, head), 1e-12) if change else 0.0
-
-
-def mean(table: ScoresTable, head: str) -> float:
-    """Mean over the pictures that could be read."""
-    values = [value for value in table.heads[head] if value is not None]
-    return sum(values) / max(len(values), 1)
-
-
-def spread(table: ScoresTable, head: str) -> float:
-    """Standard deviation over pictures (ddof 1)."""
-    values = torch.tensor(
-        [value for value in table.heads[head] if value is not None], dtype=torch.float64
-    )
-    return values.std().item() if len(values) > 1 else 0.0
+        change = table.mean(head) - self.before.mean(head)
+        return change / max(self.before.std(head), 1e-12) if change else 0.0

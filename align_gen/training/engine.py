@@ -17,7 +17,6 @@ from ..precision import exact_float32
 from ..progress import ProgressBar, ProgressCallback, silent
 from ..run_folder import RunFolder
 from .claim import claim, require_same_recipe
-from .early_stopping import mean
 from .export import export, model_card
 from .recipe import Recipe
 from .recorder import Recorder
@@ -47,7 +46,7 @@ class Run:
 
     def __repr__(self) -> str:
         changes = ", ".join(
-            f"{head} {mean(self.before, head):.4f} -> {mean(self.after, head):.4f}"
+            f"{head} {self.before.mean(head):.4f} -> {self.after.mean(head):.4f}"
             for head in self.after.heads
         )
         return f"Run({str(self.folder)!r}, {self.recipe.run.steps} steps; {changes})"

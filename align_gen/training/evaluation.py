@@ -15,7 +15,6 @@ from ..galleries.table import SCORES, ScoresTable
 from ..methods.state import TrainState
 from ..progress import ProgressCallback
 from ..reward_heads import RewardSet
-from .early_stopping import mean
 from .recipe import Recipe
 from .setup import Session
 from .signals import Stopped, StopSignals
@@ -58,7 +57,7 @@ def evaluate(
                 note={"weights": "average" if state.ema is not None else "raw"},
                 origin=origin(recipe),
                 progress=report,
-                crew=accelerator,
+                accelerator=accelerator,
                 **drawing(recipe),
             )
     if not state.anywhere((folder / SCORES).is_file()):
@@ -71,9 +70,7 @@ def evaluate(
         if accelerator.is_main_process:
             table.save(folder / SCORES)
         accelerator.wait_for_everyone()
-    table = ScoresTable.load(folder / SCORES)
-    table.folder = str(folder)
-    return table
+    return ScoresTable.load(folder / SCORES).at(folder)
 
 
 def drawing(recipe: Recipe) -> dict[str, Any]:
@@ -108,7 +105,7 @@ def origin(recipe: Recipe) -> dict[str, str]:
 
 def measurement(table: ScoresTable, all_rewards: RewardSet) -> dict[str, float]:
     """Metrics of a gallery: every head's mean, and how different the pictures of a prompt are."""
-    numbers = {f"eval/{head}/mean": mean(table, head) for head in table.heads}
+    numbers = {f"eval/{head}/mean": table.mean(head) for head in table.heads}
     heads = reversed(all_rewards.heads.values())
     embedder = next((head for head in heads if hasattr(head, "embed_images")), None)
     if embedder is not None and table.folder is not None:

@@ -383,6 +383,16 @@ def test_a_run_stands_for_its_final_samples_and_with_itself_for_its_change(tmp_p
         compare(a, tmp_path / "c")
 
 
+def test_a_comparison_names_the_rows_of_its_pairs() -> None:
+    """By key, in A's order; also the pair whose picture could not be read, which counts nowhere."""
+    a = table([1.0, None, 3.0, 4.0], "aabb")
+    b = table([7.0, 6.0, 5.0], "bba")
+    found = compare(a, b)
+    assert found.pairs == ((0, 2), (2, 0), (3, 1))
+    assert compare(a, table([1.0, 2.0, 3.0], "aab")).pairs == ((0, 0), (1, 1), (2, 2))
+    assert "pairs" not in found.to_json()
+
+
 # --- gates and verdicts ---------------------------------------------------------------------------
 
 

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from align_gen.errors import UserError
-from align_gen.galleries.gallery import Gallery, write_gallery
+from align_gen.galleries.gallery import Gallery, skipped_files, write_gallery
 from align_gen.galleries.media import UnreadablePicture, read_picture
 
 
@@ -370,3 +370,27 @@ def test_a_write_killed_anywhere_leaves_the_old_or_the_new_gallery(
 def test_import_is_light() -> None:
     code = "import align_gen.galleries.gallery, sys; assert not {'torch', 'numpy', 'pyarrow'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_gallery_is_its_rows_and_gives_pillow_pictures(tmp_path: Path) -> None:
+    gallery = write_gallery(tmp_path / "g", grey(0, 255), [{"prompt": "a"}, {"prompt": "b"}])
+    assert [row["prompt"] for row in gallery] == ["a", "b"]
+    picture = gallery.pil(1)
+    assert (picture.mode, picture.size, picture.getpixel((0, 0))) == ("RGB", (2, 2), (255,) * 3)
+    video = grey(0, 255, size=16)[None]
+    moving = write_gallery(tmp_path / "v", video, [{}])
+    assert moving.pil(0).getpixel((8, 8)) == (0, 0, 0)
+    (tmp_path / "g" / "00000.png").write_bytes(b"broken")
+    with pytest.raises(UnreadablePicture):
+        gallery.pil(0)
+
+
+def test_what_is_not_read_is_counted(tmp_path: Path) -> None:
+    Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
+    for name in ("b.gif", "c.GIF", "d.heic", "README", ".hidden.gif", "scores.parquet"):
+        (tmp_path / name).touch()
+    (tmp_path / "more").mkdir()
+    counts = {".gif": 2, ".heic": 1, "file": 1, "folder": 1}
+    assert skipped_files(tmp_path) == counts
+    folder_of(tmp_path, '{"file_name": "a.png"}')
+    assert skipped_files(tmp_path) == {}

@@ -1,13 +1,19 @@
 """Galleries drawn by a model, made again by diffusers alone."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from align_gen import sample
 from align_gen.galleries.gallery import Gallery
+from align_gen.pipelines.guidance.best_of import BestOf
+from align_gen.reward_heads import reward_set
 
 SETTINGS: dict[str, Any] = {"num_inference_steps": 3, "guidance_scale": 2.0}
 
@@ -56,3 +62,99 @@ def test_seeds_do_not_depend_on_the_other_prompts(tiny_folder: Path, tmp_path: P
         among.image(1) - alone.image(0)
     ).abs().max() <= 1.01 / 255  # another batch, another rounding
     assert Gallery.load(tmp_path / "among").rows == among.rows
+
+
+def brightness(media: torch.Tensor, prompts: Any) -> torch.Tensor:
+    return media.mean((1, 2, 3))
+
+
+def test_the_rows_of_best_of_say_n_the_rewards_and_the_winning_score(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    """The score is that of the picture in the file; batches of one and of three agree."""
+    prompts = ["a cat", "a dog", "a bird"]
+    guide = BestOf(reward_set({"bright": {"name": brightness}}), 3)
+    galleries = [
+        sample(
+            str(tiny_folder), prompts, out=tmp_path / str(size), guide=guide, batch_size=size,
+            **SETTINGS,
+        )
+        for size in (1, 3)
+    ]  # fmt: skip
+    for gallery in galleries:
+        for index, row in enumerate(gallery):
+            assert (row["made"]["best-of"], row["made"]["rewards"]) == ("3", ["bright"])
+            score = gallery.image(index).mean().item()
+            assert row["guide_score"] == pytest.approx(score, abs=0.51 / 255)
+    plain = sample(str(tiny_folder), prompts, out=tmp_path / "plain", **SETTINGS)
+    assert all("guide_score" not in row and "best-of" not in row["made"] for row in plain)
+    assert [row["seed"] for row in plain] == [row["seed"] for row in galleries[0]]
+    brighter = [a["guide_score"] - plain.image(n).mean() for n, a in enumerate(galleries[0])]
+    assert min(brighter) > -0.51 / 255 and max(brighter) > 1 / 255
+
+
+def test_what_the_caller_says_of_a_guide_stands(tiny_folder: Path, tmp_path: Path) -> None:
+    """The command line's own text of the reward says more than names; another guide says nothing.
+
+    A row of a guided gallery that is made again without the guide loses the guide's score.
+    """
+    origin = {"reward": "mean_hue:hue=120", "best-of": "2"}
+    guided = sample(
+        str(tiny_folder), "a cat", out=tmp_path / "a", guide=BestOf(brightness, 2), origin=origin,
+        **SETTINGS,
+    )  # fmt: skip
+    assert {key: guided.rows[0]["made"][key] for key in origin} == origin
+    assert "rewards" not in guided.rows[0]["made"] and "guide_score" in guided.rows[0]
+    again = sample(str(tiny_folder), guided.rows, out=tmp_path / "b", **SETTINGS)
+    assert "guide_score" not in again.rows[0]
+
+
+def test_a_reward_of_another_shape_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    guide = BestOf(lambda media, prompts: media.mean(), 2)
+    with pytest.raises(ValueError, match=r"BestOf: want a score for each of 1 samples"):
+        sample(str(tiny_folder), "a cat", out=tmp_path / "g", guide=guide, **SETTINGS)
+    assert not (tmp_path / "g").exists()
+
+
+def test_one_text_is_one_prompt_and_names_and_folder_have_defaults(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    gallery = sample("emoji-sd", "a cat", num_inference_steps=1)
+    assert [row["prompt"] for row in gallery] == ["a cat"]
+    assert Gallery.load(tmp_path / "gallery").rows == gallery.rows
+
+
+SHARED = """
+import sys
+from accelerate import Accelerator
+from align_gen import sample
+from align_gen.pipelines.guidance.best_of import BestOf
+
+guide = BestOf(lambda media, prompts: media.mean((1, 2, 3)), 2)
+prompts = ["a cat", "a dog", "a bird"]
+options = {"num_inference_steps": 2, "guidance_scale": 2.0, "batch_size": 1, "guide": guide}
+sample(sys.argv[1], prompts, out=sys.argv[2], accelerator=Accelerator(), **options)
+"""
+
+
+def test_two_processes_write_the_rows_of_one(tiny_folder: Path, tmp_path: Path) -> None:
+    """One draws a cat, the other a dog and a bird; the scores stand in the rows of their pictures.
+
+    Two processes may round a sum otherwise than one does.
+    """
+    (tmp_path / "shared.py").write_text(SHARED)
+    arguments = [str(tmp_path / "shared.py"), str(tiny_folder)]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    root = str(Path(__file__).parents[3])
+    environment = {
+        **os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": root,
+    }  # fmt: skip
+    for name, words in (("one", []), ("two", launch)):
+        command = [sys.executable, *words, *arguments, str(tmp_path / name)]
+        subprocess.run(command, env=environment, check=True)
+    one, two = (Gallery.load(tmp_path / name) for name in ("one", "two"))
+    for a, b in zip(one, two, strict=True):
+        assert a["guide_score"] == pytest.approx(b["guide_score"], abs=1e-5)
+        assert {**a, "guide_score": 0} == {**b, "guide_score": 0}
+    assert len({row["guide_score"] for row in two}) == 3

@@ -20,7 +20,7 @@ from torch import Tensor
 from align_gen import bundled
 from align_gen.errors import UserError
 from align_gen.galleries.gallery import Gallery, write_gallery
-from align_gen.galleries.scoring import score, score_file
+from align_gen.galleries.scoring import score, score_file, scores_path
 from align_gen.galleries.table import ScoresTable
 from align_gen.galleries.workers import ScoredPicture, _by_shape
 from align_gen.reward_heads import RewardHead
@@ -353,3 +353,55 @@ def test_two_processes_share_the_chunks(tmp_path: Path) -> None:
     score_file(tmp_path / "g", ["mean_hue", "jpeg_size"], tmp_path / "one.parquet")
     one, two = (ScoresTable.load(tmp_path / name) for name in ("one.parquet", "two.parquet"))
     assert one == two
+
+
+# --- where to, and what was left out --------------------------------------------------------------
+
+
+def test_files_of_a_folder_that_are_no_pictures_are_counted(tmp_path: Path) -> None:
+    folder = tmp_path / "g"
+    gallery = levels(folder, 1, 2)
+    (folder / "metadata.jsonl").unlink()
+    (folder / "b.gif").touch()
+    (folder / "sub").mkdir()
+    (folder / "more").mkdir()
+    summary = score_file(folder, {"level": {"name": mean_level}}, tmp_path / "s.parquet")
+    assert summary is not None and summary.pictures == 2
+    assert summary.skipped == {".gif": 1, "folder": 2}
+    assert summary.skipped_text() == "1 .gif, 2 folders"
+    (folder / "metadata.jsonl").write_text('{"file_name": "00000.png"}\n')
+    again = score_file(folder, {"level": {"name": mean_level}}, tmp_path / "s.parquet")
+    assert again is not None and again.skipped_text() == ""
+    assert len(gallery) == 2
+
+
+def test_scores_are_parquet_whatever_they_are_to_be_called(tmp_path: Path) -> None:
+    """Refused before any picture is scored."""
+    levels(tmp_path / "g", 1)
+    head = Counted()
+    with pytest.raises(UserError, match=r"want a name that ends in \.parquet"):
+        score_file(tmp_path / "g", {"level": {"name": head}}, tmp_path / "scores.csv")
+    assert head.asked == 0
+    assert score_file(tmp_path / "g", {"level": {"name": head}}, tmp_path / "plain") is not None
+    assert ScoresTable.load(tmp_path / "plain").heads == {"level": [1.0]}
+
+
+def test_the_file_of_scores_is_in_the_gallery_or_named(tmp_path: Path) -> None:
+    levels(tmp_path / "g", 1)
+    assert scores_path(tmp_path / "g") == tmp_path / "g" / "scores.parquet"
+    assert scores_path("nosuch", Path("s.parquet")) == Path("s.parquet")
+    with pytest.raises(UserError, match=r"^nosuch: no such folder or file"):
+        scores_path("nosuch")
+    for shard in ("s3://bucket/x.tar", "datasets:name", "*.tar"):
+        with pytest.raises(UserError, match="want --out FILE"):
+            scores_path(shard)
+    with pytest.raises(UserError, match=r"want a name that ends in \.parquet"):
+        scores_path(tmp_path / "g", Path("scores.csv"))
+
+
+def test_a_bundled_model_of_a_reward_goes_by_its_name(tmp_path: Path) -> None:
+    """As on the command line: its scores are those of the folder it stands for."""
+    gallery = levels(tmp_path / "g", 10, size=32)
+    by_name = score(gallery, {"clip": {"path": "emoji-clip"}})
+    by_path = score(gallery, {"clip": {"path": bundled.model_path("emoji-clip")}})
+    assert by_name.heads == by_path.heads

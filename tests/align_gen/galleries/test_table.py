@@ -257,3 +257,51 @@ def test_an_interrupted_save_leaves_the_old_file(
             ScoresTable([{"seed": 2}], {"clip": [2.0]}, [None], {}, {}).save(path)
     assert ScoresTable.load(path) == old
     assert [p.name for p in tmp_path.iterdir()] == ["s.parquet"]
+
+
+# --- what a table says of itself ------------------------------------------------------------------
+
+
+def scored(*values: float | None, **provenance: str) -> ScoresTable:
+    rows = [{"file_name": f"{n}.png"} for n in range(len(values))]
+    errors = [None if value is not None else "gone" for value in values]
+    return ScoresTable(rows, {"h": list(values)}, errors, {"h": dict(provenance)}, {})
+
+
+def test_mean_and_deviation_are_over_the_pictures_that_could_be_read() -> None:
+    """1, 3, 8: mean 4, squared distances 9 + 1 + 16 over 2, so a deviation of the root of 13."""
+    table = scored(1.0, None, 3.0, 8.0)
+    assert table.known("h") == [1.0, 3.0, 8.0]
+    assert table.mean("h") == 4.0
+    assert table.std("h") == pytest.approx(13**0.5, rel=1e-15)
+    assert (scored(None).mean("h"), scored(5.0, None).std("h")) == (0.0, 0.0)
+
+
+def test_a_mean_is_the_plain_sum_over_the_count() -> None:
+    """The sum of ten .1 is below 1 in floating point; an exact sum is not, and would move runs."""
+    assert scored(*[0.1] * 10).mean("h") == sum([0.1] * 10) / 10 != 0.1
+
+
+def test_a_copy_at_another_folder_leaves_the_table_as_it_was(tmp_path: Path) -> None:
+    table = scored(1.0)
+    assert table.at(tmp_path).folder == str(tmp_path)
+    assert table.folder is None
+    assert table.at(tmp_path).heads == table.heads
+
+
+def test_scores_of_another_provenance_are_refused() -> None:
+    table = scored(1.0, dtype="float32")
+    table.require_same_rewards(scored(2.0, dtype="float32"), "h")
+    with pytest.raises(UserError, match="column 'h': dtype differs, 'float32' in A and 'float16'"):
+        table.require_same_rewards(scored(2.0, dtype="float16"), "h")
+    with pytest.raises(UserError, match="column 'h': options differs, None in A"):
+        table.require_same_rewards(scored(2.0, dtype="float32", options="x"), "h")
+
+
+def test_scores_go_to_parquet_by_that_name_or_without_a_suffix(tmp_path: Path) -> None:
+    for name in ("scores.parquet", "scores"):
+        scored(1.0).save(tmp_path / name)
+        assert ScoresTable.load(tmp_path / name).heads == {"h": [1.0]}
+    with pytest.raises(UserError, match=r"scores\.csv: scores are Parquet; want .*\.parquet"):
+        scored(1.0).save(tmp_path / "scores.csv")
+    assert not (tmp_path / "scores.csv").exists()

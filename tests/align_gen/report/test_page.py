@@ -309,7 +309,7 @@ def test_the_first_order_is_random_the_same_each_time_and_says_n_of_n(
     assert sorted(first) == list(range(60)) != first
     again = build_report(
         before=good.before, after=good.after, out=tmp_path / "again.html", title="again",
-        comparison=None, optimised=OPTIMISED, held_out=HELD_OUT,
+        comparison=good.comparison, optimised=OPTIMISED, held_out=HELD_OUT,
     )  # fmt: skip
     page.open(again)
     assert page.ids() == first
@@ -686,6 +686,69 @@ def test_one_gallery_has_cards_and_bars_and_no_pairs(
     assert page.js("return document.documentElement.dataset.show") == "single"
 
 
+def test_one_gallery_shows_the_mean_of_each_column(page: Page, tmp_path: Path) -> None:
+    """1, 2 and 6, one of four unread: mean 3, deviation the root of 14 / 2, 2.65 of hundredths."""
+    rows = [{"file_name": f"{n}.png"} for n in range(4)]
+    errors = [None, None, None, "gone"]
+    one = ScoresTable(rows, {"score": [1.0, 2.0, 6.0, None]}, errors, {}, {}, str(tmp_path))
+    made = build_report(
+        before=None, after=one, out=tmp_path / "r.html", title="t", comparison=None, optimised=[],
+        held_out=[],
+    )  # fmt: skip
+    page.open(made)
+    assert page.text("#means h3") == "score" and page.text("#means .figure") == "3.00"
+    assert page.text("#means dl").split("\n") == ["std", "2.65", "n", "3 of 4 pictures"]
+
+
+def test_two_galleries_go_by_their_own_names(page: Page, good: Made, tmp_path: Path) -> None:
+    """On the pictures, bars, card and in the notes; and nowhere as before and after."""
+    names = ("base <b>", "tuned")
+    made = build_report(
+        before=good.before, after=good.after, out=tmp_path / "r.html", title="t", comparison=good.comparison,
+        optimised=[], held_out=[], names=names,
+    )  # fmt: skip
+    page.open(made, "#view=side&card=6")
+    sides = page.js("return [...document.querySelectorAll('#card .side')].map(n => n.innerText)")
+    heads = page.js("return [...document.querySelectorAll('#card thead th')].map(n => n.innerText)")
+    assert sides == list(names) and heads == ["", *names, "change"]
+    bars = page.js("return [...document.querySelectorAll('.bars .side')].map(n => n.innerText)")
+    assert bars[:2] == list(names)
+    assert page.text("#pictures-title") == "base <b> and tuned"
+    assert "mean change from base <b> to tuned" in page.text("#verdict .note")
+    page.open(made)
+    page.click(".bars.before button.bar")
+    assert " base <b> from " in page.text("#filter-text")
+    shown = page.js("return document.body.innerText")
+    assert not re.search(r"\b(before|after)\b", shown, re.IGNORECASE)
+
+
+def test_pairs_are_those_of_the_comparison(page: Page, tmp_path: Path) -> None:
+    """Pictures without prompts, paired on their names, in another order on the other side."""
+    columns = {"before": ["a", "b", "c"], "after": ["c", "b", "x"]}
+    sides: dict[str, Any] = {}
+    for name, letters in columns.items():
+        rows = [{"file_name": f"{letter}.png"} for letter in letters]
+        heads: dict[str, list[float | None]] = {"score": [float(ord(each)) for each in letters]}
+        sides[name] = ScoresTable(rows, heads, [None] * 3, {}, {}, str(tmp_path))
+    comparison = compare(sides["before"], sides["after"], on=["file_name"])
+    made = build_report(
+        **sides,
+        out=tmp_path / "r.html",
+        title="t",
+        comparison=comparison,
+        optimised=[],
+        held_out=[],
+    )
+    page.open(made)
+    assert sorted(page.ids()) == [0, 1]
+    files = page.js("return DATA.items.map(item => [item.before.file, item.after.file])")
+    assert sorted(files) == [["b.png", "b.png"], ["c.png", "c.png"]]
+    with pytest.raises(ValueError, match="want a comparison beside before"):
+        build_report(
+            **sides, out=tmp_path / "q.html", title="t", comparison=None, optimised=[], held_out=[]
+        )
+
+
 def test_the_least_sure_pictures_come_first_where_that_is_known(
     page: Page, good: Made, tmp_path: Path
 ) -> None:
@@ -694,7 +757,7 @@ def test_the_least_sure_pictures_come_first_where_that_is_known(
     """
     unsure: list[float | None] = [abs(30.5 - row) for row in range(60)]
     unsure[0] = None
-    table = replace(good.after, own={"uncertainty": unsure})
+    table = replace(good.after, extra={"uncertainty": unsure})
     options: dict[str, Any] = {
         "before": None,
         "title": "t",
@@ -742,8 +805,8 @@ def test_a_gallery_that_is_gone_or_empty_of_scores_is_shown_without_pictures(
         after=lost,
         out=tmp_path / "r.html",
         title="t",
-        comparison=None,
-        optimised=["score"],
+        comparison=Comparison({}, {}, {}, (1, 1), ((0, 0),)),
+        optimised=[],
         held_out=[],
     )
     page.open(made)

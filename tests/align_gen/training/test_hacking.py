@@ -12,7 +12,6 @@ from torch import Tensor
 from align_gen import Recipe, finetune
 from align_gen.report.runs import alarm_of, report_run
 from align_gen.reward_heads.loading import load
-from align_gen.training.early_stopping import mean
 
 PROMPTS = {
     "train": ["a dog", "a red car", "a tree", "an apple"],
@@ -66,8 +65,8 @@ def test_the_guard_stops_it_and_the_report_is_red(
     assert last < 40 and [line["eval/fallen"] for line in run.metrics if "eval/fallen" in line][
         -2:
     ] == [1.0, 1.0]
-    assert mean(run.after, "jpeg_kilobytes") > mean(run.before, "jpeg_kilobytes")
-    assert mean(run.after, "alignment") < mean(run.before, "alignment")
+    assert run.after.mean("jpeg_kilobytes") > run.before.mean("jpeg_kilobytes")
+    assert run.after.mean("alignment") < run.before.mean("alignment")
     assert (
         f"step {last}: held out and fallen" in caplog.text and "the run stops here" in caplog.text
     )
