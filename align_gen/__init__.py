@@ -1,7 +1,7 @@
 """Align image and video diffusion and flow models: sample, score, compare, fine-tune.
 
-Importing this costs nothing: names resolve on first use, and torch is loaded with the first of them
-that needs it.
+Importing the package costs nothing: names resolve on first use, and torch is loaded with the first
+name that needs torch.
 """
 
 from importlib import import_module
@@ -33,8 +33,8 @@ def __getattr__(name: str) -> Any:
     if name not in _NAMES:
         raise AttributeError(f"{__name__} has no {name!r}; have {sorted(_NAMES)}")
     module, _, attribute = _NAMES[name].partition(":")
-    found = import_module(f"{__name__}.{module}")
-    return getattr(found, attribute) if attribute else found
+    resolved = import_module(f"{__name__}.{module}")
+    return getattr(resolved, attribute) if attribute else resolved
 
 
 def __dir__() -> list[str]:

@@ -1,5 +1,6 @@
-"""The command line: commands by name, errors as one line. Heavy libraries are imported by
-the command that needs them.
+"""The command line: commands by name, errors as one line.
+
+Heavy libraries are imported by the command that needs them.
 """
 
 import sys
@@ -81,9 +82,7 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line: a user's mistake is one line and exit code 2, any other failure one
-    line and 1.
-    """
+    """Run the command line: a user's mistake is one line and exit code 2, other failures 1."""
     debug = DEBUG in sys.argv
     if debug:
         sys.argv.remove(DEBUG)

@@ -37,6 +37,7 @@ class ProgressBar:
         return self
 
     def __call__(self, phase: str, done: int, total: int, numbers: Mapping[str, Any]) -> None:
+        # Each phase has its own pace: pictures, steps, and batches take different times.
         now = time.monotonic()
         is_new = phase != self.phase
         if is_new:
@@ -84,6 +85,7 @@ def _screen() -> Any:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.table import Column
 
+    # The note alone gives way where the terminal is narrow.
     rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")
     return Progress(
         TextColumn("{task.description}"),

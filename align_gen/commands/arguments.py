@@ -17,6 +17,7 @@ DEBUG = "--debug"  # taken out of the arguments by ``align_gen.cli.main``
 DTYPES: tuple[str, ...] = get_args(DtypeName)
 
 
+# An Enum, not a Literal: older versions of typer know no other kind of choice.
 class Kernel(str, Enum):
     """Attention kernels by name, see ``pipelines.attention``."""
 
@@ -62,6 +63,7 @@ def parse_reward(text: str) -> tuple[str, dict[str, Any]]:
 
     from ..training.yaml_text import YamlLoader
 
+    # A label may stand before the name, and options after it; the name may have colons of its own.
     match = re.fullmatch(
         r"(?:(?P<label>[\w-]+)=)?(?P<name>[^=]+?)(?::(?P<options>\w+=.*))?", text, re.DOTALL
     )
@@ -70,6 +72,7 @@ def parse_reward(text: str) -> tuple[str, dict[str, Any]]:
     name = match["name"]
     _require_keys(text, name)
     options = match["options"] or ""
+    # key=value,… becomes a flow mapping of YAML, so that values may be numbers, lists or texts.
     try:
         parsed = yaml.load("{" + re.sub(r"(^|,)\s*(\w+)=", r"\1 \2: ", options) + "}", YamlLoader)
     except yaml.YAMLError as error:
@@ -80,6 +83,7 @@ def parse_reward(text: str) -> tuple[str, dict[str, Any]]:
 def _require_keys(text: str, name: str) -> None:
     """Refuse an option without its key, which would read as an attribute of a module."""
     head, colon, value = name.partition(":")
+    # The registry takes seconds to import, and only a colon can be misread.
     if not colon:
         return
     from ..reward_heads.registry import HEADS

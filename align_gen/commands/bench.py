@@ -60,11 +60,13 @@ class Benches(TyperGroup):
     """The subcommands, of which ``steps`` may be left out; options may stand before the name."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        # The group's help lists the subcommands; that of steps would hide them.
         if args and args[0] in HELP:
             return super().parse_args(ctx, args)
         named = [word for word in args if word in self.commands]
         name = named[0] if named else DEFAULT
         rest = list(args)
+        # The parser wants the name first, and the options after it.
         if named:
             rest.remove(name)
         elif rest and not rest[0].startswith("-"):
@@ -112,6 +114,7 @@ def _steps(model: str | None, against: Rival | None, rounds: int) -> Rows:
     rival = trl_ddpo if against else None
     for row in bench_steps(accelerator, models, rounds=rounds, against=rival):
         yield row.json(), _times(row)
+    # Scoring is no matter of the model that is trained.
     if model is None:
         row = bench_scoring(accelerator.device, rounds=rounds)
         yield row.json(), _times(row)
@@ -127,6 +130,7 @@ def scoring(rounds: Rounds = 7, as_json: Json = False) -> None:
 
 
 def _times(row: Any) -> Sequence[Any]:
+    # Rivals have no floor of ours.
     floor = (row.floor_seconds, row.ratio)
     if not all(floor):
         floor = (None, None)
@@ -146,6 +150,7 @@ def _rewards(rounds: int) -> Rows:
     for row in rows:
         floor = "" if row.ratio is None else "x its floor"
         yield row.json(), (row.name, row.seconds, row.images_per_second, row.ratio, floor)
+    # What the times above come to, and the bar that each comparison has to clear.
     for name, times in speedups(rows).items():
         least = BARS[name]
         figures = {"name": name, "times": times, "bar": least}

@@ -48,6 +48,7 @@ def check(
     from ..opening import open_model, open_rewards
     from ..pipelines.registry import TOYS
 
+    # Half of the laws compare with the pipeline's own call.
     if model in TOYS:
         raise UserError(
             f"check {model}: a toy has no diffusers pipeline to be compared with; "
@@ -61,6 +62,7 @@ def check(
         if rewards is not None:
             rewards.to(device)
         subject = Subject.of(opened, height=height, width=width, num_frames=frames, rewards=rewards)
+    # Outside of the block above: an error of the model itself is a finding, not the user's mistake.
     findings = run_check(subject, untrained=untrained)
     if as_json:
         print(json.dumps([asdict(finding) for finding in findings]))

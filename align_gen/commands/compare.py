@@ -49,12 +49,15 @@ def compare(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Compare two galleries pair by pair: change, 95 % interval by prompt, win rate, worst
-    regressions.
+    """Compare two galleries pair by pair: change, 95 % interval, win rate, worst regressions.
+
+    Intervals are clustered by prompt. Of two runs the last galleries are compared, end against end;
+    of one run given twice, its first gallery and its last.
     """
     from ..galleries.comparison import compare as run_compare
     from ..galleries.verdicts import parse_condition
 
+    # First of all: a gate with a mistake in it must not wait for a long comparison.
     conditions = [(text, parse_condition(text)) for text in fail_if or []]
     columns = [name.strip() for text in on or ["prompt,seed"] for name in text.split(",")]
     result = run_compare(a, b, on=columns, by=by)
@@ -64,6 +67,7 @@ def compare(
         for line in _differences(a, b, result):
             print(line)
         print_comparison(result)
+    # Last of all, so that whoever reads the log of a failed gate sees the figures.
     met = [text for text, condition in conditions if condition(result)]
     for text in met:
         print(f"align-gen: failed: {text}", file=sys.stderr)
@@ -105,14 +109,17 @@ def _differences(a: Path, b: Path, result: "Comparison") -> list[str]:
     """What the two sides are, where that is not plain, and what was left out of them."""
     left, right = _galleries(a, b)
     lines = []
+    # A run's folder stands for one of its galleries: say which.
     if (left, right) != (a, b):
         lines.append(f"before: {left}; after: {right}")
     if any(result.unmatched):
         first, second = result.unmatched
         lines.append(f"left out, without a partner or unreadable: {first} before, {second} after")
-    steps = [_steps_of(side) for side in (left, right)]
-    if all(steps) and steps[0] != steps[1]:
-        lines.append(f"drawn in different numbers of steps: {steps[0]} before, {steps[1]} after")
+    before = _steps_of(left)
+    after = _steps_of(right)
+    # Fewer steps draw other pictures: the change is then not of the model alone.
+    if before and after and before != after:
+        lines.append(f"drawn in different numbers of steps: {before} before, {after} after")
     return lines
 
 
@@ -131,6 +138,10 @@ def _steps_of(source: Path) -> str:
     """The numbers of denoising steps in a gallery's rows, as text; empty where none is known."""
     from ..galleries.table import ScoresTable
 
-    rows = ScoresTable.of(source).rows
-    origins = [row["made"] for row in rows if isinstance(row.get("made"), Mapping)]
-    return ", ".join(map(str, sorted({origin["steps"] for origin in origins if "steps" in origin})))
+    steps = set()
+    for row in ScoresTable.of(source).rows:
+        # Galleries of other programs say nothing of how they were drawn.
+        origin = row.get("made")
+        if isinstance(origin, Mapping) and "steps" in origin:
+            steps.add(origin["steps"])
+    return ", ".join(str(number) for number in sorted(steps))

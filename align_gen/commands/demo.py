@@ -36,6 +36,7 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Sample, fine-tune, sample again, score, compare and report, in minutes on a CPU."""
+    # Its summary compares whole galleries, and a laptop's few cores gain nothing from processes.
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("demo: one process; align-gen finetune emoji-sd-prdp runs on several")
 
@@ -57,6 +58,7 @@ def demo(
 
 
 def _row(name: str, figures: Mapping[str, Any]) -> tuple[Any, ...]:
+    # In standard deviations of the pictures before, as rewards have no common unit.
     low = figures["ci_low"] / figures["std"]
     high = figures["ci_high"] / figures["std"]
     interval = f"[{low:+.2f}, {high:+.2f}]"

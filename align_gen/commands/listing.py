@@ -39,6 +39,7 @@ def list_(
     """What can be named: rewards, methods, models, recipes and prompts, or one's options."""
     if what not in (*TABLES, *ONE):
         raise UserError(f"list {what!r}: have {sorted((*TABLES, *ONE))}")
+    # "list reward" alone is most often a misspelt "list rewards".
     if what in ONE and name is None:
         raise UserError(f"list {what}: want a name; align-gen list {what}s has them")
     if what in TABLES and name is not None:
@@ -150,6 +151,7 @@ def headline(module: str, attribute: str | None = None) -> str:
     """The first sentence of a module's docstring, or of a class in it, read without importing."""
     spec = find_spec(module)
     assert spec is not None and spec.origin is not None
+    # Importing every method or head to read one sentence would take half a minute.
     tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
     node: ast.Module | ast.ClassDef | ast.FunctionDef = tree
     for child in tree.body:

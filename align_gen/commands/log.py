@@ -26,8 +26,9 @@ class StderrHandler(logging.StreamHandler[Any]):
 
 @contextmanager
 def log_to_stderr(debug: bool = False) -> Iterator[None]:
-    """Inside, what the package logs goes to stderr, each line once; other libraries log only with
-    ``debug``. Of several processes the first one logs.
+    """Inside, what the package logs goes to stderr, each line once.
+
+    Other libraries log only with ``debug``. Of several processes the first one logs.
     """
     ours = logging.getLogger("align_gen")
     root = logging.getLogger()

@@ -1,5 +1,6 @@
-"""Options as rows of a table: recipe keys and options of methods, read off their pydantic models,
-and the options of reward heads.
+"""Options as rows of a table, of recipes, methods and reward heads.
+
+Recipe keys and options of methods are read off their pydantic models.
 """
 
 import inspect
@@ -94,6 +95,7 @@ def yaml_of(value: Any) -> str:
     """A value as a recipe spells it, on one line."""
     if isinstance(value, BaseModel):
         value = value.model_dump()
+    # YAML's safe writer knows no tuples.
     plain = json.loads(json.dumps(value, default=str))  # tuples as lists
     text = yaml.safe_dump(plain, **FLOW)
     return text.removesuffix("...\n").strip()
@@ -123,6 +125,7 @@ def default_of(field: FieldInfo) -> str:
 def bounds_of(field: FieldInfo) -> str:
     """A field's least and greatest value: "≥ 0, < 1"."""
     parts = []
+    # Which classes hold the bounds depends on pydantic's version; their attributes do not.
     for constraint in field.metadata:
         for attribute, sign in BOUNDS.items():
             limit = getattr(constraint, attribute, None)

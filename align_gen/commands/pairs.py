@@ -50,6 +50,7 @@ def pairs(
         per_prompt=per_prompt,
         temperature=temperature,
     )
+    # Pairs name their pictures by path, so these must lie somewhere.
     folder = source if source.is_dir() else table.folder
     if folder is None:
         raise UserError(f"{source}: its pictures are in no folder; want the scores of a gallery")

@@ -21,6 +21,7 @@ def report(
     as_json: Json = False,
 ) -> None:
     """One HTML page to look at: pairs, scores, curves."""
+    # Before the report's own check, whose advice is to score a gallery that exists.
     for path in source:
         if not path.exists():
             raise UserError(f"{path}: no such folder; want a run directory or a scored gallery")

@@ -29,6 +29,7 @@ def resumable(folder: Path) -> Iterator[None]:
         print(f"align-gen: interrupted{_hint_of(folder)}", file=sys.stderr)
         raise SystemExit(130) from None
     except UserError:
+        # The same command would meet the same mistake.
         raise
     except Exception as error:
         setattr(error, ATTRIBUTE, _hint_of(folder))

@@ -67,8 +67,9 @@ def score(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Score pictures with rewards. A corrupt one is a null row with the reason; what is known is
-    not scored again.
+    """Score pictures with rewards.
+
+    A corrupt picture is a null row with the reason; what is known is not scored again.
     """
     if suite not in (None, "hpdv2"):
         raise UserError(f"--suite {suite!r}: have ['hpdv2']")

@@ -48,6 +48,7 @@ def starter(model: str, method: str, rewards: Mapping[str, Any], out: str) -> st
     from ..training.recipe import Recipe
     from .listing import method_kind, method_options
 
+    # What was asked for, and what a run cannot do without.
     described = {name: description_of(Recipe, name) for name in Recipe.model_fields}
     values: dict[str, dict[str, Any]] = {
         "model": {"path": model},

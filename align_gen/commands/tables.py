@@ -64,6 +64,7 @@ def _line(columns: Sequence[Column], row: Sequence[Any], widths: Sequence[int]) 
     cells = []
     for column, value, width in zip(columns, row, widths, strict=False):
         cells.append(column.aligned(column.text(value), width))
+    # The last cell of a short row is a remark, which is not set in its column.
     if len(row) < len(columns):
         cells[-1] = columns[len(row) - 1].text(row[-1])
     return GAP.join(cells).rstrip()

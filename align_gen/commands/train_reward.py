@@ -59,7 +59,7 @@ def train_reward(
     seed: Annotated[int, typer.Option(help="Of split, order and initial weights.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Train a reward on preference pairs; prints how often it is right on prompts it never saw."""
+    """Train a reward on preference pairs, and measure it on prompts that were held out."""
     smoothing = _smoothing(label_smoothing)
 
     from ..progress import ProgressBar
@@ -88,6 +88,7 @@ def train_reward(
     if as_json:
         print(json.dumps(measured))
         return
+    # The base first: what training changed is the difference of the rows.
     rows = []
     for which in ("base", "trained"):
         for name, figures in measured[which].items():

@@ -77,9 +77,12 @@ def test_a_dry_run_counts_and_writes_nothing(cli: Cli, recipe: Path, tmp_path: P
 
 
 def test_a_failing_reward_is_one_line_and_exit_1(cli: Cli, recipe: Path, tmp_path: Path) -> None:
-    """Not the user's mistake: a NaN names the head, and where to look."""
+    """Good when it is tried, and NaN later: that names the head, and where to look."""
     (tmp_path / "sour.py").write_text(
-        "def sour(media, prompts):\n    return [float('nan')] * len(media)\n"
+        "calls = []\n\n\n"
+        "def sour(media, prompts):\n"
+        "    calls.append(media)\n"
+        "    return [0.0 if len(calls) == 1 else float('nan')] * len(media)\n"
     )
     done = cli(
         "finetune",

@@ -1,5 +1,6 @@
 """`align-gen recipe new`: what it writes loads, names every key, and costs what a dry run says."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,8 @@ def test_a_new_recipe_passes_a_dry_run(
     done = cli("finetune", "mine.yaml", "--dry-run")
     assert done.code == 0, done.err
     assert "trained parameters" in done.out
+    plan = json.loads(cli("finetune", "mine.yaml", "--dry-run", "--json").out)
+    assert plan["steps"] == 100
 
 
 def test_a_mistake_writes_nothing_and_replaces_nothing(
