@@ -34,8 +34,8 @@ LAWS = [
 FAMILIES: dict[str, tuple[str, str, list[str]]] = {
     "Stable Diffusion 1.x, 2.x": (
         "small real weights",
-        "the bundled emoji-sd (ε), trained on real pictures: PRDP end to end, `align-gen check`; v and x0, and every "
-        "spacing, on tiny random ones; real-size shapes",
+        "the bundled emoji-sd (ε), trained on real pictures: PRDP end to end, `align-gen check`; v and "
+        "x0, and every spacing of time steps, on tiny random models; real-size shapes",
         [
             "tests/pipelines/test_emoji_sd.py",
             *LAWS,
@@ -46,26 +46,32 @@ FAMILIES: dict[str, tuple[str, str, list[str]]] = {
     ),
     "Stable Diffusion 3, 3.5 (with and without T5)": (
         "small real weights",
-        "the bundled emoji-flow, trained on real pictures: PRDP end to end, `align-gen check`; tiny random ones "
-        "with T5 and with dynamic shift; real-size shapes",
+        "the bundled emoji-flow, trained on real pictures: PRDP end to end, `align-gen check`; tiny "
+        "random models with T5 and with dynamic shift; real-size shapes",
         LAWS,
     ),
-    "SDXL, FLUX.1 (dev, schnell, Kontext), PixArt-Sigma, Sana, Lumina 2, Qwen-Image, "
-    "Z-Image, InstructPix2Pix, ControlNet (SD, SDXL)": (
+    "SDXL, FLUX.1 (dev, schnell), PixArt-Sigma, Sana, Lumina 2, Qwen-Image, Z-Image": (
         "real-size shapes",
-        "texts, network, gradient and picture at the published size; `align-gen check` on tiny random ones: η = 0 is "
-        "what diffusers draws, replay, guidance, LoRA in plain diffusers, gradients; a wrong constant is caught",
+        "texts, network, gradient and picture at the published size; `align-gen check` on tiny random models: "
+        "deterministic samples match diffusers, gradients are finite, an exported LoRA loads in plain "
+        "diffusers, and a deliberately wrong constant is detected",
+        LAWS,
+    ),
+    "with a picture beside each prompt: ControlNet (SD, SDXL), InstructPix2Pix, FLUX.1 Kontext, Wan image to video": (
+        "real-size shapes",
+        "the adapters alone, as in the row above; `finetune` and `sample` refuse these checkpoints, because "
+        "recipes and galleries carry no such pictures yet",
         LAWS,
     ),
     "AnimateDiff": (
         "small real weights",
-        "the bundled emoji-video, trained on real animations: `align-gen check`; a run from end to end on a tiny "
-        "random one, judged by the mean over frames; real-size shapes",
+        "the bundled emoji-video, trained on real animations: `align-gen check`; a whole run on a tiny "
+        "random model, scored by the mean over frames; real-size shapes",
         ["tests/pipelines/test_emoji_video.py", *LAWS, "tests/align_gen/training/test_engine.py"],
     ),
-    "Wan 2.1 and 2.2 (text and image to video), HunyuanVideo, CogVideoX (1.0, 1.5), LTX-Video, ModelScope": (
+    "Wan 2.1 and 2.2 (text to video), HunyuanVideo, CogVideoX (1.0, 1.5), LTX-Video, ModelScope": (
         "real-size shapes",
-        "as for pictures, on videos",
+        "as for SDXL, on videos",
         [*LAWS, "tests/pipelines/test_video.py"],
     ),
     "Gaussian mixtures, as diffusion and as flow": (
@@ -75,7 +81,7 @@ FAMILIES: dict[str, tuple[str, str, list[str]]] = {
     ),
     "published checkpoints of any of these": (
         "not run",
-        "the same code; no published weights were loaded",
+        "the same code runs them, but no published weights were loaded and none were trained",
         [],
     ),
 }
@@ -112,12 +118,12 @@ REWARDS: dict[str, tuple[str, str, list[str]]] = {
     ),
     "jpeg_size, mean_hue, sharpness, colour": (
         "real weights",
-        "no weights; arithmetic and laws",
+        "no weights; checked by hand arithmetic and invariants",
         [f"{HEADS}/test_{name}.py" for name in ("pixels", "sharpness", "colour")],
     ),
     "views, ensemble; rules, calibration, gates": (
         "real weights",
-        "no weights of their own; golden values and laws; a run that optimises a combination",
+        "no weights of their own; golden values and invariants; a run that optimises a combination",
         [
             "tests/reward_heads/wrappers/test_views.py",
             "tests/reward_heads/test_combine.py",
@@ -186,8 +192,8 @@ METHODS: dict[str, tuple[str, str, list[str]]] = {
 RUNNING: dict[str, tuple[str, str, list[str]]] = {
     "resume after kills, signals, a full disk, damaged checkpoints": (
         "small real weights",
-        "real processes and signals, on tiny models in the tests and on emoji-sd by `scripts/kill_trials.py`: the same "
-        "to the last bit",
+        "real processes and signals, on tiny models in the tests and on emoji-sd by `scripts/kill_trials.py`: the "
+        "resumed run equals the uninterrupted one to the last bit",
         [
             "tests/align_gen/training/test_checkpoint.py",
             "tests/align_gen/training/test_signals.py",
@@ -197,14 +203,14 @@ RUNNING: dict[str, tuple[str, str, list[str]]] = {
     ),
     "several processes (gloo on one CPU machine)": (
         "tiny random",
-        "two processes compute what one does to 1e-6; one that dies ends the others",
+        "two processes compute the same as one, to 1e-6; when one dies, the others end",
         ["tests/align_gen/training/test_processes.py"],
     ),
     "one GPU": (
         "small real weights",
-        "emoji-sd on an H200: the laws of `check` in bf16 and fp16 with every kernel of torch's, pictures, scores, "
-        "NFT's and DPO's steps as on a CPU, step times, three models at full size; float32's laws, resuming and "
-        "the demo's end were mended and not run there again",
+        "emoji-sd on an H200: `check` passed in bf16 and fp16 with each of torch's attention kernels; pictures, scores "
+        "and the steps of NFT and DPO equal the CPU's; step times; three models at full size. `check` in fp32, "
+        "resuming and the end of the demo failed there, were fixed, and were not run there again",
         ["tests/align_gen/test_cuda.py"],
     ),
     "several GPUs (NCCL), several machines": (
@@ -217,7 +223,11 @@ RUNNING: dict[str, tuple[str, str, list[str]]] = {
         "two gloo processes: metrics, weights, export as one process's, of a LoRA and of all weights; not run on GPUs",
         ["tests/align_gen/training/test_processes.py"],
     ),
-    "DeepSpeed": ("not run", "refused in one line; `memory.shard` cuts as its ZeRO-3 does", []),
+    "DeepSpeed": (
+        "not run",
+        "refused in one line; `memory.shard` splits weights as its ZeRO-3 does",
+        [],
+    ),
 }
 
 
@@ -265,7 +275,7 @@ def page() -> str:
         "",
         *(f"- **{level}**: {meaning}" for level, meaning in LEVELS.items()),
         "",
-        "On a GPU only what the last table and [gpu.md](gpu.md) name was run; nothing on several machines.",
+        "On a GPU, only what the last table and [gpu.md](gpu.md) name was run. Nothing was run on several machines.",
         "",
     ]
     sections = [
