@@ -50,15 +50,17 @@ def page() -> str:
     return f"""# Models
 
 Written by `python scripts/write_models.py` from the adapters, at the published sizes (`assets/published`, no weights).
-Any checkpoint of these classes works by its folder or hub name.
+Name a checkpoint of one of these classes by its folder or hub name. Published weights were not loaded yet
+([status.md](status.md)): run `align-gen check` on a checkpoint first.
 
 - **guidance**: the scales by name with their defaults. A bare number is the first one; in Python,
-  `{{"text": 5, "image": 1.5}}` names them. "text" is classifier-free and doubles the calls above 1; "embedded" is an
+  `{{"text": 5, "image": 1.5}}` names them. "text" is classifier-free: above 1 it doubles the calls. "embedded" is an
   input of the network.
-- **wants**: pictures that `encode_prompts` takes besides texts, (B, 3, H, W) in [0, 1].
-- `align-gen check MODEL` measures whether a checkpoint is wired right;
-  `align-gen finetune RECIPE --set model.path=MODEL --dry-run` says what training takes, [memory.md](memory.md) what
-  saves memory.
+- **wants**: pictures that `encode_prompts` takes besides texts, (B, 3, H, W) in [0, 1]. `finetune` and `sample` refuse
+  checkpoints with an entry here, because recipes and galleries carry no such pictures yet; `check` accepts them.
+- `align-gen check MODEL` verifies that align_gen reproduces diffusers on your checkpoint.
+  `align-gen finetune RECIPE --set model.path=MODEL --dry-run` prints what training needs. [memory.md](memory.md) has
+  what saves memory.
 
 | checkpoint | pipeline | trains | default size | guidance | wants |
 |---|---|---|---|---|---|
