@@ -54,7 +54,7 @@ FAMILIES: dict[str, tuple[str, str, list[str]]] = {
         "real-size shapes",
         "texts, network, gradient and picture at the published size; `align-gen check` on tiny random models: "
         "deterministic samples match diffusers, gradients are finite, an exported LoRA loads in plain "
-        "diffusers, and a deliberately wrong constant is detected",
+        "diffusers (PixArt-Sigma's through align_gen), and a deliberately wrong constant is detected",
         LAWS,
     ),
     "with a picture beside each prompt: ControlNet (SD, SDXL), InstructPix2Pix, FLUX.1 Kontext, Wan image to video": (
