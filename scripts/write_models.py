@@ -6,6 +6,7 @@ python scripts/write_models.py [--check]
 import argparse
 import inspect
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,9 @@ def notes() -> str:
     classes = {}
     for file in sorted(PUBLISHED.glob("*.json")):
         model = pipelines.load(skeleton(json.loads(file.read_text()), torch.bfloat16))
-        classes[type(model).__name__] = inspect.cleandoc(type(model).__doc__ or "")
+        text = inspect.cleandoc(type(model).__doc__ or "")
+        # A paragraph is one line, so that wrapping a docstring anew leaves the page as it is.
+        classes[type(model).__name__] = re.sub(r"(?<!\n)\n(?!\n)", " ", text)
     return "\n\n".join(f"**{name}.** {text.replace('``', '`')}" for name, text in classes.items())
 
 
