@@ -145,7 +145,7 @@ def flow_section(runs: Sequence[Path]) -> str:
 ## On a flow transformer
 
 `align-gen demo --model emoji-flow`, runs {" ".join(f"`{run}`" for run in runs)}: Stable Diffusion 3's class instead of
-the U-Net, the same prompts, goal and judges.
+the U-Net, the same prompts, goal and rewards.
 
 {HEAD}
 {lines}

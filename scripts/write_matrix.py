@@ -121,8 +121,12 @@ def page(answers: dict[str, dict[str, str]]) -> str:
     return f"""# Methods on families
 
 Written by `make matrix`. Each cell is two steps on a tiny random pipeline of the real classes, with guidance: the loss
-is finite, what is trained changed, and the export, loaded into a fresh pipeline, draws the same. It says that the parts
-fit; what was learned on real pictures stands in [results.md](results.md).
+is finite, the trained weights changed, and the export, loaded into a fresh pipeline, draws the same pictures. "Yes"
+means that the parts fit together. [results.md](results.md) has what was learned on real pictures.
+
+The cells run the adapters directly. `align-gen finetune` and `sample` refuse instruct-pix2pix, controlnet,
+controlnet-xl, flux-kontext and the three wan-image rows: these need a picture beside each prompt, which recipes and
+galleries do not carry yet.
 
 {head}
 {chr(10).join(rows)}

@@ -176,12 +176,13 @@ def page() -> str:
     return f"""# Memory
 
 Written by `python scripts/write_memory.py`. `align-gen finetune RECIPE --dry-run` estimates any recipe's memory without
-reading weights: it runs a micro-batch of everything on tensors that have a shape and no data, and counts.
+reading weights: it simulates one micro-batch on PyTorch's meta device and adds up the memory.
 
 ## What saves it, measured
 
 A PRDP step of emoji-sd on 32 pictures: growth of the process's resident memory, MiB. Freed memory goes back at once.
-The estimate knows of galleries too, drawn 32 at a time here: it is larger where a step takes less than they do.
+The estimate is the larger of the training step and drawing the evaluation gallery (here 32 pictures at a time). So it
+is above the measured step where the gallery needs more.
 
 | | measured | estimated |
 |---|---|---|
@@ -190,11 +191,12 @@ The estimate knows of galleries too, drawn 32 at a time here: it is larger where
 `memory.vae`, decoding 64 pictures of 256 x 256, MiB: {decoding}. `memory.free_text_encoders`, the model loaded and its
 prompts encoded, MiB: {prompts[0]:,.0f} with its text encoder of 0.6 M parameters, {prompts[1]:,.0f} without.
 `memory.offload_rewards` and `memory.offload_reference` move weights from the accelerator to the CPU's memory while they
-wait: as many bytes as the weights have, and nothing on a machine without an accelerator.
+are not in use. They save as many bytes as the weights have, and nothing on a machine without an accelerator.
 
 ## At real sizes, estimated
 
-LoRA of rank 8, bfloat16, one picture at a time with guidance, GiB. Reward models come on top.
+LoRA of rank 8, bfloat16, one picture at a time with guidance, GiB. Reward models come on top. On an H200 the first
+three took up to a fifth more than estimated ([gpu.md](gpu.md)); the others were not tried.
 
 | | weights | of them text encoders, freed | encoding 32 texts | decoding | learning | with checkpointing | peak then |
 |---|---|---|---|---|---|---|---|

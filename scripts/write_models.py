@@ -6,6 +6,7 @@ python scripts/write_models.py [--check]
 import argparse
 import inspect
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,9 @@ def notes() -> str:
     classes = {}
     for file in sorted(PUBLISHED.glob("*.json")):
         model = pipelines.load(skeleton(json.loads(file.read_text()), torch.bfloat16))
-        classes[type(model).__name__] = inspect.cleandoc(type(model).__doc__ or "")
+        text = inspect.cleandoc(type(model).__doc__ or "")
+        # A paragraph is one line, so that wrapping a docstring anew leaves the page as it is.
+        classes[type(model).__name__] = re.sub(r"(?<!\n)\n(?!\n)", " ", text)
     return "\n\n".join(f"**{name}.** {text.replace('``', '`')}" for name, text in classes.items())
 
 
@@ -50,15 +53,17 @@ def page() -> str:
     return f"""# Models
 
 Written by `python scripts/write_models.py` from the adapters, at the published sizes (`assets/published`, no weights).
-Any checkpoint of these classes works by its folder or hub name.
+Name a checkpoint of one of these classes by its folder or hub name. Published weights were not loaded yet
+([status.md](status.md)): run `align-gen check` on a checkpoint first.
 
 - **guidance**: the scales by name with their defaults. A bare number is the first one; in Python,
-  `{{"text": 5, "image": 1.5}}` names them. "text" is classifier-free and doubles the calls above 1; "embedded" is an
+  `{{"text": 5, "image": 1.5}}` names them. "text" is classifier-free: above 1 it doubles the calls. "embedded" is an
   input of the network.
-- **wants**: pictures that `encode_prompts` takes besides texts, (B, 3, H, W) in [0, 1].
-- `align-gen check MODEL` measures whether a checkpoint is wired right;
-  `align-gen finetune RECIPE --set model.path=MODEL --dry-run` says what training takes, [memory.md](memory.md) what
-  saves memory.
+- **wants**: pictures that `encode_prompts` takes besides texts, (B, 3, H, W) in [0, 1]. `finetune` and `sample` refuse
+  checkpoints with an entry here, because recipes and galleries carry no such pictures yet; `check` accepts them.
+- `align-gen check MODEL` verifies that align_gen reproduces diffusers on your checkpoint.
+  `align-gen finetune RECIPE --set model.path=MODEL --dry-run` prints what training needs. [memory.md](memory.md) has
+  what saves memory.
 
 | checkpoint | pipeline | trains | default size | guidance | wants |
 |---|---|---|---|---|---|

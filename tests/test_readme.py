@@ -3,28 +3,31 @@
 import re
 import runpy
 import sys
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
 
-from align_gen import Recipe, bundled
+from align_gen import Recipe, __version__, bundled
+from align_gen.galleries.prompts import load_prompts, require_disjoint
 from align_gen.methods import ddpo
+from align_gen.reward_heads import reward_set
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def python_blocks() -> list[str]:
-    return re.findall(
-        r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL
-    )
+def blocks_of(page: str, language: str) -> list[str]:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return [block for name, block in blocks if name == language]
 
 
 @pytest.mark.slow
 def test_the_three_jobs_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The blocks of README as they stand, but for the demo's recipe, which is cut to one small
-    step.
-    """
-    blocks = python_blocks()
+    """Run README's blocks as they stand; only the demo's recipe is cut to one small step."""
+    blocks = blocks_of("README.md", "python")
     assert len(blocks) == 3
     assert all(len([line for line in block.splitlines() if line.strip()]) <= 10 for block in blocks)
     prompts = (bundled.PROMPTS / "emoji-heldout.jsonl").read_text().splitlines()[:3]
@@ -54,10 +57,53 @@ def test_the_three_jobs_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyP
     }
 
 
+def test_the_tutorials_recipe_is_one_and_its_files_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files of its first part, as a reader would write them, make a run that can start."""
+    recipe, *_ = blocks_of("docs/tutorial.md", "yaml")
+    reward, *_ = blocks_of("docs/tutorial.md", "python")
+    train, held_out, *_ = blocks_of("docs/tutorial.md", "")
+    monkeypatch.chdir(tmp_path)
+    files = {"blue.yaml": recipe, "blue.py": reward, "train.txt": train, "heldout.txt": held_out}
+    for name, text in files.items():
+        Path(name).write_text(text)
+    loaded = Recipe.load("blue.yaml")
+    rewards = reward_set(bundled.reward_spec({**loaded.rewards, **loaded.eval_rewards}))
+    scores = rewards(torch.zeros(2, 3, 64, 64), ["a lemon", "a key"])
+    assert scores.heads["blue"].tolist() == [0.0, 0.0]
+    prompts = load_prompts(loaded.prompts.train or "")
+    assert len(prompts) == 16
+    require_disjoint(prompts, load_prompts(loaded.prompts.eval))
+
+
+def test_every_recipe_says_what_it_does_and_what_it_costs() -> None:
+    """The first line is one sentence; a line of costs and one of measurements follow."""
+    names = bundled.recipes()
+    assert len(names) >= 13
+    for name in names:
+        lines = (bundled.RECIPES / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+        comments = list(takewhile(lambda line: line.startswith("# "), lines))
+        assert re.fullmatch(r"# [A-Z].*\.", comments[0]), f"{name}: {comments[:1]}"
+        for start in ("# Rows through the denoiser: ", "# Memory: ", "# Measured: "):
+            assert any(line.startswith(start) for line in comments), f"{name}: {start}"
+
+
+def test_the_citation_is_of_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == __version__
+
+
+def test_the_index_names_every_page() -> None:
+    index = (ROOT / "docs/README.md").read_text(encoding="utf-8")
+    pages = {page.relative_to(ROOT / "docs") for page in (ROOT / "docs").rglob("*.md")}
+    assert len(pages) >= 14
+    for page in sorted(pages - {Path("README.md")}):
+        assert str(page) in index, page
+
+
 def test_status_page_is_current(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The generator refuses a claim whose test file is missing, and a page that is not what it
-    writes.
-    """
+    """The generator refuses a claim without its test file, and a page that it did not write."""
     monkeypatch.setattr(sys, "argv", ["write_status.py", "--check"])
     runpy.run_path(str(ROOT / "scripts" / "write_status.py"), run_name="__main__")
 
@@ -70,9 +116,7 @@ def test_models_page_is_current(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_key_that_replaces_an_argument_is_one() -> None:
-    """Of the page for who comes from TRL: each `section.key` of the second column is a key of a
-    DDPO recipe.
-    """
+    """On the page for users of TRL, each `section.key` of column two is a key of a DDPO recipe."""
     recipe = Recipe.load("sd15-ddpo").model_dump() | {"method": ddpo.Options().model_dump()}
     page = (ROOT / "docs/from_trl.md").read_text(encoding="utf-8")
     cells = [line.split("|")[2] for line in page.splitlines() if line.startswith("| `")]
@@ -83,8 +127,8 @@ def test_every_key_that_replaces_an_argument_is_one() -> None:
 
 
 def test_links_of_the_pages_lead_somewhere() -> None:
-    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
-    assert len(pages) >= 3
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
+    assert len(pages) >= 16
     for page in pages:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
