@@ -226,9 +226,17 @@ def main() -> None:
         pairs = make_pairs(pixels[learn], [rows[i] for i in learn], WORDINGS, 0, ways=2, others=2)
         with ProgressBar() as progress:
             train_reward(
-                pairs, "emoji-clip", args.work, rank=args.rank, epochs=args.epochs, lr=args.lr, batch_size=32,
-                held_out=0.05, dtype="float16", progress=progress,
-            )  # fmt: skip
+                pairs,
+                "emoji-clip",
+                args.work,
+                rank=args.rank,
+                epochs=args.epochs,
+                lr=args.lr,
+                batch_size=32,
+                held_out=0.05,
+                dtype="float16",
+                progress=progress,
+            )
     write_asset(args.work, args.out)
     heads = {
         "emoji-hps": ClipHead(str(args.out)),

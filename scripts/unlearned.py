@@ -20,8 +20,16 @@ from align_gen.galleries.comparison import Change
 from align_gen.galleries.gallery import Gallery
 from align_gen.reward_heads import reward_set
 
-HUES = {"red": 0.0, "brown": 25.0, "orange": 30.0, "yellow": 55.0, "green": 120.0, "blue": 220.0, "purple": 280.0,
-        "pink": 335.0}  # fmt: skip
+HUES = {
+    "red": 0.0,
+    "brown": 25.0,
+    "orange": 30.0,
+    "yellow": 55.0,
+    "green": 120.0,
+    "blue": 220.0,
+    "purple": 280.0,
+    "pink": 335.0,
+}
 NEAR = 30.0  # degrees
 
 

@@ -33,9 +33,12 @@ GIVE_BACK = {
 }
 RECIPE = "emoji-sd-prdp"
 SMALL = (
-    "sampling.num_inference_steps=2", "method.prompts_per_step=2", "method.keep=null", "optim.micro_batch=32",
+    "sampling.num_inference_steps=2",
+    "method.prompts_per_step=2",
+    "method.keep=null",
+    "optim.micro_batch=32",
     "evaluate.batch_size=32",
-)  # fmt: skip
+)
 TEXTS = ["one apple", "one pear"]
 
 
@@ -87,8 +90,10 @@ def only_prompts(recipe: Recipe) -> None:
 
 kept: list[pipelines.Model] = []  # so that it is there when the memory is read
 WORK: dict[str, tuple[Callable[[Recipe], None], str]] = {
-    "step": (a_step, "VmHWM"), "decoding": (a_decoding, "VmHWM"), "prompts": (only_prompts, "VmRSS"),
-}  # fmt: skip
+    "step": (a_step, "VmHWM"),
+    "decoding": (a_decoding, "VmHWM"),
+    "prompts": (only_prompts, "VmRSS"),
+}
 
 
 def measure(what: str, recipe: Recipe) -> int:
