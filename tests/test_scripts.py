@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 lists: Any = import_module("testbed.prompts")
@@ -50,3 +51,21 @@ def test_measuring_code_counts_what_is_there(commented: bool) -> None:
     nodes = 9 if commented else 13
     assert table.nodes == pytest.approx(nodes / 3)
     assert table.full == pytest.approx(100 / 3 if commented else 0)
+
+
+def test_results_are_written_into_the_run_unless_docs_are_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results: Any = import_module("results")
+    monkeypatch.setattr(results, "page", lambda runs, flow: "the page")
+    monkeypatch.setattr(results, "picture", lambda run: Image.new("RGB", (1, 1)))
+    monkeypatch.setattr(results, "DOCS", tmp_path / "docs" / "results.md")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "run").mkdir()
+    monkeypatch.setattr(sys, "argv", ["results.py", str(tmp_path / "run")])
+    results.main()
+    written = sorted(path.name for path in (tmp_path / "run").iterdir())
+    assert written == ["demo.png", "results.md"] and not list((tmp_path / "docs").iterdir())
+    monkeypatch.setattr(sys, "argv", ["results.py", str(tmp_path / "run"), "--docs"])
+    results.main()
+    assert (tmp_path / "docs" / "results.md").read_text() == "the page"
