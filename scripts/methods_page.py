@@ -16,8 +16,9 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/methods"))
     parser.add_argument("--out", type=Path, default=Path("docs/results/methods.md"))
     args = parser.parse_args()
+    # Before pyplot is imported, which would choose a backend with windows.
     matplotlib.use("Agg")
-    from figures import methods_page  # pyplot opens a window's backend unless told before
+    from figures import methods_page
 
     methods_page.write(args.runs, args.out)
 

@@ -116,8 +116,10 @@ def page(answers: dict[str, dict[str, str]]) -> str:
     head = f"| family | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}"
     return f"""# Methods on families
 
-Written by `make matrix`. Each cell is two steps on a tiny random pipeline of the real classes, with guidance: the loss
-is finite, what is trained changed, and the export, loaded into a fresh pipeline, draws the same. It says that the parts
+Written by `make matrix`. Each cell is two steps on a tiny random pipeline of the real classes, \
+with guidance: the loss
+is finite, what is trained changed, and the export, loaded into a fresh pipeline, draws the same. \
+It says that the parts
 fit; what was learned on real pictures stands in [results.md](results.md).
 
 {head}

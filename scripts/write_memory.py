@@ -1,8 +1,7 @@
-"""Write docs/memory.md: what saves memory and how much, measured on the emoji model and estimated
-at real sizes.
+"""Write docs/memory.md: what saves memory, measured on the emoji model, estimated at real sizes.
 
-    python scripts/write_memory.py python scripts/write_memory.py --measure step [--set
-    optim.micro_batch=8 …]    # one figure, bytes
+    python scripts/write_memory.py
+    python scripts/write_memory.py --measure step [--set optim.micro_batch=8 …]    # bytes
 
 A figure is measured in a process of its own: the growth of its resident memory over what the same
 work left behind when it was done once before, so that libraries do not count. Freed memory goes
@@ -79,16 +78,14 @@ def a_decoding(recipe: Recipe) -> None:
 
 
 def only_prompts(recipe: Recipe) -> None:
-    """Load the model, encode, and drop the text encoders where the recipe says so: what then
-    stays.
-    """
-    kept.append(load_model(recipe))
+    """Load the model, encode prompts, and drop the text encoders where the recipe says so."""
+    loaded.append(load_model(recipe))
     if recipe.memory.free_text_encoders:
-        encode_and_free(kept[-1], TEXTS)
+        encode_and_free(loaded[-1], TEXTS)
     gc.collect()
 
 
-kept: list[pipelines.Model] = []  # so that it is there when the memory is read
+loaded: list[pipelines.Model] = []  # so that it is there when the memory is read
 WORK: dict[str, tuple[Callable[[Recipe], None], str]] = {
     "step": (a_step, "VmHWM"),
     "decoding": (a_decoding, "VmHWM"),
@@ -97,11 +94,11 @@ WORK: dict[str, tuple[Callable[[Recipe], None], str]] = {
 
 
 def measure(what: str, recipe: Recipe) -> int:
-    """In this process. The work runs twice; the growth of the second time counts."""
+    """Bytes that the work takes in this process; it runs twice, and the second growth counts."""
     torch.set_num_threads(1)
     work, key = WORK[what]
     work(recipe)
-    kept.clear()
+    loaded.clear()
     gc.collect()
     before = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forget the first peak
@@ -110,7 +107,7 @@ def measure(what: str, recipe: Recipe) -> int:
 
 
 def measured(what: str, *overrides: str) -> float:
-    """In a process of its own, MiB."""
+    """The same in a process of its own, MiB."""
     options = [part for override in overrides for part in ("--set", override)]
     command = [sys.executable, __file__, "--measure", what, *options]
     done = subprocess.run(
@@ -141,20 +138,19 @@ SIZES = {
 
 def step_row(name: str, overrides: tuple[str, ...]) -> str:
     recipe = Recipe.load(RECIPE, [*SMALL, *overrides])
-    return f"| {name} | {measured('step', *overrides):,.0f} | {estimate(outline(recipe), recipe).peak / 2**20:,.0f} |"
+    estimated = estimate(outline(recipe), recipe).peak / 2**20
+    return f"| {name} | {measured('step', *overrides):,.0f} | {estimated:,.0f} |"
 
 
 def size_row(name: str, path: str) -> str:
     settings = ["memory.free_text_encoders=true", "optim.micro_batch=1", "evaluate.batch_size=1"]
     settings += ["sampling.height=null", "sampling.width=null"]
-    cells = []
-    for more in (False, True):
-        recipe = Recipe.load(
-            "sd15-prdp", [f"model.path={path}", f"memory.checkpointing={more}".lower(), *settings]
-        )
-        found = estimate(outline(recipe), recipe)
-        cells.append(found)
-    whole, saved = cells
+    estimates = []
+    for checkpointing in ("false", "true"):
+        options = [f"model.path={path}", f"memory.checkpointing={checkpointing}", *settings]
+        recipe = Recipe.load("sd15-prdp", options)
+        estimates.append(estimate(outline(recipe), recipe))
+    whole, saved = estimates
     columns = (
         whole.weights,
         whole.freed,
@@ -168,7 +164,7 @@ def size_row(name: str, path: str) -> str:
 
 
 def page() -> str:
-    """As Markdown."""
+    """The page as Markdown."""
     steps = "\n".join(step_row(name, overrides) for name, overrides in STEPS.items())
     decoding = ", ".join(
         f"{mode} {measured('decoding', f'memory.vae={mode}'):,.0f}"
@@ -180,28 +176,36 @@ def page() -> str:
     sizes = "\n".join(size_row(name, path) for name, path in SIZES.items())
     return f"""# Memory
 
-Written by `python scripts/write_memory.py`. `align-gen finetune RECIPE --dry-run` estimates any recipe's memory without
-reading weights: it runs a micro-batch of everything on tensors that have a shape and no data, and counts.
+Written by `python scripts/write_memory.py`. `align-gen finetune RECIPE --dry-run` estimates any \
+recipe's memory without
+reading weights: it runs a micro-batch of everything on tensors that have a shape and no data, \
+and counts.
 
 ## What saves it, measured
 
-A PRDP step of emoji-sd on 32 pictures: growth of the process's resident memory, MiB. Freed memory goes back at once.
-The estimate knows of galleries too, drawn 32 at a time here: it is larger where a step takes less than they do.
+A PRDP step of emoji-sd on 32 pictures: growth of the process's resident memory, MiB. Freed \
+memory goes back at once.
+The estimate knows of galleries too, drawn 32 at a time here: it is larger where a step takes \
+less than they do.
 
 | | measured | estimated |
 |---|---|---|
 {steps}
 
-`memory.vae`, decoding 64 pictures of 256 x 256, MiB: {decoding}. `memory.free_text_encoders`, the model loaded and its
-prompts encoded, MiB: {prompts[0]:,.0f} with its text encoder of 0.6 M parameters, {prompts[1]:,.0f} without.
-`memory.offload_rewards` and `memory.offload_reference` move weights from the accelerator to the CPU's memory while they
+`memory.vae`, decoding 64 pictures of 256 x 256, MiB: {decoding}. `memory.free_text_encoders`, \
+the model loaded and its
+prompts encoded, MiB: {prompts[0]:,.0f} with its text encoder of 0.6 M parameters, \
+{prompts[1]:,.0f} without.
+`memory.offload_rewards` and `memory.offload_reference` move weights from the accelerator to the \
+CPU's memory while they
 wait: as many bytes as the weights have, and nothing on a machine without an accelerator.
 
 ## At real sizes, estimated
 
 LoRA of rank 8, bfloat16, one picture at a time with guidance, GiB. Reward models come on top.
 
-| | weights | of them text encoders, freed | encoding 32 texts | decoding | learning | with checkpointing | peak then |
+| | weights | of them text encoders, freed | encoding 32 texts | decoding | learning | with \
+checkpointing | peak then |
 |---|---|---|---|---|---|---|---|
 {sizes}
 """

@@ -113,12 +113,12 @@ def save_pipeline(pipeline: Any, folder: Path) -> None:
     # Not the text encoders: transformers loads in the dtype of the file, diffusers in float32.
     pipeline.save_pretrained(folder, safe_serialization=True)
     config = folder / "vae" / "config.json"  # where the VAE was loaded from is nobody's business
-    kept = {
+    entries = {
         key: value
         for key, value in json.loads(config.read_text()).items()
         if key != "_name_or_path"
     }
-    config.write_text(json.dumps(kept, indent=2) + "\n")
+    config.write_text(json.dumps(entries, indent=2) + "\n")
     pipeline.to(torch.float32)
 
 

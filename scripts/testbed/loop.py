@@ -75,13 +75,13 @@ def train(
         optimizer.step()
         decay = min(ema, (1 + step) / (10 + step))
         with torch.no_grad():
-            for kept, new in zip(
+            for mean, new in zip(
                 average.state_dict().values(), model.state_dict().values(), strict=True
             ):
-                if kept.is_floating_point():
-                    kept.lerp_(new, 1 - decay)
+                if mean.is_floating_point():
+                    mean.lerp_(new, 1 - decay)
                 else:
-                    kept.copy_(new)
+                    mean.copy_(new)
         shown += loss.item()
         if (step + 1) % 50 == 0:
             spent = seconds + time.time() - clock
