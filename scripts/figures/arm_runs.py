@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 
 from align_gen import bundled, pipelines, sample
 from align_gen.demo import summarise
@@ -14,12 +13,12 @@ from align_gen.galleries.prompts import load_prompts
 from align_gen.galleries.scoring import score_file
 from align_gen.galleries.table import SCORES, ScoresTable
 from align_gen.methods.batches import encode
-from align_gen.methods.trajectories import draw, replay
 from align_gen.opening import open_model
+from align_gen.pipelines.sampling import step_log_prob
 from align_gen.pipelines.seeding import generator
 from align_gen.progress import ProgressBar
 from align_gen.run_folder import RunFolder
-from align_gen.training.engine import finetune, load_model, prepare_model, prepare_state
+from align_gen.training.engine import finetune, load_model
 from align_gen.training.recipe import Recipe
 
 from .arms import ARMS, BASES, DRAWN, model_of, recipe_of
@@ -64,22 +63,41 @@ def prepare_data(arm: str, folder: Path, progress: ProgressBar) -> None:
     write_pairs(folder / "pairs.parquet", chosen, gallery)
 
 
+@torch.no_grad()
 def distance(recipe: Recipe, trained: pipelines.Model) -> float:
     """KL(policy || reference) over whole trajectories in nats, from the policy's own samples."""
     sampling = Recipe.load(BASES[recipe.model.path]).sampling  # alike for all
     base = load_model(recipe)
-    fresh = load_model(recipe)
-    prepare_model(recipe, fresh)
-    state = prepare_state(recipe, fresh, Accelerator(cpu=True))
     prompts = [row["prompt"] for row in load_prompts(recipe.prompts.eval)][:DISTANCE]
-    generators = [generator(0, "distance", 0, index) for index in range(len(prompts))]
-    with torch.no_grad():
-        state.model = trained
-        condition = encode(trained, prompts, sampling)
-        samples, _ = draw(state, condition, generators, sampling, "sum")
-        state.model = base
-        reference = replay(state, samples, encode(base, prompts, sampling), sampling, "sum")
-    return (samples.log_probs - reference).sum(1).mean().item()
+    size = recipe.optim.micro_batch
+    parts = []
+    for start in range(0, len(prompts), size):
+        texts = prompts[start : start + size]
+        indices = range(start, start + len(texts))
+        drawn = pipelines.rollout(
+            trained,
+            encode(trained, texts, sampling),
+            generator=[generator(0, "distance", 0, index) for index in indices],
+            num_inference_steps=sampling.num_inference_steps,
+            eta=sampling.eta,
+            guidance_scale=sampling.guidance_scale,
+            reduction="sum",
+        )
+        condition = encode(base, texts, sampling)
+        reference = [
+            step_log_prob(
+                base,
+                drawn,
+                step,
+                condition,
+                eta=sampling.eta,
+                guidance_scale=sampling.guidance_scale,
+                reduction="sum",
+            )
+            for step in drawn.stochastic.tolist()
+        ]
+        parts.append((drawn.log_probs - torch.stack(reference, 1)).sum(1))  # (b,)
+    return torch.cat(parts).mean().item()
 
 
 def learn(arm: str, seed: int, calls: int, folder: Path, progress: ProgressBar) -> None:
