@@ -181,9 +181,8 @@ def main() -> None:
     np.save(args.out / "videos.npy", np.stack(videos))
     (args.out / "videos.jsonl").write_text("".join(json.dumps(row) + "\n" for row in video_rows))
     counts = {style: sum(row["style"] == style for row in rows) for style in STYLES}
-    print(
-        f"{len(rows)} pictures of {len({row['thing'] for row in rows})} things: {counts}; {len(videos)} videos"
-    )
+    different = len({row["thing"] for row in rows})
+    print(f"{len(rows)} pictures of {different} things: {counts}; {len(videos)} videos")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,8 @@
-"""Prove that the wheel stands alone: build it, install it in an empty environment, run the demo far
-from the checkout.
+"""Prove that the wheel stands alone: build it, install it elsewhere, run the demo there.
 
     python scripts/check_wheel.py                          # a real installation, torch and all
-    python scripts/check_wheel.py --packages-from .venv    # the libraries of an existing
-    environment; minutes less python scripts/check_wheel.py --quick                  # the command
-    line only, no demo
+    python scripts/check_wheel.py --packages-from .venv    # an environment's libraries; faster
+    python scripts/check_wheel.py --quick                  # the command line only, no demo
 
 The interpreter that runs this needs hatchling (extra "dev").
 """
@@ -20,7 +18,10 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-WHERE = "import align_gen, align_gen.pipelines; print(align_gen.__file__); print(align_gen.pipelines.__file__)"
+WHERE = (
+    "import align_gen, align_gen.pipelines; "
+    "print(align_gen.__file__); print(align_gen.pipelines.__file__)"
+)
 
 
 def run(*command: str | Path, cwd: Path, env: dict[str, str] | None = None) -> str:
@@ -64,12 +65,12 @@ def install(wheel: Path, environment: Path, torch: list[str], packages_from: Pat
 
 def clean_environment(home: Path) -> dict[str, str]:
     """No way back to the checkout, no network, no model from an earlier download."""
-    kept = {
+    variables = {
         key: value
         for key, value in os.environ.items()
         if not key.startswith(("PYTHON", "VIRTUAL_ENV"))
     }
-    return kept | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
+    return variables | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
 
 
 def check(programs: Path, work: Path, arguments: list[str], quick: bool) -> None:

@@ -1,5 +1,4 @@
-"""Put hpsv2 1.2.0, the published scorer, beside the environment: the oracle of `hps` and its rival
-in speed.
+"""Put hpsv2 1.2.0, the published scorer and oracle of `hps`, beside the environment.
 
     python scripts/get_hpsv2.py [--folder build/hpsv2]
 

@@ -1,5 +1,4 @@
-"""Put TRL 0.23.1, the last with a DDPOTrainer, beside the environment for `align-gen bench
---against trl`.
+"""Put TRL 0.23.1, the last with a DDPOTrainer, beside the environment: a rival of `bench`.
 
     python scripts/get_trl.py [--folder build/trl]
 

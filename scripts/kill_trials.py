@@ -43,7 +43,11 @@ def recipe_of(folder: Path, full: bool) -> Recipe:
     data = {
         "model": {"path": "emoji-sd", "lora": None if full else {"rank": 4}},
         "method": {
-            "name": "prdp", "images_per_prompt": 2, "prompts_per_step": 2, "gradient_steps": 2, "beta": 1.0,
+            "name": "prdp",
+            "images_per_prompt": 2,
+            "prompts_per_step": 2,
+            "gradient_steps": 2,
+            "beta": 1.0,
             "clip": 1e-3,
         },
         "prompts": {"train": str(folder / "train.txt"), "eval": str(folder / "eval.txt")},
@@ -53,7 +57,7 @@ def recipe_of(folder: Path, full: bool) -> Recipe:
         "evaluate": {"every": 1, "num_inference_steps": 3, "seeds": [0, 1]},
         "optim": {"lr": 1e-4, "ema": 0.5, "micro_batch": 2},
         "run": {"steps": 3, "seed": 1, "save_every": 1},
-    }  # fmt: skip
+    }
     return Recipe.parse(data)
 
 

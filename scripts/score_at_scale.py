@@ -1,5 +1,4 @@
-"""Does the memory of scoring grow with the number of pictures, and does the report of many still
-open?
+"""Measure the memory of scoring as pictures get many, and the size of their report.
 
     python scripts/score_at_scale.py [--counts 1000 50000] [--rows 100000] [--folder build/scale]
 

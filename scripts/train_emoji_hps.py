@@ -42,19 +42,28 @@ license: mit
 ---
 # emoji-hps: emoji-clip, tuned to preferences
 
-Trained by `scripts/train_emoji_hps.py` of align_gen with `train_reward(mode="lora")`: low-rank changes of emoji-clip,
-merged. An open_clip folder: the reward `clip:path=emoji-hps`, higher for clean pictures of what the prompt says.
-Preferences are made, not asked for: a clean emoji to one that is blurred, noisy, of wrong colours, a bad JPEG or
-coarse (together: "clean"), and the named thing to another ("on prompt"). It knows emoji at 64x64 and nothing else.
+Trained by `scripts/train_emoji_hps.py` of align_gen with `train_reward(mode="lora")`: low-rank \
+changes of emoji-clip,
+merged. An open_clip folder: the reward `clip:path=emoji-hps`, higher for clean pictures of what \
+the prompt says.
+Preferences are made, not asked for: a clean emoji to one that is blurred, noisy, of wrong \
+colours, a bad JPEG or
+coarse (together: "clean"), and the named thing to another ("on prompt"). It knows emoji at 64x64 \
+and nothing else.
 Large weight matrices are kept as float8_e4m3, the rest as float16; readers make float32 of both.
 
-Data: Fluent Emoji 3D and flat (Microsoft, MIT), Noto Emoji (Google, Apache-2.0), labels of emojibase (MIT).
+Data: Fluent Emoji 3D and flat (Microsoft, MIT), Noto Emoji (Google, Apache-2.0), labels of \
+emojibase (MIT).
 Twemoji (CC-BY 4.0) was used for evaluation only.
 
-Measured as written, on 80 things and on wordings that these preferences did not have; emoji-clip itself had learned
-from their pictures in the seen styles. Calibration is of the sigmoid of the difference of logits. What emoji-hps gains
-on clean pictures it pays for on prompts, where emoji-clip is the better judge. Four settings were tried, and this one
-was kept because it lost least on prompts by these same numbers: they are a little too good for that.
+Measured as written, on 80 things and on wordings that these preferences did not have; emoji-clip \
+itself had learned
+from their pictures in the seen styles. Calibration is of the sigmoid of the difference of \
+logits. What emoji-hps gains
+on clean pictures it pays for on prompts, where emoji-clip is the better judge. Four settings \
+were tried, and this one
+was kept because it lost least on prompts by these same numbers: they are a little too good for \
+that.
 
 | measured | value |
 |---|---|
@@ -172,11 +181,11 @@ def write_asset(work: Path, out: Path) -> None:
         shutil.copyfile(work / name, out / name)
     weights = load_file(work / "open_clip_model.safetensors")
     large = {name for name, value in weights.items() if value.ndim >= 2 and value.numel() >= LARGE}
-    kept = {
+    rounded = {
         name: value.to(torch.float8_e4m3fn) if name in large else value
         for name, value in weights.items()
     }
-    save_file(kept, out / "open_clip_model.safetensors")
+    save_file(rounded, out / "open_clip_model.safetensors")
 
 
 def measured(data: Path, held: set[str], heads: dict[str, ClipHead]) -> Row:
@@ -226,9 +235,17 @@ def main() -> None:
         pairs = make_pairs(pixels[learn], [rows[i] for i in learn], WORDINGS, 0, ways=2, others=2)
         with ProgressBar() as progress:
             train_reward(
-                pairs, "emoji-clip", args.work, rank=args.rank, epochs=args.epochs, lr=args.lr, batch_size=32,
-                held_out=0.05, dtype="float16", progress=progress,
-            )  # fmt: skip
+                pairs,
+                "emoji-clip",
+                args.work,
+                rank=args.rank,
+                epochs=args.epochs,
+                lr=args.lr,
+                batch_size=32,
+                held_out=0.05,
+                dtype="float16",
+                progress=progress,
+            )
     write_asset(args.work, args.out)
     heads = {
         "emoji-hps": ClipHead(str(args.out)),

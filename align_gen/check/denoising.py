@@ -49,8 +49,9 @@ def _denoises(
     noise = torch.randn(clean.shape, generator=Generator().manual_seed(1)).to(clean)
     times = model.times(20, condition.latent_shape)[:, 0]
     alphas, sigmas = process.coefficients(times)
-    for amount, signal in (("much", 0.2), ("a little", 0.9)):  # alpha^2 / (alpha^2 + sigma^2)
-        step = int(((alphas**2 / (alphas**2 + sigmas**2)) - signal).abs().argmin())
+    shares = alphas**2 / (alphas**2 + sigmas**2)  # of the signal in the noisy latents
+    for amount, share in (("much", 0.2), ("a little", 0.9)):
+        step = int((shares - share).abs().argmin())
         t = times[step]
         alpha = alphas[step].item()
         sigma = sigmas[step].item()
@@ -59,7 +60,8 @@ def _denoises(
             output = model.predict(noisy, t, condition, subject.guidance(1.0))
             x0, _ = process.split(noisy, output, t)
         # The Wiener filter of latents with this variance.
-        linear = noisy * alpha * variance / (alpha**2 * variance + sigma**2)
+        power = alpha**2 * variance + sigma**2
+        linear = noisy * alpha * variance / power
         ours = (x0.float() - clean.float()).square().mean().item()
         guess = (linear.float() - clean.float()).square().mean().item()
         yield below(f"denoises {name}, {amount} noise: error / linear guess's", ours / guess, 0.75)

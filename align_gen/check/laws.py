@@ -30,10 +30,14 @@ def own_sampling(subject: Subject) -> Iterator[Finding]:
 
     The last shows that the encoding of texts was compared too.
     """
-    plain = difference(subject.pictures(text_guidance=1.0), subject.by_diffusers(text_guidance=1.0))
+    # Without guidance first: a mistake in guidance shows as the second finding alone.
+    ours = subject.pictures(text_guidance=1.0)
+    theirs = subject.by_diffusers(text_guidance=1.0)
+    plain = difference(ours, theirs)
     yield below("eta 0 = diffusers, without guidance", plain, subject.tolerance)
     ours = subject.pictures()
-    yield below("eta 0 = diffusers", difference(ours, subject.by_diffusers()), subject.tolerance)
+    theirs = subject.by_diffusers()
+    yield below("eta 0 = diffusers", difference(ours, theirs), subject.tolerance)
     others = subject.pictures(prompts=OTHERS)
     yield above("texts count", difference(ours, others), subject.tolerance)
 
@@ -52,6 +56,7 @@ def replay(subject: Subject) -> Iterator[Finding]:
             together = _replayed(subject, stored, condition, slice(None))
             rows = [slice(i, i + 1) for i in range(len(PROMPTS))]
             apart = torch.cat([_replayed(subject, stored, condition, row) for row in rows])
+        # The same batch shape runs the same kernels, so nothing may differ.
         equal = difference(together, stored.log_probs)
         yield below(f"ratio is 1 at equal batch shape, {name}", equal, 0.0)
         noise = difference(apart, stored.log_probs)
@@ -87,6 +92,7 @@ def no_noise(subject: Subject) -> Iterator[Finding]:
     with torch.no_grad():
         output = model.predict(x, t, condition, subject.guidance())
     ode = process.transition(x, output, t, s, 0.0)[0]
+    # eta = 0 takes another branch; the smallest eta must end in the same place.
     mean = process.transition(x, output, t, s, 1e-6)[0]
     yield below("noiseless SDE = ODE", difference(mean, ode), 1e-5)
     density = gaussian_log_prob(mean, mean, process.std(t, s, ETA))
@@ -124,7 +130,9 @@ def guidance(subject: Subject) -> Iterator[Finding]:
             by_text = SCALE * (with_text - without)
             by_image = scales["image"] * (without - nothing)
             expected = nothing + by_text + by_image
-    limit = 10 * subject.tolerance * max(1.0, expected.abs().max().item())
+    # Outputs are no pictures in [0, 1]: rounding grows with their size.
+    largest = expected.abs().max().item()
+    limit = 10 * subject.tolerance * max(1.0, largest)
     yield below("guidance batched = apart", difference(together, expected), limit)
 
 
@@ -140,7 +148,8 @@ def prompts(subject: Subject) -> Iterator[Finding]:
         second = Condition.cat([subject.condition(rows=row) for row in rows])
     finally:
         subject.model.prompt_cache = cache
-    worst = max(difference(first.tensors[name], second.tensors[name]) for name in first.tensors)
+    differences = [difference(first.tensors[name], second.tensors[name]) for name in first.tensors]
+    worst = max(differences)
     yield below("prompts cached = fresh", worst, subject.tolerance)
 
 
@@ -182,7 +191,8 @@ def attention(subject: Subject) -> Iterator[Finding]:
         ours = model.predict(x, t, condition, subject.guidance())
         with force_kernel(model, "math"):
             plain = model.predict(x, t, condition, subject.guidance())
-    error = difference(ours, plain) / plain.abs().max().item()
+    largest = plain.abs().max().item()
+    error = difference(ours, plain) / largest
     yield below("attention = math kernel", error, subject.tolerance)
 
 
@@ -225,7 +235,9 @@ def check(subject: Subject, *, untrained: bool = False) -> list[Finding]:
     ``untrained``: leave out the law that only a trained network can keep.
     """
     findings: list[Finding] = []
-    parameters = [p for part in subject.model.components().values() for p in part.parameters()]
+    components = subject.model.components().values()
+    parameters = [p for part in components for p in part.parameters()]
+    # Laws freeze and thaw; the model is given back as it came.
     trained = [parameter.requires_grad for parameter in parameters]
     for name, law in (LAWS if untrained else LAWS | TRAINED).items():
         try:

@@ -56,10 +56,13 @@ def gradients(subject: Subject) -> Iterator[Finding]:
     condition = subject.condition()
     x = subject.latents().to(model.device)
     for t in model.times(STEPS, condition.latent_shape)[[0, -1], 0]:
-        model.predict(x, t, condition, subject.guidance()).float().square().mean().backward()
+        output = model.predict(x, t, condition, subject.guidance())
+        output.float().square().mean().backward()
 
+    # Gradients may reach what is trained and nothing else, a text encoder for one.
     trained = {id(parameter) for parameter in model.parameters()}
-    everything = [p for part in model.components().values() for p in part.parameters()]
+    components = model.components().values()
+    everything = [p for part in components for p in part.parameters()]
     stray = sum(p.grad is not None and id(p) not in trained for p in everything)
     missing = sum(not _is_finite(p.grad) for p in model.parameters())
     yield below("gradients outside of what is trained", stray, 0)
@@ -77,13 +80,15 @@ def memory(subject: Subject) -> Iterator[Finding]:
     model = subject.model
     condition = subject.condition()
     weights = size_of(model.components().values()) / 2**20
+    # For information: there is no limit that all machines share.
     yield Finding("memory, weights (MiB)", True, weights, "any")
     model.train_lora(LoraOptions(rank=2))
     try:
         x = subject.latents().to(model.device)
         t = model.times(STEPS, condition.latent_shape)[0, 0]
         with PeakMemory() as step:
-            model.predict(x, t, condition, subject.guidance()).float().square().mean().backward()
+            output = model.predict(x, t, condition, subject.guidance())
+            output.float().square().mean().backward()
         name = "memory, a training step of two rows (MiB)"
         yield Finding(name, step.peak > 0, step.peak / 2**20, "any")
     finally:
@@ -99,6 +104,7 @@ def reward(subject: Subject) -> Iterator[Finding]:
     """
     if subject.rewards is None:
         return
+    # From latents on, as methods that backpropagate a reward do.
     latents = subject.rollout(subject.condition()).final.requires_grad_()
     media = subject.model.decode(latents).float()
     scores = subject.rewards(media, PROMPTS)

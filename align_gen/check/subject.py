@@ -140,12 +140,14 @@ class Subject:
         pictures = interpolate(
             pictures, (self.size["height"], self.size["width"]), mode="bicubic", antialias=True
         )
+        # A video that stands still, for families that know nothing else.
         if self.model.default_frames > 1:
             pictures = pictures[:, None].expand(-1, self.size["num_frames"], -1, -1, -1)
         return pictures.clamp(0, 1)
 
     def precisions(self) -> Iterator[tuple[str, AbstractContextManager[Any], float]]:
         """Precisions that a step can run in: name, context, and the replay noise normal there."""
+        # float32 weights are trained as they are, or under autocast; half ones only in their dtype.
         if self.model.dtype == torch.float32:
             yield "fp32", nullcontext(), 1e-4
         half = torch.float16 if self.model.dtype == torch.float16 else torch.bfloat16
