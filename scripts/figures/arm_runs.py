@@ -8,7 +8,8 @@ import torch
 from align_gen import bundled, pipelines, sample
 from align_gen.demo import summarise
 from align_gen.files import whole_file
-from align_gen.galleries.pairs import pairs, write_pairs
+from align_gen.galleries.mining import pairs
+from align_gen.galleries.pairs import write_pairs
 from align_gen.galleries.prompts import load_prompts
 from align_gen.galleries.scoring import score_file
 from align_gen.galleries.table import SCORES, ScoresTable

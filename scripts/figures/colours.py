@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from align_gen import compare, score
-from align_gen.galleries.comparison import Change
 from align_gen.galleries.gallery import Gallery
+from align_gen.galleries.intervals import Change
 from align_gen.opening import open_rewards
 
 HUES = {

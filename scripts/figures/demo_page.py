@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from align_gen import bundled, compare, methods
-from align_gen.demo import Judged
+from align_gen.demo import HeldOutFigures
 from align_gen.galleries.gallery import Gallery
 from align_gen.galleries.table import ScoresTable
 from align_gen.opening import open_model, open_rewards
@@ -122,7 +122,9 @@ def rivals(recipe: Recipe, run: Path, summary: Mapping[str, Any], rows_per_sampl
     }
 
     held_out = bundled.model_path(recipe.eval_rewards["heldout"]["path"])
-    spread = {name: Judged.of(table, held_out).diversity for name, (_, table) in entries.items()}
+    spread = {
+        name: HeldOutFigures.of(table, held_out).diversity for name, (_, table) in entries.items()
+    }
     ratio = {name: value / spread["untouched"] for name, value in spread.items()}
     rows = "\n".join(
         line(name, calls, before, table, ratio[name]) for name, (calls, table) in entries.items()
