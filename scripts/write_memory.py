@@ -22,7 +22,7 @@ import torch
 
 from align_gen import Recipe, pipelines
 from align_gen.training.dry_run import estimate, outline
-from align_gen.training.engine import load_model, prepare_model, prepare_state
+from align_gen.training.setup import load_model, prepare_model, prepare_state
 from align_gen.training.memory import encode_and_free
 
 ROOT = Path(__file__).resolve().parent.parent
