@@ -72,10 +72,11 @@ def test_a_finished_run_goes_on_with_more_steps(
     longer = finetune(recipe, tmp_path)
     assert longer.steps_taken == 1
     assert same(weights(tmp_path), weights(finished.folder))
-    assert (
-        picture_digests(tmp_path)["samples/final"]
-        == picture_digests(finished.folder)["samples/final"]
-    )
+    ends = [
+        {name: digest for name, digest in picture_digests(run).items() if "final" in name}
+        for run in (tmp_path, finished.folder)
+    ]
+    assert ends[0] == ends[1] and ends[0]
     assert (tmp_path / f"samples/step-{steps - 1:06d}/scores.parquet").is_file()
     with pytest.raises(UserError, match=rf"run\.steps: this run is at step {steps}; want as many"):
         finetune(recipe.replace(run={"steps": steps - 1}), tmp_path)
@@ -85,7 +86,7 @@ def test_what_bounds_memory_or_logs_may_change(recipe: Recipe, tmp_path: Path) -
     """Stopped, and gone on with smaller calls and other checkpoints; a learning rate may not."""
     two = recipe.replace(run={"steps": 2})
     with pytest.raises(Stopped):
-        finetune(two, tmp_path, progress=stop_at(1))
+        finetune(two, tmp_path, progress=stop_at(2))
     with pytest.raises(UserError, match="want another --out"):
         finetune(two.replace(optim={"lr": 0.5}), tmp_path)
     eased = two.replace(
