@@ -185,6 +185,8 @@ def prepare_model(recipe: Recipe, model: Model) -> None:
     Raises:
         UserError: a number of the recipe does not fit this model.
     """
+    from diffusers.training_utils import cast_training_params
+
     section = recipe.model
     require_fit(recipe, model)
     if section.lora is None:
@@ -199,9 +201,9 @@ def prepare_model(recipe: Recipe, model: Model) -> None:
 
     # Small updates vanish in half precision. The frozen copies are float32 too, so that they are
     # what the policy was when it began.
-    copies = [each for module in model.reference_copies.values() for each in module.parameters()]
-    for parameter in (*model.parameters(), *copies):
-        parameter.data = parameter.data.float()
+    cast_training_params([*model.trainable.values()], torch.float32)
+    for module in model.reference_copies.values():
+        module.float()
 
 
 def require_fit(recipe: Recipe, model: Model) -> None:

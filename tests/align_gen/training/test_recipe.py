@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from align_gen import Recipe, bundled
@@ -380,3 +381,34 @@ def test_both_spellings_of_a_precision_and_a_lone_seed() -> None:
     recipe = Recipe.load("emoji-sd-prdp", ["model.dtype=bfloat16", "evaluate.seeds=0"])
     assert recipe.model.dtype == "bf16" and recipe.evaluate.seeds == (0,)
     assert recipe == Recipe.load("emoji-sd-prdp", ["model.dtype=bf16", "evaluate.seeds=[0]"])
+
+
+def test_files_are_looked_up_beside_the_recipe_and_then_in_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two files of one name: the nearer one. A bundled name is no file, nor is a reward's."""
+    here = tmp_path / "here"
+    there = tmp_path / "there"
+    for folder in (here, there):
+        folder.mkdir()
+        (folder / "train.txt").write_text("a red dog")
+    (here / "eval.txt").write_text("a green fox")
+    for name in ("warm.py", "emoji-sd", "clip", "weights"):
+        (there / name).mkdir() if "." not in name else (there / name).write_text("")
+    recipe = {
+        "model": {"path": "emoji-sd"},
+        "method": {"name": "prdp"},
+        "prompts": {"train": "train.txt", "eval": "eval.txt"},
+        "rewards": {"warm.py:warm": 1.0, "clip": {"path": "weights"}, "cold.py:cold": 1.0},
+    }
+    (there / "mine.yaml").write_text(yaml.safe_dump(recipe))
+    monkeypatch.chdir(here)
+    loaded = Recipe.load("../there/mine.yaml")
+    assert loaded.prompts.train == "../there/train.txt" and loaded.prompts.eval == "eval.txt"
+    assert loaded.model.path == "emoji-sd"
+    assert loaded.rewards == {
+        "../there/warm.py:warm": 1.0,
+        "clip": {"path": "../there/weights"},
+        "cold.py:cold": 1.0,
+    }
+    assert Recipe.load("../there/mine.yaml", beside=False).prompts.train == "train.txt"
