@@ -19,8 +19,9 @@ from align_gen.pipelines.sampling import step_log_prob
 from align_gen.pipelines.seeding import generator
 from align_gen.progress import ProgressBar
 from align_gen.run_folder import RunFolder
-from align_gen.training.engine import finetune, load_model
+from align_gen.training.engine import finetune
 from align_gen.training.recipe import Recipe
+from align_gen.training.setup import load_model
 
 from .arms import ARMS, BASES, DRAWN, model_of, recipe_of
 from .rivals import figures_of, trl, untrained
