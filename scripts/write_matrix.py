@@ -81,7 +81,7 @@ def two_steps(one: Subject, method: str) -> list[float]:
     state = TrainState(model, optimizer, Accelerator(cpu=True), max_grad_norm=1.0, micro_batch=4)
     sampling = Sampling(num_inference_steps=STEPS, guidance_scale=SCALE)
 
-    # Captions are not dropped where each stands beside a picture: what remains has no meaning.
+    # Families that take a picture beside each prompt refuse empty captions.
     options_class = methods.options_of(method)
     settings = {"prompts_per_step": len(PROMPTS), **OPTIONS[method]}
     if model.required_inputs and "dropout" in options_class.model_fields:
