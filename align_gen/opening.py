@@ -1,4 +1,4 @@
-"""Models and rewards by name: a bundled one, a path, a hub name, or an object that is open already."""
+"""Open models and rewards by name: a bundled one, a path, a hub name, or an open object."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any

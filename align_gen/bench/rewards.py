@@ -51,7 +51,7 @@ def bench_rewards(device: torch.device, *, rounds: int = 7, pictures: int = 64) 
         checkpoint = write_checkpoint(Path(name) / "random.pt")
         gallery = write_jpegs(Path(name) / "gallery", pictures)
         head = HpsHead(str(checkpoint), architecture=ARCHITECTURE).to(device)
-        judges = RewardSet({"hps": head}).to(device)
+        rewards = RewardSet({"hps": head}).to(device)
         rival = hpsv2(device)
         paths = [str(gallery.path(index)) for index in range(pictures)]
         prompts = (f"a picture of round {n}" for n in itertools.count())
@@ -59,7 +59,8 @@ def bench_rewards(device: torch.device, *, rounds: int = 7, pictures: int = 64) 
         def ours() -> None:
             prompt = next(prompts)
             score(
-                Gallery(gallery.folder, [{**row, "prompt": prompt} for row in gallery.rows]), judges
+                Gallery(gallery.folder, [{**row, "prompt": prompt} for row in gallery.rows]),
+                rewards,
             )
 
         works = {
@@ -131,8 +132,8 @@ def hpsv2(device: torch.device) -> Any:
         from hpsv2.src.open_clip import create_model_and_transforms
     except (ImportError, FileNotFoundError) as error:
         raise UserError(
-            f"bench rewards: hpsv2 cannot be imported here ({error}); python scripts/get_hpsv2.py, then "
-            "PYTHONPATH=build/hpsv2 align-gen bench rewards"
+            f"bench rewards: hpsv2 cannot be imported here ({error}); "
+            "python scripts/get_hpsv2.py, then PYTHONPATH=build/hpsv2 align-gen bench rewards"
         ) from error
     options = {
         "precision": "amp",

@@ -34,7 +34,8 @@ SIZES: dict[str, tuple[str, ...]] = {  # hub name -> what differs from its defau
 }
 STEP = (  # PRDP with LoRA in bfloat16, four pictures at once
     "model.dtype=bf16",
-    "method={name: prdp, images_per_prompt: 4, prompts_per_step: 1, gradient_steps: 1, beta: 3.0e-5, clip: 1.0e-4}",
+    "method={name: prdp, images_per_prompt: 4, prompts_per_step: 1, gradient_steps: 1, "
+    "beta: 3.0e-5, clip: 1.0e-4}",
     "sampling={num_inference_steps: 4, guidance_scale: 5.0, eta: 1.0}",
     "rewards={sharpness: {}}",
     "memory={checkpointing: true, free_text_encoders: true}",

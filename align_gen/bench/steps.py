@@ -31,16 +31,19 @@ METHODS = {  # a step of 32 images each, of two prompts
     "prdp, gradient_steps 1": ["method.prompts_per_step=2", "method.gradient_steps=1"],
     "ddpo": ["method={name: ddpo, images_per_prompt: 16, prompts_per_step: 2, clip: 4.0e-3}"],
     "ddpo, keep_graph": [
-        "method={name: ddpo, images_per_prompt: 16, prompts_per_step: 2, clip: 4.0e-3, keep_graph: true}"
+        "method={name: ddpo, images_per_prompt: 16, prompts_per_step: 2, clip: 4.0e-3, "
+        "keep_graph: true}"
     ],
     "grpo": ["method={name: grpo, images_per_prompt: 16, prompts_per_step: 2, clip: 4.0e-3}"],
     "nft": ["method={name: nft, images_per_prompt: 16, prompts_per_step: 2, times_per_image: 4}"],
     "rwr": [
-        "method={name: rwr, images_per_prompt: 16, prompts_per_step: 2, weights: exponential, gradient_steps: 4}"
+        "method={name: rwr, images_per_prompt: 16, prompts_per_step: 2, weights: exponential, "
+        "gradient_steps: 4}"
     ],
     "raft": ["method={name: raft, images_per_prompt: 2, prompts_per_step: 16, gradient_steps: 4}"],
     "dpo, online": [
-        "method={name: dpo, online: true, images_per_prompt: 2, prompts_per_step: 16, gradient_steps: 4}"
+        "method={name: dpo, online: true, images_per_prompt: 2, prompts_per_step: 16, "
+        "gradient_steps: 4}"
     ],
 }
 PLAIN = ("prdp", "ddpo")  # that a plain loop is written for

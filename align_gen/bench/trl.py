@@ -61,11 +61,14 @@ def trl_trainer(session: Session, **options: Any) -> Any:
 
     class SameLora(DefaultDDPOStableDiffusionPipeline):  # type: ignore[misc]
         def get_trainable_layers(self) -> Any:
-            targets = lora.target_modules
+            targets: Any = lora.target_modules
+            if targets is not None and not isinstance(targets, str):
+                targets = list(targets)
             config = LoraConfig(
-                r=lora.rank, lora_alpha=lora.alpha or lora.rank,
-                target_modules=targets if isinstance(targets, str) or targets is None else list(targets),
-            )  # fmt: skip
+                r=lora.rank,
+                lora_alpha=lora.alpha or lora.rank,
+                target_modules=targets,
+            )
             self.sd_pipeline.unet.add_adapter(config)
             return self.sd_pipeline.unet
 

@@ -88,7 +88,8 @@ def sample(
     model = open_model(model)
     if model.required_inputs:
         raise UserError(
-            f"{type(model).__name__} wants {model.required_inputs} beside each prompt, which no gallery has"
+            f"{type(model).__name__} wants {model.required_inputs} beside each prompt, "
+            "which no gallery has"
         )
 
     # What every row says of its making.

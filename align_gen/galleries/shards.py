@@ -9,8 +9,8 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from ..errors import UserError, one_line
+from .formats import MEDIA, UnreadablePicture, suffix_of
 from .items import MAX_BYTES, Item, Opener
-from .media import MEDIA, UnreadablePicture, suffix_of
 from .table import ERROR, EXTRA
 
 PICTURE_COLUMNS = ("image", "picture", "jpg", "png", "webp", "video", "mp4")

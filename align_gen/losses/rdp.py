@@ -27,7 +27,8 @@ def _pair_errors(
     """
     if log_probs.ndim != 2 or rewards.shape != log_probs.shape[:1]:
         raise ValueError(
-            f"want log_probs (B, S) and rewards (B,), got {tuple(log_probs.shape)}, {tuple(rewards.shape)}"
+            "want log_probs (B, S) and rewards (B,), "
+            f"got {tuple(log_probs.shape)}, {tuple(rewards.shape)}"
         )
     ratio = log_probs - log_probs_ref
     ratio_old = log_probs_old - log_probs_ref
@@ -98,9 +99,8 @@ def rdp_coefficients(
         total = torch.zeros(len(rewards), dtype=values.dtype, device=values.device)
         return scale * total.index_add(0, winners, values).index_add(0, losers, -values)
 
-    inside = (
-        log_probs - log_probs_old
-    ).abs() <= clip  # the clipped branch has no gradient where it is flat
+    # The clipped branch has no gradient where it is flat.
+    inside = (log_probs - log_probs_old).abs() <= clip
     through = per_sample(error * free)
     through_clipped = per_sample(error_clipped * ~free)
     return through[:, None] + through_clipped[:, None] * inside

@@ -24,7 +24,7 @@ from .trajectories import Drawn, draw
 
 
 class Options(DenoisingOptions):
-    """A sample's optimality is r = 1/2 + A / (2 advantage_limit), A its advantage within a group."""
+    """Optimality of a sample is 1/2 + A / (2 advantage_limit), A its advantage within a group."""
 
     name: Literal["nft"] = "nft"
     images_per_prompt: int = Field(

@@ -1,7 +1,8 @@
-"""PRDP: proximal reward difference prediction (Deng et al., CVPR 2024, arXiv 2402.08714), algorithm 1.
+"""PRDP: proximal reward difference prediction (Deng et al., CVPR 2024, arXiv 2402.08714).
 
-Regress the difference of two samples' log-ratios log pi_theta / pi_ref onto their reward difference
-/ beta. At zero loss pi_theta is the KL-regularised optimum, with no estimate of its normaliser.
+Algorithm 1 of the paper: regress the difference of two samples' log-ratios
+log pi_theta / pi_ref onto their reward difference / beta. At zero loss pi_theta is the
+KL-regularised optimum, with no estimate of its normaliser.
 """
 
 import warnings
@@ -65,7 +66,7 @@ class Options(MethodOptions):
             )
 
     def cost(self, sampling: Sampling, rows_per_sample: int) -> Cost:
-        """All images are drawn; the kept ones pass the reference once, and then every gradient step.
+        """All images are drawn; those kept pass the reference once, and then every gradient step.
 
         A gradient step is a forward and a backward pass, from the second on after a first pass
         that finds the coefficients. An upper bound: clipped calls are left out, and a step with

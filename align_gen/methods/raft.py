@@ -1,9 +1,9 @@
-"""RAFT: reward-ranked fine-tuning (Dong et al., TMLR 2023, arXiv 2304.06767): learn from the best of
-K of your own.
+"""RAFT: reward-ranked fine-tuning (Dong et al., TMLR 2023, arXiv 2304.06767).
 
-Choosing the kept one by K-way Bradley-Terry is how people curate (Ferbach et al., NeurIPS 2024,
-arXiv 2407.09499); the prior that keeps outputs near the reference's is SuperHF's (Mukobi et al.,
-arXiv 2310.16763). Each round narrows what is drawn: watch a held-out reward, and reward/std.
+Learn from the best of K images of the policy. Choosing the image by K-way Bradley-Terry is how
+people curate (Ferbach et al., NeurIPS 2024, arXiv 2407.09499); the prior that keeps outputs near
+the reference's is SuperHF's (Mukobi et al., arXiv 2310.16763). Each round narrows what is drawn:
+watch a held-out reward, and reward/std.
 """
 
 from collections.abc import Sequence
@@ -43,7 +43,8 @@ class Options(DenoisingOptions):
         1.0,
         gt=0,
         le=1,
-        description="Learn from this share of a step's prompts, those whose kept images score best.",
+        description="Learn from this share of a step's prompts, those whose kept images score "
+        "best.",
     )
     prior_weight: float = Field(
         0.0,

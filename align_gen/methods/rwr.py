@@ -23,7 +23,7 @@ WEIGHTS = {"softmax": softmax_weights, "exponential": exponential_weights}
 
 
 class Options(DenoisingOptions):
-    """Weights are G softmax(r / beta) among a prompt's G images, or exp(z / beta), z the z-score."""
+    """Weights are G softmax(r / beta) among a prompt's G images, or exp(z / beta), z a z-score."""
 
     name: Literal["rwr"] = "rwr"
     images_per_prompt: int = Field(

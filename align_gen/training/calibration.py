@@ -34,7 +34,8 @@ class Combine(Strict):
     floor: float = Field(0.0, description="What the others count where a gate is not met.")
     calibrate: str | None = Field(
         None,
-        description="A scored reference gallery, or its scores file, that sets each reward's scale.",
+        description="A scored reference gallery, or its scores file, that sets each reward's "
+        "scale.",
     )
 
 

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from ..distributed import rank_slice
 from ..errors import RunFailure, UserError
+from ..galleries.formats import FORMATS, VIDEOS, UnreadablePicture
 from ..galleries.items import Item
-from ..galleries.media import FORMATS, VIDEOS, UnreadablePicture, as_media, read_pixels
+from ..galleries.media import as_media, read_pixels
 from ..galleries.pairs import SIDES, read_pairs
 from ..galleries.prompts import load_prompts
 from ..galleries.sources import open_source
@@ -99,7 +100,8 @@ class PairData:
         skipped = {reason: count for reason, count in skipped.items() if count}
         if not rows:
             raise UserError(
-                f"data.pairs: {source}: no pair to learn from ({skipped}); want two pictures that differ"
+                f"data.pairs: {source}: no pair to learn from ({skipped}); "
+                "want two pictures that differ"
             )
         return cls(rows, [row["prompt"] for row in rows], skipped)
 
@@ -154,7 +156,8 @@ class MediaData:
         skipped = {reason: count for reason, count in skipped.items() if count}
         if not units:
             raise UserError(
-                f"data.media: {source}: nothing to learn from ({skipped}); want {group} of each prompt"
+                f"data.media: {source}: nothing to learn from ({skipped}); "
+                f"want {group} of each prompt"
             )
         return cls(units, [str(unit[0].row["prompt"]) for unit in units], skipped)
 

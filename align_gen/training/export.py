@@ -9,7 +9,7 @@ from ..galleries.comparison import compare
 from ..galleries.table import ScoresTable
 from ..methods.state import TrainState
 from .recipe import Recipe
-from .sharding import put_together
+from .sharding import unsharded
 
 LORA = """from diffusers import DiffusionPipeline
 
@@ -31,7 +31,7 @@ def export(state: TrainState, folder: Path, card: str | None = None) -> None:
     Raises:
         RunFailure: the folder cannot be written.
     """
-    with state.averaged(), put_together(state.model), writing(folder):
+    with state.averaged(), unsharded(state.model), writing(folder):
         if state.accelerator.is_main_process:
             with whole_folder(folder) as part:
                 state.model.export(part)
@@ -63,6 +63,7 @@ def model_card(recipe: Recipe, before: ScoresTable, after: ScoresTable) -> str:
         else "those of the last step (no `optim.ema`)"
     )
     prompts = len({row.get("prompt") for row in after.rows})
+    pictures = len(after.rows)
     return f"""---
 {header.to_yaml().rstrip()}
 ---
@@ -80,7 +81,7 @@ Made with align_gen. The licence is that of the base model, {base}; see there be
 {snippet}
 ```
 
-{prompts} held-out prompts, {len(after.rows)} pictures; a pair is one prompt and seed before and after.
+{prompts} held-out prompts, {pictures} pictures; a pair is one prompt and seed before and after.
 
 | reward | before | after | change, 95 % interval | pairs |
 |---|---|---|---|---|

@@ -149,7 +149,7 @@ class RunSection(Strict):
 
 
 class Recipe(Strict):
-    """Everything that decides a run. ``method`` holds the checked options of the method it names."""
+    """Everything that decides a run; ``method`` holds the checked options of the method named."""
 
     model: ModelSection
     method: SerializeAsAny[MethodOptions] = Field(

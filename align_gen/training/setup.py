@@ -1,4 +1,4 @@
-"""A recipe made ready to run: data, rewards, model and optimizer, each checked against the others."""
+"""Make a recipe ready to run: data, rewards, model and optimizer, checked against each other."""
 
 import logging
 from collections.abc import Iterable, Iterator
@@ -26,7 +26,7 @@ from .data import Data, draw_batch, load_data
 from .memory import as_it_was, encode_and_free, save_memory
 from .placebo import Shuffled
 from .recipe import Recipe
-from .sharding import held, require_equal_calls, shard
+from .sharding import require_shares, shard, shard_report
 from .trial import try_rewards
 
 if TYPE_CHECKING:
@@ -239,12 +239,12 @@ def prepare_state(recipe: Recipe, model: Model, accelerator: "Accelerator") -> T
     # Sharded before anything else: no whole network ever comes to a device.
     if recipe.memory.shard:
         shard(model, accelerator.device)
-        log.info("weights in each process: %s", held(model))
+        log.info("weights in each process: %s", shard_report(model))
     model.to(accelerator.device)
     adamw = torch.optim.AdamW(model.parameters(), lr=optim.lr, weight_decay=optim.weight_decay)
     optimizer = accelerator.prepare(adamw)
 
-    # Accelerate gives the networks their precision alone: gradients add up in ``TrainState.update``.
+    # Accelerate gives the networks only their precision: gradients add up in ``TrainState.update``.
     for name, module in model.trainable.items():
         model.trainable[name] = accelerator.prepare_model(module, evaluation_mode=True)
         if accelerator.num_processes > 1:
@@ -271,46 +271,6 @@ def prepare_state(recipe: Recipe, model: Model, accelerator: "Accelerator") -> T
         micro_batch=optim.micro_batch,
         sharded=recipe.memory.shard,
     )
-
-
-def require_shares(accelerator: "Accelerator", recipe: Recipe, held_out: int) -> None:
-    """Check that every process has a prompt; of a network in shards, equally many.
-
-    Raises:
-        UserError: names the key, or the launch that is not supported.
-    """
-    from accelerate.utils import DistributedType
-
-    kind = accelerator.distributed_type
-    ranks = accelerator.num_processes
-    prompts = recipe.method.prompts_per_step
-    supported = (
-        DistributedType.NO,
-        DistributedType.MULTI_CPU,
-        DistributedType.MULTI_GPU,
-        DistributedType.MULTI_XPU,
-    )
-    if kind not in supported:
-        raise UserError(
-            f"finetune: {kind.value} is not supported; want accelerate's plain multi-process "
-            "launch, with memory.shard=true where the model does not fit"
-        )
-    if prompts < ranks:
-        raise UserError(
-            f"method.prompts_per_step: {prompts} leaves some of {ranks} processes without a "
-            "prompt; want more"
-        )
-    if recipe.memory.shard:
-        if ranks == 1:
-            raise UserError(
-                "memory.shard: there is one process to hold the shards; want a launch of several"
-            )
-        if recipe.memory.offload_reference:
-            raise UserError(
-                "memory.offload_reference: its shards stay where they are; want one of it and "
-                "memory.shard"
-            )
-        require_equal_calls(prompts, held_out * len(recipe.evaluate.seeds), ranks)
 
 
 def mismatches(recipe: Recipe, model: Model) -> Iterable[str]:

@@ -16,7 +16,10 @@ from ..distributed import unshard
 from ..errors import UserError
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
     from ..pipelines import Model
+    from .recipe import Recipe
 
 BLOCKS = ("BasicTransformerBlock", "ResnetBlock2D")  # of networks that do not name their own
 
@@ -51,7 +54,7 @@ def shard(model: "Model", device: torch.device) -> None:
             cut.set_force_sum_reduction_for_comms(True)  # gloo knows no other
 
 
-def held(model: "Model") -> str:
+def shard_report(model: "Model") -> str:
     """How much of the trained networks lies in this process, for people."""
     parts = [part for module in model.trainable.values() for part in module.parameters()]
     here = sum((part.to_local() if isinstance(part, DTensor) else part).nbytes for part in parts)
@@ -59,12 +62,12 @@ def held(model: "Model") -> str:
 
 
 @contextmanager
-def put_together(model: "Model") -> Iterator[None]:
+def unsharded(model: "Model") -> Iterator[None]:
     """Inside, what full training trains are plain modules on the CPU, to be exported; every process
     must enter.
     """
-    kept = dict(model.trainable)
-    for name, module in kept.items():
+    networks = dict(model.trainable)
+    for name, module in networks.items():
         if any(isinstance(part, DTensor) and part.requires_grad for part in module.parameters()):
             weights = {key: unshard(value).cpu() for key, value in module.state_dict().items()}
             plain: Any = next(
@@ -75,7 +78,47 @@ def put_together(model: "Model") -> Iterator[None]:
     try:
         yield
     finally:
-        model.trainable.update(kept)
+        model.trainable.update(networks)
+
+
+def require_shares(accelerator: "Accelerator", recipe: "Recipe", held_out: int) -> None:
+    """Check that every process has a prompt; of a network in shards, equally many.
+
+    Raises:
+        UserError: names the key, or the launch that is not supported.
+    """
+    from accelerate.utils import DistributedType
+
+    kind = accelerator.distributed_type
+    ranks = accelerator.num_processes
+    prompts = recipe.method.prompts_per_step
+    supported = (
+        DistributedType.NO,
+        DistributedType.MULTI_CPU,
+        DistributedType.MULTI_GPU,
+        DistributedType.MULTI_XPU,
+    )
+    if kind not in supported:
+        raise UserError(
+            f"finetune: {kind.value} is not supported; want accelerate's plain multi-process "
+            "launch, with memory.shard=true where the model does not fit"
+        )
+    if prompts < ranks:
+        raise UserError(
+            f"method.prompts_per_step: {prompts} leaves some of {ranks} processes without a "
+            "prompt; want more"
+        )
+    if recipe.memory.shard:
+        if ranks == 1:
+            raise UserError(
+                "memory.shard: there is one process to hold the shards; want a launch of several"
+            )
+        if recipe.memory.offload_reference:
+            raise UserError(
+                "memory.offload_reference: its shards stay where they are; want one of it and "
+                "memory.shard"
+            )
+        require_equal_calls(prompts, held_out * len(recipe.evaluate.seeds), ranks)
 
 
 def require_equal_calls(prompts: int, pictures: int, ranks: int) -> None:
