@@ -88,6 +88,7 @@ def use_attention(
     """
     if name not in NAMES:
         raise ValueError(f"attention: want one of {NAMES}, got {name!r}")
+    # Planned for all modules first: where one cannot run the kernel, none is changed.
     plan = []
     for _, module in _modules(model):
         weight = next(module.parameters())
@@ -191,6 +192,7 @@ def _has_softmax(processor: Any) -> bool:
 
     Linear attention does not, nor does attention that is written out by hand.
     """
+    # Neither the name of a processor nor its class says how it computes; its text does.
     source = inspect.getsource(processor.__call__)
     return any(name in source for name in ("scaled_dot_product_attention", "dispatch_attention_fn"))
 

@@ -54,6 +54,7 @@ def bench_rewards(device: torch.device, *, rounds: int = 7, pictures: int = 64) 
         rewards = RewardSet({"hps": head}).to(device)
         rival = hpsv2(device)
         paths = [str(gallery.path(index)) for index in range(pictures)]
+        # A new text each round, or the cache of texts would answer for us.
         prompts = (f"a picture of round {n}" for n in itertools.count())
 
         def ours() -> None:
@@ -80,9 +81,12 @@ def bench_rewards(device: torch.device, *, rounds: int = 7, pictures: int = 64) 
         }
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            # Once untimed: kernels are chosen and caches filled at the first call.
             works[OURS](), works["encode"]()
             rival.score(paths[:1], "a picture", cp=str(checkpoint))
             seconds = in_turns(works, rounds, device)
+
+    # Files are read on all cores while the device encodes, so their time counts by the core.
     cores = os.cpu_count() or 1
     floors = [
         encoded + read / cores

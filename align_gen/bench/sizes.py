@@ -81,6 +81,8 @@ def bench_sizes(
         )
         images = recipe.method.images
         del shapes
+
+        # The peak covers loading too, as the estimate does.
         torch.cuda.reset_peak_memory_stats(device)
         try:
             seconds = _second_step(recipe, accelerator)

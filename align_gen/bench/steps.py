@@ -67,11 +67,13 @@ def bench_steps(
 
     for name, bundle in ((model, RECIPES[model]) for model in models):
         for method, options in METHODS.items():
+            # Held-out rewards are not part of a step.
             recipe = Recipe.load(bundle, options).replace(eval_rewards={})
             session = Session.of(recipe, accelerator)
             session.step()  # encodes texts, fills caches
             bare = Bare.of(session)
             works: dict[str, Callable[[], Any]] = {"step": session.step, **bare.works}
+            # The rival is a DDPO alone, and of one model.
             rival = (
                 against(session)
                 if against is not None and (name, method) == ("emoji-sd", "ddpo")
@@ -82,6 +84,7 @@ def bench_steps(
             if session.recipe.method.name in PLAIN:
                 works["plain"] = lambda session=session: plain_step(session)  # type: ignore[misc]
             counted: list[dict[str, int]] = []
+            # Our step is counted while it is timed, so that its floor is of these very calls.
             works["step"] = lambda session=session, counted=counted: counted.append(
                 count_calls(session)
             )  # type: ignore[misc]

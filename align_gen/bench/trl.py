@@ -59,6 +59,7 @@ def trl_trainer(session: Session, **options: Any) -> Any:
     rewards = session.rewards
     lora = recipe.model.lora or Lora()
 
+    # TRL's own LoRA has other layers and another rank; for equal work it must be ours.
     class SameLora(DefaultDDPOStableDiffusionPipeline):  # type: ignore[misc]
         def get_trainable_layers(self) -> Any:
             targets: Any = lora.target_modules
@@ -78,7 +79,9 @@ def trl_trainer(session: Session, **options: Any) -> Any:
         with torch.no_grad():
             return rewards(images.float(), texts).combined, {}
 
+    # TRL asks for one prompt at a time, and draws one picture of each.
     prompts = itertools.cycle(session.data.prompts)
+    # Its batch, accumulated, makes one step of as many images as ours.
     images = min(session.recipe.method.images, session.state.micro_batch)
     config = DDPOConfig(
         mixed_precision="no",

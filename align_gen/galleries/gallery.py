@@ -238,6 +238,7 @@ def write_gallery(
         if first:
             stack.callback(shutil.rmtree, part, ignore_errors=True)
             _prepare(target, part)
+        # From here on, an error of the disk is a failure of the run and not the user's mistake.
         stack.enter_context(writing(target))
         wait()
 

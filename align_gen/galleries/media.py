@@ -89,6 +89,7 @@ def write_media(folder: Path, number: int, pixels: Any, fps: int) -> str:
     name = f"{number:05d}.mp4"
     # H.264 as browsers play it, nearly lossless; sizes are not rounded up to its blocks.
     options: dict[str, Any] = {
+        # Quality is set by -crf alone: imageio's own ``quality`` would set a second one.
         "codec": "libx264",
         "pixelformat": "yuv420p",
         "macro_block_size": 2,
@@ -115,6 +116,7 @@ def _picture(source: Path | bytes, suffix: str) -> Any:
     file = BytesIO(source) if isinstance(source, bytes) else source
     try:
         with Image.open(file, formats=FORMATS) as picture:
+            # By the header alone: pixels of a decompression bomb are never decoded.
             if picture.width * picture.height > MAX_PIXELS:
                 size = f"{picture.width}x{picture.height}"
                 raise UnreadablePicture(f"{size} is more than {MAX_PIXELS} pixels")
@@ -141,6 +143,7 @@ def _video(source: Path | bytes) -> Any:
     try:
         for frame in iio.imiter(source, plugin="FFMPEG", **options):
             pixels += frame.shape[0] * frame.shape[1]
+            # Counted while frames arrive: the header of a broken file may promise any number.
             if pixels > MAX_VIDEO_PIXELS:
                 raise UnreadablePicture(f"more than {MAX_VIDEO_PIXELS} pixels in all frames")
             frames.append(frame)

@@ -95,6 +95,7 @@ def write_pairs(path: str | Path, pairs: Sequence[Mapping[str, Any]], folder: st
             whole_file(Path(path)) as file,
             pq.ParquetWriter(file, schema) as writer,
         ):
+            # In batches, as media lie in the file: all of them would not fit in memory.
             for start in range(0, len(rows), BATCH):
                 batch = []
                 for row in rows[start : start + BATCH]:

@@ -36,6 +36,7 @@ def read_tar(file: str, opener: Opener) -> Iterator[Item]:
                 if not member.isfile():
                     continue
                 key, _, extension = member.name.rpartition(".")
+                # A new name ends the sample, as its members follow each other.
                 if key != current and sample:
                     yield from _sample_items(shard, current, sample)
                     sample = {}
@@ -44,6 +45,7 @@ def read_tar(file: str, opener: Opener) -> Iterator[Item]:
                     raise UserError(
                         f"{file}: {member.name[:80]!r} is larger than {MAX_BYTES} bytes"
                     )
+                # Read at once: a stream cannot go back to a member that it has passed.
                 content = archive.extractfile(member)
                 sample[f".{extension.lower()}"] = content.read() if content is not None else b""
     except (tarfile.TarError, OSError, EOFError) as error:

@@ -166,6 +166,7 @@ def step(
         seen = [pairs.chosen.new_zeros(0, 4)]
         for rows in slices(len(pairs.ids), max(state.micro_batch // 2, 1)):
             both = torch.cat([pairs.chosen[rows], pairs.rejected[rows]])
+            # One condition a pair: ``noised`` repeats it for the second picture.
             condition = pairs.condition[rows]
             ids = pairs.ids[rows]
             given = noised(state, both, condition, ids, options, sampling, f"/{k}" if k else "")
@@ -181,6 +182,7 @@ def step(
                 margin, label_smoothing=options.label_smoothing, margin=options.margin
             )
             loss = loss + options.anchor * policy[0]
+            # Pairs without a gap are multiplied away; they only keep the processes in step.
             state.backward((informative[rows] * loss).sum() / total)
             figures = torch.stack([loss, margin, *(policy - reference)], 1).detach()
             seen.append(figures[informative[rows]])

@@ -101,6 +101,7 @@ def step(
     if options.keep is not None:
         chosen = extremes(reward, group, options.keep)
         group = options.keep
+        # From here on the others are forgotten, and with them their latents.
         drawn = drawn[chosen]
         reward = reward[chosen]
         log_probs_ref = reference(drawn)
@@ -129,6 +130,7 @@ def step(
             losses.append(rdp_loss(*terms, beta=options.beta, clip=options.clip).mean()[None])
         backward(drawn, coefficients * (1 / total))
         metrics["grad_norm"] = state.update()
+        # Measured before this update: ``log_probs`` are those that its gradient was taken at.
         change = state.gather(log_probs - log_probs_old).abs()
         clipped.append((change > options.clip).float().mean())
         metrics["loss"] = state.gather(torch.cat(losses)).mean().item()

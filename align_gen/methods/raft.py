@@ -101,11 +101,13 @@ def step(
         distances = [weights.new_zeros(0)]
         for part in state.slices(len(useful)):
             rows = useful[part]
+            # Noise is seeded by the picture and not by its row, whatever the micro-batch.
             own = [ids[row] for row in rows.tolist()]
             condition = batch.condition[rows]
             given = noised(state, latents[rows], condition, own, options, sampling, str(k or ""))
             distance = weights.new_zeros(len(rows))
             if options.prior_weight:
+                # Before the policy's own call, whose graph would else lie in memory beside it.
                 with model.as_reference():
                     reference = given.output(model)
                 output = given.output(model)

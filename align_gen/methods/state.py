@@ -95,6 +95,7 @@ class TrainState:
         parameters = self.model.parameters()
         if not self.anywhere(any(parameter.grad is not None for parameter in parameters)):
             return 0.0
+        # A process whose samples were all clipped has no gradient, and still takes part.
         if self.accelerator.num_processes > 1:
             for parameter in parameters:
                 parameter.grad = (

@@ -117,6 +117,7 @@ class Drawn:
         columns = torch.arange(self.steps) if columns is None else columns
         for part in slices(len(rows) * len(columns), size or self.state.micro_batch):
             numbers = torch.arange(part.start, part.stop)
+            # Number = column * rows + row: consecutive numbers share a step, and so a time.
             yield rows[numbers % len(rows)], columns[numbers // len(rows)]
 
 
@@ -139,6 +140,8 @@ def draw(
         graph: keep the graph of the log-probabilities, see ``rollout``; that of the media never is.
     """
     condition = batch.condition.repeat(group)
+
+    # Named by the prompt's number in the run's stream, and not by its row in this process.
     names = [f"{unit}/{sibling}" for unit in batch.ids for sibling in range(group)]
     generators = state.generators("rollout", names)
 
@@ -157,6 +160,7 @@ def draw(
         )
         rollouts.append(part)
         with torch.no_grad():
+            # In the same micro-batches: a VAE takes no more pictures at once than the denoiser.
             media.append(state.model.decode(part.final).float())
 
     return Drawn(

@@ -89,6 +89,7 @@ def _save(
         part.mkdir(parents=True)
         save_file({key: value.cpu().contiguous() for key, value in weights.items()}, part / WEIGHTS)
         torch.save(optimizer, part / OPTIMIZER)
+        # Progress names its checkpoint, so that a folder that was renamed by hand is noticed.
         progress = _progress(state) | more | {"checkpoint": name}
         text = json.dumps(progress, indent=1)
         (part / PROGRESS).write_text(text)
@@ -96,6 +97,7 @@ def _save(
         (part / SUMS).write_text("".join(f"{_digest(part / file)}  {file}\n" for file in files))
         for file in (*files, SUMS):
             sync(part / file)
+        # Files, then their folder, then the rename: a power cut leaves all or nothing.
         sync(part)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(part, folder)
@@ -187,6 +189,7 @@ def _put(
     with torch.no_grad():
         for key, parameter in zip(names, parameters, strict=True):
             parameter.copy_(shard_like(weights[f"policy.{key}"], parameter))
+    # A refreshed LoRA exists only after the first refresh: it is made first, then filled.
     if any(key.startswith("reference.") for key in weights):
         state.model.refresh_reference()
         with torch.no_grad():
@@ -194,6 +197,7 @@ def _put(
                 parameter.copy_(shard_like(weights[f"reference.{key}"], parameter))
     for number, moments in optimizer["state"].items():
         like = parameters[number]
+        # Moments are cut as their parameter is; the counter of steps is one number for all.
         moments |= {
             key: shard_like(value, like)
             for key, value in moments.items()

@@ -92,6 +92,7 @@ class PairData:
                 skipped["unlabelled"] += 1
             elif any(_fault(row[side].path or row[side].data, row[side].name) for side in SIDES):
                 skipped["unreadable"] += 1
+            # The same bytes on both sides teach nothing, whatever the label says.
             elif len({_digest(row[side].path or row[side].data) for side in SIDES}) == 1:
                 skipped["the same picture twice"] += 1
             else:
@@ -150,6 +151,7 @@ class MediaData:
                 groups.setdefault(prompt, []).append(item)
         units: list[list[Item]] = []
         for items in groups.values():
+            # Units are whole groups: methods reshape a batch to (prompts, group).
             whole = len(items) // group * group
             units += [items[start : start + group] for start in range(0, whole, group)]
             skipped["too few of their prompt"] += len(items) - whole

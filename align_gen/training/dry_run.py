@@ -171,6 +171,7 @@ def matrix_product_speed(dtype: torch.dtype, size: int = 2048, rounds: int = 3) 
         product = a @ a
         product[0, 0].item()  # waits for the device
         seconds.append(time.perf_counter() - started)
+    # The fastest round: the first ones warm the device up. A product is n^3 times + and *.
     return 2 * size**3 / min(seconds)
 
 
@@ -199,6 +200,7 @@ def measure(model: Model, recipe: Recipe) -> tuple[MemoryEstimate, Work]:
     method = recipe.method
     micro = recipe.optim.micro_batch
     cost = method.cost(recipe.sampling, 1)
+    # The reference's copies are no components of the pipeline, and are counted beside them.
     copies = {f"copy of {name}": module for name, module in model.reference_copies.items()}
     modules = {**model.components(), **copies}
     on_device = model.components() if recipe.memory.offload_reference else modules
@@ -220,6 +222,7 @@ def measure(model: Model, recipe: Recipe) -> tuple[MemoryEstimate, Work]:
             learning, both = _learn(model, learned, recipe)
         decoding, picture = _decode(model, final, shapes)
 
+    # Every latent of a trajectory is kept, float32, and the picture that it ends in.
     latents = FLOAT * (recipe.sampling.num_inference_steps + 1)
     latents *= torch.Size(condition.latent_shape).numel()
     stored = method.images * (latents + picture)
@@ -268,6 +271,7 @@ def _learn(model: Model, rows: Condition, recipe: Recipe) -> tuple[int, float]:
             target = model.process.target(drawn.final, noise, t).float()
             noised = Noised(x_t, t, target, rows, conditional_guidance(model, sampling))
             noised.squared_errors(model).sum().backward()
+    # Gradients are counted with the optimizer's tensors, and would count twice.
     gradients = (each.grad for each in model.parameters() if each.grad is not None)
     peak = memory.peak - sum(gradient.nbytes for gradient in gradients)
     return peak, flops.get_total_flops() / (len(rows) * passes)

@@ -46,12 +46,14 @@ def model_card(recipe: Recipe, before: ScoresTable, after: ScoresTable) -> str:
 
     kind = "lora" if recipe.model.lora is not None else "full"
     base = recipe.model.path
+    # Only owner/model can be the base's id on the hub; a local path would be a broken link.
     header = ModelCardData(
         base_model=base if base.count("/") == 1 else None,
         library_name="diffusers",
         tags=[recipe.method.name, kind, "align_gen"],
     )
     prompt = str(after.rows[0].get("prompt", "")) if after.rows else ""
+    # A quotation mark in the prompt would end the snippet's own text.
     snippet = (LORA if kind == "lora" else FULL).format(base=base, prompt=prompt.replace('"', "'"))
     changes = "\n".join(
         f"| {name} | {c.before:.4f} | {c.after:.4f} | [{c.ci_low:+.4f}, {c.ci_high:+.4f}] | {c.n} |"

@@ -70,6 +70,7 @@ def unsharded(model: "Model") -> Iterator[None]:
     for name, module in networks.items():
         if any(isinstance(part, DTensor) and part.requires_grad for part in module.parameters()):
             weights = {key: unshard(value).cpu() for key, value in module.state_dict().items()}
+            # fully_shard has put a class of its own before that of diffusers.
             plain: Any = next(
                 kind for kind in type(module).__mro__ if kind.__module__.startswith("diffusers.")
             )
@@ -108,6 +109,8 @@ def require_shares(accelerator: "Accelerator", recipe: "Recipe", held_out: int) 
             f"method.prompts_per_step: {prompts} leaves some of {ranks} processes without a "
             "prompt; want more"
         )
+
+    # Processes of a network in shards wait for each other in every block of every call.
     if recipe.memory.shard:
         if ranks == 1:
             raise UserError(
