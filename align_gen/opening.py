@@ -48,8 +48,9 @@ def open_model(
 
 
 def open_rewards(spec: Any, device: "torch.device | str | None" = None) -> "RewardSet":
-    """Rewards as a set: names, callables, heads, or a mapping to weights or options, see
-    ``reward_heads.reward_set``; ``path`` may name a bundled model.
+    """Rewards as a set, from names, callables, heads, or a mapping to weights or options.
+
+    See ``reward_heads.reward_set``; ``path`` may name a bundled model.
 
     Raises:
         ValueError: no such reward, or an option that it has not.

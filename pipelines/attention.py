@@ -41,7 +41,9 @@ XFORMERS = {
 def attend(kernel: str, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Attention of (B, heads, L, head size) by a named kernel; differentiable."""
     if kernel == "xformers":
-        from xformers.ops import memory_efficient_attention  # type: ignore[import-not-found, unused-ignore]
+        from xformers.ops import (  # type: ignore[import-not-found, unused-ignore]
+            memory_efficient_attention,
+        )
 
         # xformers wants (B, L, heads, head size)
         swapped = (x.transpose(1, 2) for x in (query, key, value))

@@ -1,6 +1,4 @@
-"""The same steps as one would write them over diffusers: no cache, no skipped call, every loop in
-the open.
-"""
+"""Training steps as one would write them over diffusers: no cache, no skipped call, open loops."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def plain_step(session: "Session") -> None:
-    """Draw, score, compare, learn."""
+    """Take one step of DDPO or PRDP: draw, score, compare, learn."""
     options: Any = session.recipe.method
     sampling = session.recipe.sampling
     group = options.images_per_prompt
@@ -88,8 +86,9 @@ def plain_step(session: "Session") -> None:
 
 
 class _Network:
-    """The pipeline's denoiser with classifier-free guidance; texts are encoded here, as a
-    pipeline's call does.
+    """The pipeline's denoiser with classifier-free guidance.
+
+    Texts are encoded here, as a pipeline's call does.
     """
 
     def __init__(self, session: "Session", texts: list[str]):
@@ -110,9 +109,7 @@ class _Network:
         self.latent_shape = self.model.latent_shape(sampling.height or 64, sampling.width or 64)
 
     def transition(self, x: Tensor, t: Tensor, s: Tensor, chunks: list[slice]) -> Any:
-        """Mean and standard deviation of the next latents; ``chunks`` are x's rows among the
-        texts.
-        """
+        """Mean and std of the next latents; ``chunks`` are the rows of x among the texts."""
         process = self.model.process
         parts = []
         start = 0

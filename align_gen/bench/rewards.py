@@ -1,5 +1,4 @@
-"""Scoring pictures beside hpsv2 1.2.0, the published scorer, and beside the floor of what scoring
-takes.
+"""Measure scoring beside hpsv2 1.2.0, the published scorer, and beside the floor of its cost.
 
 `scripts/get_hpsv2.py` puts hpsv2 beside the environment.
 """
@@ -36,8 +35,7 @@ BARS = {ONE: 5.0, LIST: 2.2, "floor": 0.95}  # images a second: ours ÷ its
 
 
 def bench_rewards(device: torch.device, *, rounds: int = 7, pictures: int = 64) -> list[Row]:
-    """JPEGs of 512 x 512 with one prompt, by a random ViT-B-32: ours, hpsv2 picture by picture, and
-    a list at once.
+    """Time 512 x 512 JPEGs of one prompt, scored by a random ViT-B-32: by us and by hpsv2.
 
     All have the same weights, and building models is not timed. hpsv2 reads its checkpoint at every
     call; one more row shows it without that. Our prompt is new in every round, so that it is
@@ -101,9 +99,7 @@ def bench_rewards(device: torch.device, *, rounds: int = 7, pictures: int = 64) 
 
 
 def speedups(rows: Sequence[Row]) -> dict[str, float]:
-    """Images a second of ours ÷ those of each row that `BARS` names; of the floor: what of its
-    speed is reached.
-    """
+    """Our images a second ÷ those of each row in ``BARS``; for the floor, the share we reach."""
     by_name = {row.name: row for row in rows}
     ours = by_name[OURS]
     assert ours.ratio is not None
@@ -125,8 +121,9 @@ def kept_loaded(rival: Any, work: Callable[[], Any]) -> Any:
 
 
 def hpsv2(device: torch.device) -> Any:
-    """Its module of `score`, which takes the model from a table of its own: here the bench's
-    architecture.
+    """The module of hpsv2's ``score``, made to score with the bench's architecture.
+
+    hpsv2 takes its model from a table in that module.
 
     Raises:
         UserError: it is not there.

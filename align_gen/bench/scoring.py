@@ -1,6 +1,4 @@
-"""Scoring a gallery beside its floor: the network's own time, and the reading of files on every
-core.
-"""
+"""Measure scoring beside its floor: the network's own time, and reading files on every core."""
 
 import os
 import tempfile
@@ -22,8 +20,9 @@ BATCHES = (16, 32, 64, 128)
 
 
 def bench_scoring(device: torch.device, *, rounds: int = 7) -> Row:
-    """512 pictures of 64 x 64 by emoji-clip. The floor: encode them at the best batch size + read
-    them ÷ cores.
+    """Time 512 pictures of 64 x 64 scored by emoji-clip.
+
+    The floor: encode the pictures at the best batch size + read their files ÷ cores.
     """
     rewards = reward_set(bundled.reward_spec({"clip": {"path": "emoji-clip"}})).to(device)
     (head,) = rewards.heads.values()

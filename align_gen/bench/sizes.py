@@ -46,8 +46,9 @@ STEP = (  # PRDP with LoRA in bfloat16, four pictures at once
 
 @dataclass(frozen=True)
 class SizeRow:
-    """One model. ``why_not``: what the step raised for want of memory; the figures are None
-    then.
+    """One model's figures.
+
+    ``why_not``: the error of a step for which memory was too small; the figures are None then.
     """
 
     model: str

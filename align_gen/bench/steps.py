@@ -1,5 +1,4 @@
-"""A method's training step beside its floor: the calls that its algorithm needs, times what they
-cost bare.
+"""Measure a training step beside its floor: the calls its algorithm needs, times their bare cost.
 
 The floor of a step is
 
@@ -57,8 +56,7 @@ def bench_steps(
     rounds: int = 7,
     against: Any = None,
 ) -> Iterator[Row]:
-    """Rows of every method on every model: ours, the same as a plain loop, and a rival of ddpo on
-    emoji-sd.
+    """Time every method on every model: ours, a plain loop, and on emoji-sd a rival of ddpo.
 
     Args:
         against: a factory of rivals, from a Session to ``(name, images, work)``.
@@ -108,9 +106,7 @@ def bench_steps(
 
 
 def count_calls(session: Session) -> dict[str, int]:
-    """Take a step; rows that passed the network without and with a graph, images decoded and
-    scored.
-    """
+    """Take a step; count rows with and without a graph, and images decoded and scored."""
     counts = {
         "forwards": 0,
         "backwards": 0,
@@ -132,8 +128,9 @@ def count_calls(session: Session) -> dict[str, int]:
 
 @dataclass
 class Bare:
-    """The bare calls of a session, each at its best batch size: ``works[kind]`` does
-    ``sizes[kind]`` of them.
+    """Bare calls of a session, each at its best batch size.
+
+    ``works[kind]`` makes ``sizes[kind]`` calls at once.
     """
 
     works: dict[str, Callable[[], Any]]
@@ -162,9 +159,7 @@ class Bare:
 
 
 def _network_call(session: Session, rows: int) -> Callable[[], Tensor]:
-    """The trained network on real inputs of so many rows, as ``predict`` would call it with
-    guidance.
-    """
+    """A call of the trained network on so many real rows, as ``predict`` makes it with guidance."""
     model = session.model
     sampling = session.recipe.sampling
     (network,) = model.trainable.values()

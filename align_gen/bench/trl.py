@@ -1,5 +1,4 @@
-"""TRL 0.23.1's DDPOTrainer, the last that TRL had, on the same model, LoRA, rewards, images and
-steps.
+"""The rival: DDPOTrainer of TRL 0.23.1, the last to have it, on the same model, LoRA and rewards.
 
 `scripts/get_trl.py` puts it beside the environment.
 """
@@ -35,7 +34,7 @@ def trl_ddpo(session: Session) -> tuple[str, int, Callable[[], Any]]:
 
 
 def trl_trainer(session: Session, **options: Any) -> Any:
-    """A DDPOTrainer. The batch sizes are ours: all images of a step at once.
+    """Make a DDPOTrainer with our batch sizes: all images of a step at once.
 
     Args:
         options: of its DDPOConfig, over ours.

@@ -1,5 +1,6 @@
-"""Reward difference prediction with a proximal update: PRDP (Deng et al., CVPR 2024, arXiv
-2402.08714).
+"""Reward difference prediction with a proximal update: PRDP.
+
+Deng et al., CVPR 2024, arXiv 2402.08714.
 
 One prompt, B samples, S stochastic denoising steps. rhat_{i,t} = log pi_theta - log pi_ref of step
 t of sample i; a sample's rhat is the *mean* over its steps, as in the paper's listing (Supp. G).
@@ -22,9 +23,7 @@ def _pair_errors(
     beta: float,
     clip: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(winners, losers, u, v) over the P ordered pairs with a positive reward gap; ties are no
-    pair.
-    """
+    """(winners, losers, u, v) of the P ordered pairs with a positive reward gap."""
     if log_probs.ndim != 2 or rewards.shape != log_probs.shape[:1]:
         raise ValueError(
             "want log_probs (B, S) and rewards (B,), "
@@ -55,8 +54,9 @@ def rdp_loss(
     beta: float,
     clip: float,
 ) -> Tensor:
-    """Proximal RDP loss of every pair of one prompt's samples whose reward gap is positive, (P,).
-    Eq. 14-21.
+    """Proximal RDP loss of every pair of one prompt's samples with a positive reward gap, (P,).
+
+    Equations 14 to 21.
 
     Args:
         log_probs: under the policy being trained, (B, S); gradients flow through it alone.

@@ -45,7 +45,7 @@ class Noised:
         x_t: noised latents, (B, *latent).
         t: their times, (B,), in the process's unit.
         target: what a perfect network outputs there, (B, *latent) float32.
-        condition: what the denoiser is told, B rows; dropped captions are empty.
+        condition: encoded prompts for the denoiser, B rows; dropped captions are empty.
         guidance: the scale that regression runs the network with.
     """
 

@@ -1,8 +1,8 @@
-"""PRDP: proximal reward difference prediction (Deng et al., CVPR 2024, arXiv 2402.08714).
+"""PRDP: proximal reward difference prediction (Deng et al., CVPR 2024, arXiv 2402.08714),
+algorithm 1.
 
-Algorithm 1 of the paper: regress the difference of two samples' log-ratios
-log pi_theta / pi_ref onto their reward difference / beta. At zero loss pi_theta is the
-KL-regularised optimum, with no estimate of its normaliser.
+Regress the difference of two samples' log-ratios log pi_theta / pi_ref onto their reward difference
+/ beta. At zero loss pi_theta is the KL-regularised optimum, with no estimate of its normaliser.
 """
 
 import warnings
@@ -180,8 +180,7 @@ def backward(drawn: Drawn, coefficients: Tensor) -> None:
 
 
 def replay_error(drawn: Drawn, clip: float) -> float:
-    """Largest difference between stored and replayed log-probabilities of the first sample, run
-    alone.
+    """Largest difference of stored and replayed log-probabilities, for the first sample run alone.
 
     Before any update it should be 0; what it is instead is the noise of the arithmetic, which must
     not reach the clip.
@@ -211,9 +210,7 @@ def kl(log_ratios: Tensor) -> float:
 
 
 def kl_binding(log_ratios: Tensor, reward: Tensor, groups: list[slice], beta: float) -> float:
-    """mean |drhat| / mean |dr / beta|: near 1, the KL term holds the policy back; near 0, only the
-    clip does.
-    """
+    """mean |drhat| / mean |dr / beta|: near 1 the KL term binds the policy, near 0 the clip."""
     predicted = [torch.pdist(log_ratios[rows].mean(1, keepdim=True)).mean() for rows in groups]
     wanted = [torch.pdist(reward[rows, None]).mean() for rows in groups]
     target = torch.stack(wanted) / beta

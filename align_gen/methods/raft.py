@@ -1,9 +1,9 @@
-"""RAFT: reward-ranked fine-tuning (Dong et al., TMLR 2023, arXiv 2304.06767).
+"""RAFT: reward-ranked fine-tuning (Dong et al., TMLR 2023, arXiv 2304.06767): learn from the best
+of K of your own.
 
-Learn from the best of K images of the policy. Choosing the image by K-way Bradley-Terry is how
-people curate (Ferbach et al., NeurIPS 2024, arXiv 2407.09499); the prior that keeps outputs near
-the reference's is SuperHF's (Mukobi et al., arXiv 2310.16763). Each round narrows what is drawn:
-watch a held-out reward, and reward/std.
+Choosing the kept one by K-way Bradley-Terry is how people curate (Ferbach et al., NeurIPS 2024,
+arXiv 2407.09499); the prior that keeps outputs near the reference's is SuperHF's (Mukobi et al.,
+arXiv 2310.16763). Each round narrows what is drawn: watch a held-out reward, and reward/std.
 """
 
 from collections.abc import Sequence

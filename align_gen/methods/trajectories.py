@@ -23,7 +23,7 @@ class Drawn:
         state: whose model drew them.
         rollout: latents and log-probabilities as they were drawn.
         media: what they ended in, (B, 3, H, W) or (B, F, 3, H, W) in [0, 1].
-        condition: what the denoiser was told, B rows.
+        condition: encoded prompts that the denoiser saw, B rows.
         texts: the prompts, B of them.
         ids: places of the rows in the run's whole stream of pictures; they seed noise.
         sampling: how they were drawn.
@@ -132,8 +132,9 @@ def draw(
 ) -> Drawn:
     """Draw ``group`` trajectories of every prompt with the current policy, siblings adjacent.
 
-    Each has a generator of its own, a function of the run's seed, the step and its place, so that
-    neither the micro-batch nor the number of processes changes what is drawn.
+    Each has a generator of its own, a function of the run's seed, the step, the prompt's number in
+    the run's stream and the sibling's number, so that neither the micro-batch nor the number of
+    processes changes what is drawn.
 
     Args:
         reduction: of log-probabilities over latent elements.

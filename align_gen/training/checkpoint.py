@@ -47,8 +47,9 @@ def save(state: TrainState, run: Path, more: dict[str, Any]) -> None:
 
 
 def _gathered(state: TrainState) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Weights, their average and the optimizer's state, whole; of a network in shards every process
-    must ask.
+    """Weights, their average and the optimizer's state, whole.
+
+    Of a network in shards, every process must call this.
     """
     names, parameters = trained(state)
     weights = {
@@ -134,8 +135,7 @@ def _progress(state: TrainState) -> dict[str, Any]:
 
 
 def restore(state: TrainState, run: Path) -> dict[str, Any]:
-    """Put back the newest checkpoint that is whole; returns what ``save`` was given besides. None
-    at all: {}.
+    """Load the newest whole checkpoint; returns what ``save`` was given besides, {} without one.
 
     A damaged one is passed over, with a warning, for the one before.
 
@@ -239,7 +239,7 @@ def _refreshed(state: TrainState) -> dict[str, torch.nn.Parameter]:
 
 
 def _early(folder: Path) -> bool:
-    """Of the first that were written: no sums, and the progress in the run's state.json alone."""
+    """Whether a checkpoint is of the first kind: no sums, and its progress in state.json alone."""
     return not any((folder / name).exists() for name in (PROGRESS, SUMS))
 
 

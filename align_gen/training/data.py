@@ -1,6 +1,4 @@
-"""What a run learns from, unit by unit: prompts, preference pairs, or pictures that are there
-already.
-"""
+"""What a run learns from, in units: a prompt, a preference pair, or a group of given pictures."""
 
 import hashlib
 import logging
@@ -34,8 +32,9 @@ log = logging.getLogger("align_gen")
 
 
 class Data(Protocol):
-    """Units that a step takes some of; ``prompts`` are all that they have, for those who must not
-    see them.
+    """The training set in units.
+
+    ``prompts`` lists all training prompts, so that held-out ones can be checked against them.
     """
 
     prompts: list[str]
@@ -68,8 +67,7 @@ class PromptData:
 
 @dataclass
 class PairData:
-    """A unit is a preference pair: pictures or videos as ``pairs.read_pairs`` has them, the better
-    one first.
+    """Units of one preference pair each, as ``pairs.read_pairs`` has them, the better side first.
 
     Left out, and counted: ties (``label`` 0), labels that say nothing, pairs of one and the same
     file, and files that are missing or no pictures.
@@ -183,8 +181,7 @@ class MediaData:
 
 
 def fitted(media: Tensor, model: "Model", sampling: Sampling) -> Tensor:
-    """A picture (3,H,W) or video (F,3,H,W) at the run's size: the shorter side resized, the centre
-    kept.
+    """A picture (3,H,W) or video (F,3,H,W) at the run's size: shorter side resized, centre cropped.
 
     Of a video, frames spread evenly over it.
     """

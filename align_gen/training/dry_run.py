@@ -158,7 +158,7 @@ def describe(recipe: Recipe) -> Plan:
 
 
 def check_reward_options(recipe: Recipe) -> None:
-    """Check what rewards are told, without loading any."""
+    """Check the options of rewards, without loading any."""
 
 
 def matrix_product_speed(dtype: torch.dtype, size: int = 2048, rounds: int = 3) -> float:

@@ -1,4 +1,4 @@
-"""The loop around a method: resume, measure, step, save, export. It knows no algorithm."""
+"""The loop around a method: resume, measure, step, save, export. The loop knows no algorithm."""
 
 import logging
 import time

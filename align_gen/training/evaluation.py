@@ -1,4 +1,4 @@
-"""Measuring a model that learns: held-out prompts drawn, scored, and shown."""
+"""Measure a model in training: draw held-out prompts, score the pictures, and show them."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Taking the result of a run away: weights that diffusers loads, and their model card."""
+"""Export the result of a run: weights that diffusers loads, and their model card."""
 
 from collections.abc import Iterable
 from pathlib import Path

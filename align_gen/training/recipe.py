@@ -269,7 +269,7 @@ def _require_source(recipe: Recipe, source: str) -> None:
 
 
 def _require_measurement(recipe: Recipe, source: str) -> None:
-    """What compares pictures must be told what is good, and something must be measured."""
+    """Check that methods which compare pictures have a reward, and that something is measured."""
     kind = recipe.method.batch_kind()
     compares = kind == "prompts" or (kind == "media" and recipe.method.images_per_prompt > 1)
     if compares and not recipe.rewards:

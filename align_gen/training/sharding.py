@@ -25,8 +25,7 @@ BLOCKS = ("BasicTransformerBlock", "ResnetBlock2D")  # of networks that do not n
 
 
 def shard(model: "Model", device: torch.device) -> None:
-    """Cut the networks of a model over all processes, block by block, and bring the parts to the
-    device.
+    """Cut the networks of a model over all processes, block by block, onto the device.
 
     What of full training is trained is cut too; gradients then arrive summed over the processes.
     """
@@ -63,8 +62,9 @@ def shard_report(model: "Model") -> str:
 
 @contextmanager
 def unsharded(model: "Model") -> Iterator[None]:
-    """Inside, what full training trains are plain modules on the CPU, to be exported; every process
-    must enter.
+    """Inside, the networks of full training are plain modules on the CPU, to be exported.
+
+    Every process must enter.
     """
     networks = dict(model.trainable)
     for name, module in networks.items():
@@ -125,8 +125,9 @@ def require_shares(accelerator: "Accelerator", recipe: "Recipe", held_out: int) 
 
 
 def require_equal_calls(prompts: int, pictures: int, ranks: int) -> None:
-    """UserError where the processes' shares differ, so that some would wait for calls that others
-    never make.
+    """Check that all processes make equally many calls: of unequal ones, some would wait for ever.
+
+    Raises UserError.
     """
     for key, count in (
         ("method.prompts_per_step", prompts),

@@ -20,8 +20,7 @@ class Stopped(KeyboardInterrupt):
 
 
 class StopSignals:
-    """Inside, the first SIGTERM or Ctrl-C is only noted, in ``signum``; the second does what it
-    always does.
+    """Inside, the first SIGTERM or Ctrl-C is only noted, in ``signum``; the second acts as ever.
 
     Outside of the main thread, where Python handles no signals, nothing changes.
     """
