@@ -24,6 +24,7 @@ def report_run(
     from .page import build_report
 
     folder = RunFolder(run)
+    # A run that was stopped has no final gallery: there would be nothing to compare.
     for file in (folder.recipe, folder.before / SCORES, folder.final / SCORES):
         if not file.is_file():
             raise UserError(f"{run}: no finished run ({file.relative_to(run)} is missing)")

@@ -156,7 +156,7 @@ class RunSection(Strict):
 
 
 class Recipe(Strict):
-    """Everything that decides a run. ``method`` holds the checked options of the method it names."""
+    """Everything that decides a run; ``method`` holds the checked options of the method named."""
 
     model: ModelSection
     method: SerializeAsAny[MethodOptions] = Field(
@@ -332,7 +332,7 @@ def _require_source(recipe: Recipe, source: str) -> None:
 
 
 def _require_measurement(recipe: Recipe, source: str) -> None:
-    """What compares pictures must be told what is good, and something must be measured."""
+    """Check that methods which compare pictures have a reward, and that something is measured."""
     kind = recipe.method.batch_kind()
     compares = kind == "prompts" or (kind == "media" and recipe.method.images_per_prompt > 1)
     if compares and not recipe.rewards:
