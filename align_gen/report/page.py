@@ -91,15 +91,11 @@ def build_report(
     columns = _columns(after, before, optimised, held_out)
     items = _items(pairs, after, before, list(columns), thumbnail, command)
     disagree = before is not None and disagreement(items, list(columns.values()))
-    described = [
-        {"name": name, "role": role, "digits": digits_of(values_of(items, k))}
-        for k, (name, role) in enumerate(columns.items())
-    ]
     data = {
         "paired": before is not None,
         "names": dict(zip(("before", "after"), names, strict=True)),
         "total": total,
-        "columns": described,
+        "columns": _described(columns, items),
         "items": items,
         "curves": curves_of(metrics, before, after),
     }
@@ -200,6 +196,14 @@ def _columns(
         else:
             roles[name] = ROLES[1] if name in held_out else ROLES[2]
     return dict(sorted(roles.items(), key=lambda entry: ROLES.index(entry[1])))
+
+
+def _described(columns: Mapping[str, str], items: Sequence[Json]) -> list[Json]:
+    """Name, role and digits of every column, for the script; ``columns`` is name -> role."""
+    return [
+        {"name": name, "role": role, "digits": digits_of(values_of(items, k))}
+        for k, (name, role) in enumerate(columns.items())
+    ]
 
 
 def _items(

@@ -176,8 +176,9 @@ class MediaData:
         )
         texts = [str(item.row["prompt"]) for item in items]
         group = len(items) // max(len(units), 1)
-        places = [place * group + number for place in ids for number in range(group)]
-        return Media(texts, encode(model, texts, sampling), places, media)
+        # Units are numbered in the run's stream of units, and pictures in that of pictures.
+        numbers = [unit * group + sibling for unit in ids for sibling in range(group)]
+        return Media(texts, encode(model, texts, sampling), numbers, media)
 
 
 def fitted(media: Tensor, model: "Model", sampling: Sampling) -> Tensor:
