@@ -192,7 +192,7 @@ class _Recorder:
         return cls(guide) if isinstance(guide, BestOf) else None
 
     def made(self, origin: Mapping[str, Any]) -> Row:
-        """What the rows say of the guide: n as the command line writes it, and reward names."""
+        """The guide in a row's words: n as the command line writes it, and the names of rewards."""
         from ..reward_heads.base import label
 
         best_of = {"best-of": str(self.guide.n)}
@@ -203,7 +203,7 @@ class _Recorder:
         return {**best_of, "rewards": [label(self.guide.reward)] if heads is None else list(heads)}
 
     def sample(self, model: Any, condition: Any, **options: Any) -> "Tensor":
-        """As ``BestOf.sample``, with the best score of each sample noted."""
+        """Sample as ``BestOf.sample`` does, and note the best score of each sample."""
         import torch
 
         best: list[Tensor] = []

@@ -246,7 +246,7 @@ def _text(value: Any) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """The same value with None for NaN and infinities."""
+    """Replace NaN and infinities by None, at any depth."""
     if isinstance(value, Mapping):
         return {str(key): _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""What a run learns from, in units: a prompt, a preference pair, or a group of given pictures."""
+"""The training set of a run, in units: a prompt, a preference pair, or a group of pictures."""
 
 import hashlib
 import logging
@@ -239,7 +239,7 @@ def _digest(content: Path | bytes | None) -> str:
 
 
 def load_data(recipe: Recipe) -> Data:
-    """What the recipe's method learns from; logs what had to be left out."""
+    """Load what the recipe's method learns from; logs what had to be left out."""
     kind = recipe.method.batch_kind()
     data: Data
     if kind == "pairs":
