@@ -1,4 +1,4 @@
-"""What ships with the package, by name: models, prompt lists, recipes."""
+"""Models, prompt lists and recipes that ship with the package, by name."""
 
 from pathlib import Path
 from typing import Any

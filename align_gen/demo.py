@@ -104,7 +104,7 @@ def _figures(change: Change) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class HeldOutFigures:
-    """What the held-out model says of a gallery besides its scores.
+    """Figures of a gallery by the held-out model, besides its scores.
 
     ``recall_at_5`` is the share of pictures whose thing is among the five nearest of all things'
     names; ``diversity`` the mean of 1 - cosine between pictures of one prompt.

@@ -1,4 +1,4 @@
-"""What lies where in the folder of a run. Names only: nothing is read or written here."""
+"""Names in the folder of a run. Nothing is read or written here."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -33,7 +33,7 @@ class Exports(Trainable):
         return "."
 
     def lora_name(self, component: str) -> str:
-        """What the pipeline's ``save_lora_weights`` calls a component."""
+        """Name of a component in the pipeline's ``save_lora_weights``."""
         return component
 
     def save_lora(self, component: str, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the adapters of diffusers pipelines share: guidance in one batch, and the VAE.
+"""Base of the adapters of diffusers pipelines: guidance in one batch, and the VAE.
 
 A family says how texts become tensors, how its network is called, and what its pipeline does to
 latents; see ``families/stable_diffusion.py`` for the shortest whole one.

@@ -146,7 +146,7 @@ def describe_source(source: str) -> Description:
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """What a pipeline folder says of itself; its weights are not read.
+    """The description of a pipeline folder; its weights are not read.
 
     Raises:
         ValueError: a component's configuration is missing or not JSON.

@@ -68,9 +68,9 @@ class RewardSet:
             RewardFailure: a head returned a wrong shape or a non-finite score.
         """
         self.require(context)
-        found = {name: self._score(name, media, prompts, context) for name in self.heads}
-        heads = {name: columns[0] for name, columns in found.items()}
-        spreads = {name: columns[1] for name, columns in found.items() if len(columns) > 1}
+        scored = {name: self._score(name, media, prompts, context) for name in self.heads}
+        heads = {name: columns[0] for name, columns in scored.items()}
+        spreads = {name: columns[1] for name, columns in scored.items() if len(columns) > 1}
         combined = self.rule(heads, prompts)
         return Scores(combined, heads, self.rule.spread(heads, spreads, prompts))
 

@@ -44,7 +44,7 @@ def test_the_testbed_has_a_trainer_for_every_model() -> None:
 
 @pytest.mark.parametrize("commented", [True, False])
 def test_measuring_code_counts_what_is_there(commented: bool) -> None:
-    """Three filled lines; an assignment is four nodes: Assign, Name, Store, Constant; and Module."""
+    """Three filled lines; an assignment is four nodes (Assign, Name, Store, Constant), Module 1."""
     measure: Any = import_module("measure_code")
     text = "# why\na = 1\n\nb = 2\n" if commented else "a = 1\n\nb = 2\nc = 3\n"
     table = measure.Table([measure.Source("align_gen/x.py", text)])

@@ -1,1 +1,1 @@
-"""What runs how fast on the machine at hand."""
+"""Benchmarks: how fast steps, scoring and attention run on the machine at hand."""

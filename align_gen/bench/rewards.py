@@ -103,8 +103,10 @@ def speedups(rows: Sequence[Row]) -> dict[str, float]:
     by_name = {row.name: row for row in rows}
     ours = by_name[OURS]
     assert ours.ratio is not None
-    found = {name: ours.images_per_second / by_name[name].images_per_second for name in (ONE, LIST)}
-    return {**found, "floor": 1 / ours.ratio}
+    ratios = {
+        name: ours.images_per_second / by_name[name].images_per_second for name in (ONE, LIST)
+    }
+    return {**ratios, "floor": 1 / ours.ratio}
 
 
 def kept_loaded(rival: Any, work: Callable[[], Any]) -> Any:

@@ -154,7 +154,7 @@ class Bare:
         return cls(works, sizes)
 
     def floor(self, calls: dict[str, int], seconds: dict[str, float]) -> float:
-        """What a step's calls cost at the seconds of one round."""
+        """Seconds of a step's calls, from the seconds of one round."""
         return sum(calls[kind] * seconds[kind] / size for kind, size in self.sizes.items())
 
 

@@ -45,11 +45,11 @@ def in_turns(
     works: Mapping[str, Callable[[], Any]], rounds: int, device: torch.device
 ) -> dict[str, list[float]]:
     """Seconds of every work in every round, in the precision that everything runs in."""
-    found: dict[str, list[float]] = {name: [] for name in works}
+    seconds: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(rounds):
         for name, work in works.items():
-            found[name].append(seconds_of(work, device))
-    return found
+            seconds[name].append(seconds_of(work, device))
+    return seconds
 
 
 def row(

@@ -106,7 +106,7 @@ class Subject:
         )
 
     def by_diffusers(self, text_guidance: float = SCALE) -> Tensor:
-        """The same pictures, drawn by the diffusers pipeline itself."""
+        """Pictures as of ``pictures()``, drawn by the diffusers pipeline itself."""
         model = self.model
         pipeline = model.pipeline
         scheduler = pipeline.scheduler

@@ -111,7 +111,7 @@ def _check(
 
 
 def _levels(heads: Mapping[str, list[float | None]], column: str | None) -> list[float | None]:
-    """What pictures are compared by; None where a head that counts has no score."""
+    """The number that each picture is compared by; None where a head that counts has no score."""
     if column is not None:
         return [_mean([value]) for value in heads[column]]
     columns = [_in_deviations(values) for values in heads.values()]

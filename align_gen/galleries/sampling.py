@@ -92,20 +92,15 @@ def sample(
             "which no gallery has"
         )
 
-    # What every row says of its making.
-    recorder = _Recorder.of(guide)
-    made = {
-        **(origin or {}),
-        "steps": num_inference_steps,
-        "guidance": guidance_scale,
+    settings: dict[str, Any] = {
+        "num_inference_steps": num_inference_steps,
         "eta": eta,
+        "guidance_scale": guidance_scale,
+        "batch_size": batch_size,
     }
-    if height and width:
-        made["size"] = f"{height}x{width}"
-    if num_frames:
-        made["frames"] = num_frames
-    if recorder is not None:
-        made = {**made, **recorder.made(made)}
+    size: dict[str, Any] = {"height": height, "width": width, "num_frames": num_frames}
+    recorder = _Recorder.of(guide)
+    made = _made(origin or {}, settings, size, recorder)
     rows = _rows(prompts, seeds if seed is None else (seed,), {**(note or {}), "made": made})
 
     # A size that the model does not have is refused before anything is written.
@@ -114,13 +109,6 @@ def sample(
         width or model.default_size[1],
         num_frames or model.default_frames,
     )
-    settings: dict[str, Any] = {
-        "num_inference_steps": num_inference_steps,
-        "eta": eta,
-        "guidance_scale": guidance_scale,
-        "batch_size": batch_size,
-    }
-    size: dict[str, Any] = {"height": height, "width": width, "num_frames": num_frames}
     draw = _draw_function(guide, recorder)
 
     def batches() -> "Iterator[Tensor]":
@@ -137,6 +125,26 @@ def sample(
             recorder.write_into(rows, accelerator)
 
     return write_gallery(out, batches(), rows, fps=model.frame_rate, accelerator=accelerator)
+
+
+def _made(
+    origin: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    size: Mapping[str, Any],
+    recorder: "_Recorder | None",
+) -> Row:
+    """The column "made": how pictures are drawn, by the names of `align-gen sample`'s options."""
+    made = {
+        **origin,
+        "steps": settings["num_inference_steps"],
+        "guidance": settings["guidance_scale"],
+        "eta": settings["eta"],
+    }
+    if size["height"] and size["width"]:
+        made["size"] = f"{size['height']}x{size['width']}"
+    if size["num_frames"]:
+        made["frames"] = size["num_frames"]
+    return made if recorder is None else {**made, **recorder.made(made)}
 
 
 def _rows(
@@ -184,7 +192,7 @@ class _Recorder:
         return cls(guide) if isinstance(guide, BestOf) else None
 
     def made(self, origin: Mapping[str, Any]) -> Row:
-        """What the rows say of the guide: n as the command line writes it, and reward names."""
+        """The guide in a row's words: n as the command line writes it, and the names of rewards."""
         from ..reward_heads.base import label
 
         best_of = {"best-of": str(self.guide.n)}
@@ -195,7 +203,7 @@ class _Recorder:
         return {**best_of, "rewards": [label(self.guide.reward)] if heads is None else list(heads)}
 
     def sample(self, model: Any, condition: Any, **options: Any) -> "Tensor":
-        """As ``BestOf.sample``, with the best score of each sample noted."""
+        """Sample as ``BestOf.sample`` does, and note the best score of each sample."""
         import torch
 
         best: list[Tensor] = []

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Summary:
-    """What a scores file holds, without its columns.
+    """A scores file in short: counts, means and failures, without the columns.
 
     Attributes:
         means: of each head; NaN where no picture could be read.

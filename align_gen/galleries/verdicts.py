@@ -1,4 +1,4 @@
-"""What a comparison amounts to: a verdict in words, and conditions for a gate."""
+"""Verdicts on a comparison in words, and conditions for a gate."""
 
 from __future__ import annotations
 

@@ -46,10 +46,11 @@ def history_advantages(
     Args:
         history: these rewards included, see ``remembered``.
     """
-    found = []
+    values = []
     for prompt, reward in zip(prompts, rewards.tolist(), strict=True):
         own = torch.tensor(history[prompt], dtype=torch.float64)
         known = own if len(own) >= min_count else everyone.double().cpu()
         std, mean = torch.std_mean(known, correction=0)
-        found.append(0.0 if known.min() == known.max() else ((reward - mean) / std).item())
-    return rewards.new_tensor(found).clamp(-limit, limit)
+        # Equal rewards say nothing, whatever rounding leaves of their deviation.
+        values.append(0.0 if known.min() == known.max() else ((reward - mean) / std).item())
+    return rewards.new_tensor(values).clamp(-limit, limit)

@@ -1,4 +1,4 @@
-"""What a learning method is: its options, what they ask of a run, and one training step.
+"""The contract of a method: its options, what they ask of a run, and one training step.
 
 A method is a module ``methods/NAME.py`` with
 
@@ -21,7 +21,7 @@ from .state import TrainState
 
 @dataclass(frozen=True)
 class Cost:
-    """What one step takes: the floor of its algorithm.
+    """Cost of one step: the floor of its algorithm.
 
     Attributes:
         forwards: rows through the denoiser, forward; a sample takes several of them with guidance.
@@ -47,7 +47,7 @@ class MethodOptions(Strict, ABC):
         return self.images_per_prompt * self.prompts_per_step
 
     def batch_kind(self) -> Kind:
-        """What a step's batch holds: "prompts" to draw for, or "pairs" or "media" that are given.
+        """Content of a step's batch: "prompts" to draw for, or given "pairs" or "media".
 
         ``prompts_per_step`` units make a step; a unit of "media" is ``images_per_prompt`` pictures
         of one prompt.
@@ -67,7 +67,7 @@ class MethodOptions(Strict, ABC):
 
     @abstractmethod
     def cost(self, sampling: Sampling, rows_per_sample: int) -> Cost:
-        """What one step takes, at most; ``rows_per_sample`` of the denoiser with guidance."""
+        """Cost of one step, at most; ``rows_per_sample`` of the denoiser with guidance."""
 
 
 # One round of learning: updates the model in the state, and returns metrics.

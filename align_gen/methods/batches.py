@@ -1,4 +1,4 @@
-"""What methods learn from, and how their samples are drawn."""
+"""Batches that methods learn from, and settings by which their samples are drawn."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -128,11 +128,11 @@ def step(
                 log_probs = drawn.log_probs_old[rows, columns]
             else:
                 log_probs = drawn.log_probs(rows, columns)
-            kept = old[rows, columns]
-            loss = clipped_policy_gradient(log_probs, kept, advantage[rows], options.clip)
+            before = old[rows, columns]
+            loss = clipped_policy_gradient(log_probs, before, advantage[rows], options.clip)
             state.backward(loss.sum() / terms)
             losses.append(loss.detach())
-            changes.append((log_probs.detach() - kept).abs())
+            changes.append((log_probs.detach() - before).abs())
         metrics["grad_norm"] = state.update()
         change = state.gather(torch.cat(changes))
         metrics["loss"] = state.gather(torch.cat(losses)).sum().item() / terms

@@ -64,7 +64,7 @@ class Noised:
         return len(self.x_t)
 
     def output(self, model: Model) -> Tensor:
-        """What the network says, (B, *latent) float32; differentiable, one call."""
+        """Output of the network, (B, *latent) float32; differentiable, one call."""
         return model.predict(self.x_t, self.t, self.condition, self.guidance).float()
 
     def squared_errors(self, model: Model) -> Tensor:

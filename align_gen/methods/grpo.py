@@ -119,8 +119,8 @@ def step(
         divergences = [advantage.new_zeros(0)]
         for rows, columns in drawn.transitions(useful, window):
             log_probs, mean, std = drawn.transition(rows, columns)
-            kept = old[rows, columns]
-            loss = clipped_policy_gradient(log_probs, kept, advantage[rows], options.clip)
+            before = old[rows, columns]
+            loss = clipped_policy_gradient(log_probs, before, advantage[rows], options.clip)
             if options.kl > 0:
                 with state.model.as_reference():
                     _, reference, _ = drawn.transition(rows, columns)
@@ -129,7 +129,7 @@ def step(
                 divergences.append(divergence.detach())
             state.backward(loss.sum() / terms)
             losses.append(loss.detach())
-            changes.append((log_probs.detach() - kept).abs())
+            changes.append((log_probs.detach() - before).abs())
         metrics["grad_norm"] = state.update()
         change = state.gather(torch.cat(changes))
         metrics["loss"] = state.gather(torch.cat(losses)).sum().item() / terms

@@ -1,4 +1,4 @@
-"""What changes while a run learns."""
+"""The state of a run that learns: optimizer, average and counters."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -51,7 +51,7 @@ class TrainState:
         return torch.cat(self.gather_objects(values.cpu())).to(values.device)
 
     def gather_objects(self, one: T) -> list[T]:
-        """What every process has, in order."""
+        """The objects of every process, in order of rank."""
         parts: list[Any] = [one] * self.accelerator.num_processes
         if len(parts) > 1:
             torch.distributed.all_gather_object(parts, one)
@@ -134,7 +134,7 @@ def slices(total: int, size: int) -> list[slice]:
 
 
 def reward_metrics(state: TrainState, scores: Scores, group: int) -> dict[str, float]:
-    """What a step reports of its rewards, over all processes.
+    """Metrics of a step's rewards, over all processes.
 
     The mean of every head and of the combined reward, its standard deviation over all pictures,
     and the share of prompts whose ``group`` pictures all tie.

@@ -91,15 +91,11 @@ def build_report(
     columns = _columns(after, before, optimised, held_out)
     items = _items(pairs, after, before, list(columns), thumbnail, command)
     disagree = before is not None and disagreement(items, list(columns.values()))
-    described = [
-        {"name": name, "role": role, "digits": digits_of(values_of(items, k))}
-        for k, (name, role) in enumerate(columns.items())
-    ]
     data = {
         "paired": before is not None,
         "names": dict(zip(("before", "after"), names, strict=True)),
         "total": total,
-        "columns": described,
+        "columns": _described(columns, items),
         "items": items,
         "curves": curves_of(metrics, before, after),
     }
@@ -202,6 +198,14 @@ def _columns(
     return dict(sorted(roles.items(), key=lambda entry: ROLES.index(entry[1])))
 
 
+def _described(columns: Mapping[str, str], items: Sequence[Json]) -> list[Json]:
+    """Name, role and digits of every column, for the script; ``columns`` is name -> role."""
+    return [
+        {"name": name, "role": role, "digits": digits_of(values_of(items, k))}
+        for k, (name, role) in enumerate(columns.items())
+    ]
+
+
 def _items(
     pairs: Indices,
     after: ScoresTable,
@@ -242,7 +246,7 @@ def _text(value: Any) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """The same value with None for NaN and infinities."""
+    """Replace NaN and infinities by None, at any depth."""
     if isinstance(value, Mapping):
         return {str(key): _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

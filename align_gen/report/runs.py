@@ -118,7 +118,7 @@ def command_for(row: Mapping[str, Any], **other: str) -> str | None:
 
 
 def _weight(spec: Any) -> float:
-    """Of a reward as a recipe has it: a number, or options that may hold one."""
+    """Weight of a reward from its entry in a recipe: a number, or options that may hold one."""
     weight = spec.get("weight", 1.0) if isinstance(spec, Mapping) else spec
     return 1.0 if weight is None else float(weight)
 

@@ -1,4 +1,4 @@
-"""From preference pairs to a reward head. Names resolve on first use.
+"""Train a reward head on preference pairs. Names resolve on first use.
 
 - ``train``: the whole way, from pairs to a folder.
 - ``options``: what can be chosen, with bounds and meanings.

@@ -1,4 +1,4 @@
-"""What reward training writes: a CLIP or a head, what it measured, and a model card."""
+"""Files of reward training: a CLIP or a head, its measured figures, and a model card."""
 
 import json
 import os

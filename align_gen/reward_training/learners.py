@@ -83,7 +83,7 @@ def merge_lora(model: nn.Module) -> None:
 
 
 def logit_scale(clip: OpenClip) -> float:
-    """What the model multiplies cosines by, at most 100 as CLIP bounds it."""
+    """Factor of cosines in the model, at most 100 as CLIP bounds it."""
     return clip.model.logit_scale.detach().exp().clamp(max=100).item()
 
 

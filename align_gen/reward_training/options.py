@@ -118,7 +118,7 @@ class RewardTraining(Strict):
         return LEARNING_RATES[self.mode] if self.lr is None else self.lr
 
     def recorded(self) -> dict[str, Any]:
-        """What measured.json says of the options, the learning rate resolved."""
+        """The options as measured.json has them, the learning rate resolved."""
         plain = self.model_dump(exclude={"dimensions", "pretrained"})
         return plain | {"lr": self.learning_rate}
 

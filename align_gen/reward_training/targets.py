@@ -1,4 +1,4 @@
-"""What the pairs say: which side is better, how sure that is, and which pairs are held out."""
+"""Targets from pairs: which side is better, how sure that is, and which pairs are held out."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Targets:
-    """What is known of P pairs in K dimensions."""
+    """Labels, their uncertainty and margins of P pairs in K dimensions."""
 
     labels: Tensor  # (P, K): FIRST, TIE, SECOND, or NaN where nobody knows
     wrong: Tensor  # (P, 1): the chance that a label is wrong

@@ -217,13 +217,13 @@ def _put(
 
 def trained(state: TrainState) -> tuple[list[str], list[torch.nn.Parameter]]:
     """Names and values of what is trained, in the order of ``model.parameters()``."""
-    found = [
+    pairs = [
         (f"{component}.{name.removeprefix('module.')}", parameter)
         for component, module in state.model.trainable.items()
         for name, parameter in module.named_parameters()
         if parameter.requires_grad
     ]
-    return [name for name, _ in found], [parameter for _, parameter in found]
+    return [name for name, _ in pairs], [parameter for _, parameter in pairs]
 
 
 def _refreshed(state: TrainState) -> dict[str, torch.nn.Parameter]:

@@ -1,4 +1,4 @@
-"""What a run learns from, in units: a prompt, a preference pair, or a group of given pictures."""
+"""The training set of a run, in units: a prompt, a preference pair, or a group of pictures."""
 
 import hashlib
 import logging
@@ -176,8 +176,9 @@ class MediaData:
         )
         texts = [str(item.row["prompt"]) for item in items]
         group = len(items) // max(len(units), 1)
-        places = [place * group + number for place in ids for number in range(group)]
-        return Media(texts, encode(model, texts, sampling), places, media)
+        # Units are numbered in the run's stream of units, and pictures in that of pictures.
+        numbers = [unit * group + sibling for unit in ids for sibling in range(group)]
+        return Media(texts, encode(model, texts, sampling), numbers, media)
 
 
 def fitted(media: Tensor, model: "Model", sampling: Sampling) -> Tensor:
@@ -238,7 +239,7 @@ def _digest(content: Path | bytes | None) -> str:
 
 
 def load_data(recipe: Recipe) -> Data:
-    """What the recipe's method learns from; logs what had to be left out."""
+    """Load what the recipe's method learns from; logs what had to be left out."""
     kind = recipe.method.batch_kind()
     data: Data
     if kind == "pairs":

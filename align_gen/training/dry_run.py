@@ -1,4 +1,4 @@
-"""What a recipe would do, and what it costs, before it does it: no weights are read."""
+"""Plan a run without reading weights: its calls, memory and time."""
 
 import time
 from collections.abc import Mapping
@@ -77,7 +77,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run would do and cost; as text by ``str``.
+    """Calls, memory and time of a run; as text by ``str``.
 
     Attributes:
         cost: of one step.
@@ -138,7 +138,7 @@ class Plan:
 
 
 def describe(recipe: Recipe) -> Plan:
-    """What is trained, and the calls, memory and time of a run.
+    """Plan a run: what is trained, and the calls, memory and time.
 
     Raises:
         UserError: a mistake in the recipe, or in a reward's options.
@@ -243,7 +243,7 @@ def measure(model: Model, recipe: Recipe) -> tuple[MemoryEstimate, Work]:
 
 
 def _encode(model: Model, recipe: Recipe) -> tuple[int, Condition]:
-    """Of a full batch of texts; and one condition."""
+    """Peak bytes of encoding a full batch of texts, and one condition."""
     height = recipe.sampling.height or model.default_size[0]
     width = recipe.sampling.width or model.default_size[1]
     texts = [str(number) for number in range(31)]  # and the negative one
@@ -295,7 +295,7 @@ def _rollout(model: Model, rows: Condition, recipe: Recipe) -> Rollout:
 
 
 def _decode(model: Model, latents: Tensor, shapes: ShapesOnly) -> tuple[int, int]:
-    """Of a micro-batch; and the bytes of one picture or video."""
+    """Peak bytes of decoding a micro-batch, and the bytes of one picture or video."""
     with shapes.everything, torch.no_grad(), PeakMemory() as decoding:
         media = model.decode(latents).float()
     return decoding.peak, media.nbytes // len(media)

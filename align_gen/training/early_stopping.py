@@ -44,7 +44,7 @@ class EarlyStopping:
         return self.patience is not None and self.worse >= self.patience
 
     def progress(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """Counters to be kept in a checkpoint."""
         return {"worse": self.worse, "best_step": self.best_step, "best_rise": self.best_rise}
 
     def update(self, step: int, table: ScoresTable) -> dict[str, float]:

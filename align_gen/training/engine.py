@@ -98,7 +98,7 @@ def finetune(
 
 
 def learn(session: Session, folder: RunFolder, progress: ProgressCallback) -> Run:
-    """From the last checkpoint to the end: measure, step, save, measure, export."""
+    """Go on from the last checkpoint to the end: measure, step, save, measure, export."""
     state = session.state
     steps = session.recipe.run.steps
     with StopSignals() as signals:

@@ -41,7 +41,7 @@ def export(state: TrainState, folder: Path, card: str | None = None) -> None:
 
 
 def model_card(recipe: Recipe, before: ScoresTable, after: ScoresTable) -> str:
-    """What was trained, towards what, and what was measured: Markdown with the hub's header."""
+    """Model card in Markdown with the hub's header: what was trained, and what it measured."""
     from huggingface_hub import ModelCardData
 
     kind = "lora" if recipe.model.lora is not None else "full"

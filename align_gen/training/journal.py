@@ -42,7 +42,7 @@ class Journal:
         return any(line["step"] == step and _is_measurement(line) for line in self.lines)
 
     def merged(self) -> list[Numbers]:
-        """What is known of each step, in order."""
+        """One entry a step, in order, with all that its lines say."""
         return merge(self.lines)
 
 

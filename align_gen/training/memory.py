@@ -1,4 +1,4 @@
-"""What a run can do to need less memory."""
+"""Ways to make a run need less memory."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

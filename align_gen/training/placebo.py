@@ -25,7 +25,7 @@ class Shuffled(RewardSet):
 
     @classmethod
     def of(cls, rewards: RewardSet, seed: int) -> "Shuffled":
-        """The same rewards, dealt out by this seed."""
+        """Wrap a reward set, whose rewards are then dealt out by this seed."""
         same = {each.name: getattr(rewards, each.name) for each in fields(rewards)}
         return cls(**same, seed=seed)
 

@@ -1,4 +1,4 @@
-"""What a run writes down: metrics, measurements, checkpoints, and the best export on the way."""
+"""The record of a run: metrics, measurements, checkpoints, and the best export on the way."""
 
 import logging
 from collections.abc import Mapping

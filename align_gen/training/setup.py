@@ -142,7 +142,7 @@ def open_session(
 
 
 def start_accelerator(recipe: Recipe, folder: Path) -> "Accelerator":
-    """What a run computes on: devices, processes, precision and trackers.
+    """Start the accelerator of a run: devices, processes, precision and trackers.
 
     Raises:
         UserError: the tracker is not installed.
@@ -164,7 +164,7 @@ def start_accelerator(recipe: Recipe, folder: Path) -> "Accelerator":
 
 
 def optimised_rewards(recipe: Recipe) -> RewardSet:
-    """What the recipe optimises, combined as it says."""
+    """Rewards that the recipe optimises, under its rule of combination."""
     rewards = open_rewards(recipe.rewards) if recipe.rewards else RewardSet({})
     return replace(rewards, combination=combination(recipe.combine, rewards))
 

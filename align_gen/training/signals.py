@@ -28,9 +28,9 @@ class StopSignals:
     signum: int | None = None
 
     def __enter__(self) -> "StopSignals":
-        self._kept: dict[int, Any] = {}
+        self._handlers: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
-            self._kept = {number: signal.signal(number, self._note) for number in SIGNALS}
+            self._handlers = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -44,9 +44,9 @@ class StopSignals:
             signal.raise_signal(number)
 
     def _restore(self) -> None:
-        for number, handler in self._kept.items():
+        for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        self._kept = {}
+        self._handlers = {}
 
     def __exit__(
         self,

@@ -120,7 +120,7 @@ def leaves(model: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _hint(model: Any, complaint: Any) -> str:
-    """What may have been meant by an unknown key."""
+    """A guess at what was meant by an unknown key."""
     location = complaint["loc"]
     word = str(location[-1])
     known = _known_keys(model, location[:-1])

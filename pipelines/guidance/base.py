@@ -1,4 +1,4 @@
-"""What a guide is: something that samples in the place of plain sampling."""
+"""The contract of a guide: an object that samples instead of plain sampling."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol

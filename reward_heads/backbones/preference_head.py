@@ -1,4 +1,4 @@
-"""What the heads share that ``align-gen train-reward`` writes in its frozen mode."""
+"""Base of the heads that ``align-gen train-reward`` writes in its frozen mode."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -108,7 +108,7 @@ def sha256(module: nn.Module) -> str:
 
 
 def shared(key: tuple[Any, ...], path: str | None, make: Callable[[], T]) -> T:
-    """What ``make`` loads, once for all who ask with this key while any of them lives.
+    """Return what ``make`` loads, once for all who ask with this key while any of them lives.
 
     A file that has changed is loaded anew.
     """

@@ -82,7 +82,7 @@ class SiglipHead(RewardHead):
 
 
 class Siglip(DualEncoder):
-    """With the preprocessing that its own processor states."""
+    """A SigLIP with the preprocessing that its own processor states."""
 
     mode: str
     mean: Sequence[float]

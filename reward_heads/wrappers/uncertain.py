@@ -1,4 +1,4 @@
-"""What the wrappers share that ask for several opinions of a picture."""
+"""Base of the wrappers that ask for several opinions of a picture."""
 
 from collections.abc import Sequence
 from typing import Any

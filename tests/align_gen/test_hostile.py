@@ -130,10 +130,18 @@ PICTURES: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "zeros": ("x.png", lambda: bytes(5000), "null"),
     "text": ("x.png", lambda: b"hello", "null"),
     "HTML": ("x.png", lambda: b"<html><script>alert(1)</script></html>", "null"),
-    "SVG with a script": ("x.png", lambda: b'<svg xmlns="http://www.w3.org/2000/svg"><script>1</script></svg>', "null"),
+    "SVG with a script": (
+        "x.png",
+        lambda: b'<svg xmlns="http://www.w3.org/2000/svg"><script>1</script></svg>',
+        "null",
+    ),
     "GIF under another name": ("x.png", lambda: picture("GIF"), "null"),
     "TIFF under another name": ("x.jpg", lambda: picture("TIFF"), "null"),
-    "PostScript under another name": ("x.png", lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "null"),
+    "PostScript under another name": (
+        "x.png",
+        lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+        "null",
+    ),
     "JPEG under PNG's name": ("x.png", lambda: picture("JPEG"), "scored"),
     "CMYK": ("x.jpg", lambda: picture("JPEG", "CMYK"), "scored"),
     "16 bits": ("x.png", lambda: picture(mode="I;16"), "scored"),
@@ -153,12 +161,20 @@ PICTURES: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "a flipped bit": ("x.png", lambda: flipped(picture(size=(64, 64), color="teal"), 60), "null"),
     "text chunk of 80 MB in 80 KB": ("x.png", lambda: with_text("a" * 80_000_000, True), "null"),
     "text of a script": ("x.png", lambda: with_text("<script>alert(1)</script>", False), "scored"),
-    "truncated video": ("x.mp4", lambda: b"\x00\x00\x00\x18ftypmp42\x00\x00\x00\x00mp42isom", "null"),
+    "truncated video": (
+        "x.mp4",
+        lambda: b"\x00\x00\x00\x18ftypmp42\x00\x00\x00\x00mp42isom",
+        "null",
+    ),
     "video of zero bytes": ("x.mp4", lambda: b"", "null"),
     "picture under a video's name": ("x.mp4", picture, "null"),
     "playlist under a video's name": ("x.mp4", lambda: PLAYLIST, "null"),
-    "concatenation script under a video's name": ("x.mp4", lambda: b"ffconcat version 1.0\nfile /etc/passwd\n", "null"),
-}  # fmt: skip
+    "concatenation script under a video's name": (
+        "x.mp4",
+        lambda: b"ffconcat version 1.0\nfile /etc/passwd\n",
+        "null",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", PICTURES)
@@ -243,13 +259,23 @@ LINES: dict[str, tuple[bytes, str]] = {
     "NaN and infinity": (b'{"file_name": "a.png", "x": NaN, "y": Infinity, "z": 1e999}', "scored"),
     "an integer of 400 digits": (b'{"file_name": "a.png", "n": ' + b"9" * 400 + b"}", "scored"),
     "newline and script in the prompt": (
-        b'{"file_name": "a.png", "prompt": "x\\n</script><script>document.title=1</script>"}', "scored",
+        b'{"file_name": "a.png", "prompt": "x\\n</script><script>document.title=1</script>"}',
+        "scored",
     ),
-    "a prompt of 100,000 letters": (b'{"file_name": "a.png", "prompt": "' + b"x" * 100_000 + b'"}', "scored"),
-    "line separators in the prompt": ('{"file_name": "a.png", "prompt": "a\u2028b\u2029c\u0085d"}'.encode(), "scored"),
-    "names of Python's own": (b'{"file_name": "a.png", "__class__": "x", "__proto__": {}}', "scored"),
+    "a prompt of 100,000 letters": (
+        b'{"file_name": "a.png", "prompt": "' + b"x" * 100_000 + b'"}',
+        "scored",
+    ),
+    "line separators in the prompt": (
+        '{"file_name": "a.png", "prompt": "a\u2028b\u2029c\u0085d"}'.encode(),
+        "scored",
+    ),
+    "names of Python's own": (
+        b'{"file_name": "a.png", "__class__": "x", "__proto__": {}}',
+        "scored",
+    ),
     "lists and objects in columns": (b'{"file_name": "a.png", "x": [1, {"y": null}]}', "scored"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", LINES)
@@ -359,20 +385,34 @@ def unsummed(folder: Path) -> Path:
 
 CHECKPOINTS: dict[str, Callable[[Path, Path], Any]] = {
     "an optimizer that runs code": lambda f, t: torch.save(Trap(t), unsummed(f) / "optimizer.pt"),
-    "an optimizer that is a pickle": lambda f, t: (unsummed(f) / "optimizer.pt").write_bytes(pickle.dumps(Trap(t))),
+    "an optimizer that is a pickle": lambda f, t: (unsummed(f) / "optimizer.pt").write_bytes(
+        pickle.dumps(Trap(t))
+    ),
     "an empty optimizer": lambda f, t: (unsummed(f) / "optimizer.pt").write_bytes(b""),
-    "weights that are a pickle": lambda f, t: (unsummed(f) / "weights.safetensors").write_bytes(pickle.dumps(Trap(t))),
-    "a header longer than the file": lambda f, t: (unsummed(f) / "weights.safetensors").write_bytes(LONGER),
-    "a header that is no JSON": lambda f, t: (unsummed(f) / "weights.safetensors").write_bytes(lying(b"{{{{")),
+    "weights that are a pickle": lambda f, t: (unsummed(f) / "weights.safetensors").write_bytes(
+        pickle.dumps(Trap(t))
+    ),
+    "a header longer than the file": lambda f, t: (unsummed(f) / "weights.safetensors").write_bytes(
+        LONGER
+    ),
+    "a header that is no JSON": lambda f, t: (unsummed(f) / "weights.safetensors").write_bytes(
+        lying(b"{{{{")
+    ),
     "offsets beyond the end": lambda f, t: (unsummed(f) / "weights.safetensors").write_bytes(
         lying(b'{"a":{"dtype":"F32","shape":[999999],"data_offsets":[0,3999996]}}', b"1234")
     ),
-    "a shape that multiplies beyond all": lambda f, t: (unsummed(f) / "weights.safetensors").write_bytes(
-        lying(b'{"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,4]}}', b"1234")
+    "a shape that multiplies beyond all": lambda f, t: (
+        unsummed(f) / "weights.safetensors"
+    ).write_bytes(
+        lying(
+            b'{"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,4]}}', b"1234"
+        )
     ),
-    "sums of something else": lambda f, t: (f / "SHA256SUMS").write_text(f"{'0' * 64}  ../../neighbour/secret.png\n"),
+    "sums of something else": lambda f, t: (f / "SHA256SUMS").write_text(
+        f"{'0' * 64}  ../../neighbour/secret.png\n"
+    ),
     "progress that is a list": lambda f, t: (f / "progress.json").write_text("[]"),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -465,14 +505,22 @@ PIPELINES: dict[str, Callable[[Path, Path], Any]] = {
     "a class that is a builtin": lambda f, t: index(f, _class_name="eval"),
     "a class that is a list": lambda f, t: index(f, _class_name=["StableDiffusionPipeline"]),
     "an index that is a list": lambda f, t: (f / "model_index.json").write_text("[]"),
-    "an index of nesting without end": lambda f, t: (f / "model_index.json").write_text("[" * 100_000),
+    "an index of nesting without end": lambda f, t: (f / "model_index.json").write_text(
+        "[" * 100_000
+    ),
     "a component that is a word": lambda f, t: index(f, unet="unet"),
     "weights that are a pickle with code": pickled_only,
-    "weights whose header lies": lambda f, t: (f / "unet/diffusion_pytorch_model.safetensors").write_bytes(LONGER),
+    "weights whose header lies": lambda f, t: (
+        f / "unet/diffusion_pytorch_model.safetensors"
+    ).write_bytes(LONGER),
     "a configuration that is no JSON": lambda f, t: (f / "unet/config.json").write_text("{"),
-    "a network of no layers": lambda f, t: (f / "unet/config.json").write_text('{"block_out_channels": []}'),
-    "a tokenizer that is no JSON": lambda f, t: [(file).write_text("{") for file in (f / "tokenizer").glob("*.json")],
-}  # fmt: skip
+    "a network of no layers": lambda f, t: (f / "unet/config.json").write_text(
+        '{"block_out_channels": []}'
+    ),
+    "a tokenizer that is no JSON": lambda f, t: [
+        (file).write_text("{") for file in (f / "tokenizer").glob("*.json")
+    ],
+}
 
 
 @pytest.mark.parametrize("case", PIPELINES)

@@ -17,7 +17,8 @@ def recipe(tiny_folder: Path, tmp_path: Path) -> Path:
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn/model_index.json").write_text('{"_class_name": ')
     (tmp_path / "mine.py").write_text(
-        "def near(media, prompts, control):\n    return -(media - control).abs().mean((1, 2, 3))\n\n"
+        "def near(media, prompts, control):\n    return -(media - control).abs().mean((1, 2, "
+        "3))\n\n"
         "near.required_context = ('control',)\n"
     )
     text = f"""\

@@ -1,4 +1,4 @@
-"""`align-gen finetune`: every mistake in a recipe as one line, dry runs, failures, interruptions."""
+"""`align-gen finetune`: each mistake in a recipe as one line, dry runs, failures, interruptions."""
 
 from collections.abc import Sequence
 from pathlib import Path

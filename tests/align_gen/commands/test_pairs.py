@@ -35,12 +35,25 @@ def test_from_scores_to_pairs_to_a_reward_that_scores(cli: Cli, tmp_path: Path) 
         "pairs", tmp_path / "g", "--by", "best_worst", "--out", tmp_path / "p.parquet", "--json"
     )
     assert json.loads(mined.out) == {
-        "pairs": 4, "prompts": 4, "ties": 0, "unreadable": 0, "agreement": 1.0, "out": str(tmp_path / "p.parquet"),
-    }  # fmt: skip
+        "pairs": 4,
+        "prompts": 4,
+        "ties": 0,
+        "unreadable": 0,
+        "agreement": 1.0,
+        "out": str(tmp_path / "p.parquet"),
+    }
     trained = cli(
-        "train-reward", tmp_path / "p.parquet", "--base", "emoji-clip", "--mode", "frozen", "--epochs", "2", "--out",
+        "train-reward",
+        tmp_path / "p.parquet",
+        "--base",
+        "emoji-clip",
+        "--mode",
+        "frozen",
+        "--epochs",
+        "2",
+        "--out",
         tmp_path / "head",
-    )  # fmt: skip
+    )
     assert trained.code == 0 and "trained overall" in trained.out, trained
     scored = cli(
         "score",

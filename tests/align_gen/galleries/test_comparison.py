@@ -424,9 +424,20 @@ def test_conditions(text: str, holds: bool) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "heldout", "heldout.ci_low", "heldout.mean < 0", "heldout.ci_low == 0", "heldout.ci_low < nan", "a.n < b.n",
-     "heldout.ci_low < 0 or 1", "__import__('os').system('true') < 0", "heldout.__class__ < 0", ".n < 1"],
-)  # fmt: skip
+    [
+        "",
+        "heldout",
+        "heldout.ci_low",
+        "heldout.mean < 0",
+        "heldout.ci_low == 0",
+        "heldout.ci_low < nan",
+        "a.n < b.n",
+        "heldout.ci_low < 0 or 1",
+        "__import__('os').system('true') < 0",
+        "heldout.__class__ < 0",
+        ".n < 1",
+    ],
+)
 def test_anything_else_is_no_condition(text: str) -> None:
     with pytest.raises(UserError, match=r"want COLUMN\.FIELD OP NUMBER"):
         parse_condition(text)

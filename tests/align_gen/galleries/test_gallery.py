@@ -369,7 +369,10 @@ def test_a_write_killed_anywhere_leaves_the_old_or_the_new_gallery(
 
 
 def test_import_is_light() -> None:
-    code = "import align_gen.galleries.gallery, sys; assert not {'torch', 'numpy', 'pyarrow'} & sys.modules.keys()"
+    code = (
+        "import align_gen.galleries.gallery, sys; "
+        "assert not {'torch', 'numpy', 'pyarrow'} & sys.modules.keys()"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

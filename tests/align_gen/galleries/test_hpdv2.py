@@ -144,8 +144,12 @@ def test_rows_are_in_the_order_of_files(root: Path) -> None:
         "style": "anime",
         "number": 0,
     }
-    assert rows[801] == {"file_name": "concept-art/00001.jpg", "prompt": "concept-art 1", "style": "concept-art",
-                         "number": 1}  # fmt: skip
+    assert rows[801] == {
+        "file_name": "concept-art/00001.jpg",
+        "prompt": "concept-art 1",
+        "style": "concept-art",
+        "number": 1,
+    }
     assert rows[-1]["file_name"] == "photo/00799.jpg"
 
 

@@ -199,8 +199,12 @@ def gallery(tmp_path: Path) -> Gallery:
 
 
 def mined(gallery: Gallery) -> Pairs:
-    return pairs(ScoresTable(gallery.rows, {"x": [1.0, 2.0, 4.0, 3.5], "y": [0.0, 1.0, 0.0, 1.0]}, [None] * 4, {}, {}),
-                 column="x")  # fmt: skip
+    return pairs(
+        ScoresTable(
+            gallery.rows, {"x": [1.0, 2.0, 4.0, 3.5], "y": [0.0, 1.0, 0.0, 1.0]}, [None] * 4, {}, {}
+        ),
+        column="x",
+    )
 
 
 def test_pairs_come_back_with_their_pictures(gallery: Gallery, tmp_path: Path) -> None:

@@ -64,8 +64,11 @@ def test_rows_keep_their_order_over_shapes_and_batches(tmp_path: Path, batch_siz
         batches.append(len(media))
         return mean_level(media, prompts)
 
-    table = score(mixed_shapes(tmp_path / "g", 13), {"pixel": {"name": watched}, "text": {"name": prompt_number}},
-                  batch_size=batch_size)  # fmt: skip
+    table = score(
+        mixed_shapes(tmp_path / "g", 13),
+        {"pixel": {"name": watched}, "text": {"name": prompt_number}},
+        batch_size=batch_size,
+    )
     assert table.heads == {"pixel": list(range(13)), "text": list(range(13))}
     assert table.errors == [None] * 13
     assert sum(batches) == 13

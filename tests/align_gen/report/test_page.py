@@ -88,12 +88,21 @@ class Made:
         (folder / "after" / self.after.rows[broken]["file_name"]).write_bytes(b"not a picture")
         self.broken = broken
         self.path = build_report(
-            before=self.before, after=self.after, out=folder / "page" / "report.html", title=f"A & B {HOSTILE}",
-            comparison=self.comparison, optimised=OPTIMISED, held_out=HELD_OUT,
-            metrics=[{"step": s, "reward/clip": s / 4, "loss": math.nan if s == 2 else 1 / s} for s in (1, 2, 3, 4)],
+            before=self.before,
+            after=self.after,
+            out=folder / "page" / "report.html",
+            title=f"A & B {HOSTILE}",
+            comparison=self.comparison,
+            optimised=OPTIMISED,
+            held_out=HELD_OUT,
+            metrics=[
+                {"step": s, "reward/clip": s / 4, "loss": math.nan if s == 2 else 1 / s}
+                for s in (1, 2, 3, 4)
+            ],
             provenance={"recipe": f"model:\n  path: {HOSTILE}", "date": "2025-01-02"},
-            command=lambda row: f"align-gen sample --prompt {row['prompt']!r} --seed {row['seed']}", **options,
-        )  # fmt: skip
+            command=lambda row: f"align-gen sample --prompt {row['prompt']!r} --seed {row['seed']}",
+            **options,
+        )
 
     def change(self, column: str) -> list[float]:
         pairs = zip(self.before.heads[column], self.after.heads[column], strict=True)
@@ -137,7 +146,8 @@ class Page:
         """The rows of `after` shown, in order, every page of them."""
         found: list[int] = self.js(
             "const more = document.getElementById('more'); while (!more.hidden) more.click();"
-            "return [...document.querySelectorAll('#grid .pair')].map(node => Number(node.dataset.id))"
+            "return [...document.querySelectorAll('#grid .pair')].map(node => "
+            "Number(node.dataset.id))"
         )
         return found
 
@@ -164,7 +174,10 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     service = shutil.which("chromedriver")
     if not (browser and service and find_spec("selenium")):
-        missing = f"no browser to open the page in: want one of {', '.join(BROWSERS)}, chromedriver and selenium"
+        missing = (
+            f"no browser to open the page in: want one of {', '.join(BROWSERS)}, "
+            "chromedriver and selenium"
+        )
         if os.environ.get("CI"):
             pytest.fail(missing)
         pytest.skip(missing)
@@ -350,8 +363,10 @@ def test_a_bar_shows_exactly_the_pairs_whose_value_lies_in_it(page: Page, good: 
         return all("button.bar").map((bar) => {
             bar.click();
             return [
-                bar.dataset.filter, bar.dataset.low, bar.dataset.high, document.getElementById("filter-text").innerText,
-                all("#grid .pair").map((node) => Number(node.dataset.id)), all(".bar[aria-pressed=true]").length,
+                bar.dataset.filter, bar.dataset.low, bar.dataset.high,
+                document.getElementById("filter-text").innerText,
+                all("#grid .pair").map((node) => Number(node.dataset.id)),
+                all(".bar[aria-pressed=true]").length,
             ];
         });""")
     assert len(bars) > 4 * 2 * 3  # columns, sides, and several bars in each
@@ -377,15 +392,18 @@ def test_a_bar_shows_exactly_the_pairs_whose_value_lies_in_it(page: Page, good: 
 def test_views_show_one_two_or_alternate(page: Page, good: Made) -> None:
     def box(side: str) -> dict[str, Any]:
         found: dict[str, Any] = page.js(
-            f"const node = document.querySelector('.picture.{side}'); const style = getComputedStyle(node);"
-            "return {left: node.getBoundingClientRect().left, visible: style.visibility, clip: style.clipPath}"
+            f"const node = document.querySelector('.picture.{side}'); "
+            "const style = getComputedStyle(node);"
+            "return {left: node.getBoundingClientRect().left, visible: style.visibility, "
+            "clip: style.clipPath}"
         )
         return found
 
     page.open(good.path)
     assert box("before")["left"] == box("after")["left"] and "50%" in box("after")["clip"]
     page.js(
-        "const s = document.getElementById('split'); s.value = 20; s.dispatchEvent(new Event('input'))"
+        "const s = document.getElementById('split'); s.value = 20; "
+        "s.dispatchEvent(new Event('input'))"
     )
     assert "20%" in box("after")["clip"]
     page.click("button[data-view=side]")
@@ -443,7 +461,8 @@ def test_the_card_tells_all_of_a_picture(page: Page, good: Made) -> None:
         assert shown == pytest.approx([before, after, after - before], abs=0.006)
     copied = page.js("""
         const button = document.getElementById("copy");
-        const changed = new Promise((done) => new MutationObserver(done).observe(button, { childList: true }));
+        const changed = new Promise((done) =>
+            new MutationObserver(done).observe(button, { childList: true }));
         button.click();
         return changed.then(() => button.textContent);""")
     assert copied in (
@@ -461,8 +480,10 @@ def test_the_hash_restores_the_state_on_load_and_when_it_changes(page: Page, goo
 
     def shown() -> list[Any]:
         found: list[Any] = page.js(
-            "return [document.getElementById('order').value, document.getElementById('column').selectedOptions[0].text,"
-            "document.documentElement.dataset.show, document.querySelector('.bar[aria-pressed=true]')?.dataset.filter,"
+            "return [document.getElementById('order').value, "
+            "document.getElementById('column').selectedOptions[0].text,"
+            "document.documentElement.dataset.show, "
+            "document.querySelector('.bar[aria-pressed=true]')?.dataset.filter,"
             "document.getElementById('card').open]"
         )
         return found
@@ -470,7 +491,8 @@ def test_the_hash_restores_the_state_on_load_and_when_it_changes(page: Page, goo
     start = ["random", "clip", "slider", None, False]
     assert shown() == start
     page.js(
-        "location.hash = arguments[0]; return new Promise((done) => addEventListener('hashchange', () => done()))",
+        "location.hash = arguments[0]; "
+        "return new Promise((done) => addEventListener('hashchange', () => done()))",
         hash,
     )
     assert shown() == ["loss", "held:out", "side", filter, True]
@@ -484,7 +506,8 @@ def test_what_is_clicked_is_in_the_hash(page: Page, good: Made) -> None:
     page.open(good.path)
     page.click("button[data-view=blink]")
     page.js(
-        "const s = document.getElementById('order'); s.value = 'gain'; s.dispatchEvent(new Event('change'))"
+        "const s = document.getElementById('order'); s.value = 'gain'; "
+        "s.dispatchEvent(new Event('change'))"
     )
     assert page.hash() == "#order=gain&view=blink"
     page.click(".pair")
@@ -510,7 +533,8 @@ def test_the_keyboard_does_it_all(page: Page, good: Made) -> None:
     page.press(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT, Keys.ARROW_LEFT)
     assert at() == ids[1]
     columns = page.js(
-        "const tops = [...document.querySelectorAll('#grid .pair')].map(n => n.getBoundingClientRect().top);"
+        "const tops = [...document.querySelectorAll('#grid .pair')].map(n => "
+        "n.getBoundingClientRect().top);"
         "return tops.filter(top => top === tops[0]).length"
     )
     page.press(Keys.ARROW_DOWN)
@@ -544,7 +568,8 @@ def test_the_keyboard_does_it_all(page: Page, good: Made) -> None:
     )  # arrows move among bars there, Enter filters
     page.press(Keys.ARROW_RIGHT, Keys.ENTER)
     pressed = page.js(
-        "return [...document.querySelectorAll('button.bar')].findIndex(b => b.ariaPressed === 'true')"
+        "return [...document.querySelectorAll('button.bar')].findIndex(b => b.ariaPressed "
+        "=== 'true')"
     )
     assert pressed == 1
     page.press("c")
@@ -568,8 +593,10 @@ def test_a_hostile_prompt_is_shown_as_text_and_does_nothing(page: Page, good: Ma
     assert HOSTILE in page.js("return document.querySelector('h1').textContent")
     found = page.js("""
         const all = (selector) => [...document.querySelectorAll(selector)];
-        const handlers = all("*").filter((node) => node.getAttributeNames().some((name) => name.startsWith("on")));
-        return [all("script").length, all("style").length, all("img[src=x], footer img").length, handlers.length];""")
+        const handlers = all("*").filter((node) =>
+            node.getAttributeNames().some((name) => name.startsWith("on")));
+        return [all("script").length, all("style").length, all("img[src=x], footer img").length,
+            handlers.length];""")
     assert found == [2, 1, 0, 0]  # the data, the program and our style; nothing of the prompt's
 
 
@@ -612,9 +639,13 @@ def test_large_pictures_are_reduced_small_ones_kept_to_the_pixel(
     Image.new("RGB", (300, 150), "red").save(tmp_path / "a.png")
     Image.new("RGB", (128, 40), "blue").save(tmp_path / "b.png")
     one = ScoresTable(
-        [{"file_name": name} for name in ("a.png", "b.png", "c.png")], {"score": [1.0, 2.0, None]}, [None] * 3, {}, {},
+        [{"file_name": name} for name in ("a.png", "b.png", "c.png")],
+        {"score": [1.0, 2.0, None]},
+        [None] * 3,
+        {},
+        {},
         str(tmp_path),
-    )  # fmt: skip
+    )
     made = build_report(
         before=None,
         after=one,
@@ -627,7 +658,8 @@ def test_large_pictures_are_reduced_small_ones_kept_to_the_pixel(
     page.open(made)
     sizes = page.js(
         "const pictures = [...document.querySelectorAll('.pair img')];"
-        "return Promise.all(pictures.map(p => p.decode().then(() => [p.naturalWidth, p.naturalHeight])))"
+        "return Promise.all(pictures.map(p => p.decode().then(() => [p.naturalWidth, "
+        "p.naturalHeight])))"
     )
     assert sorted(sizes) == [[128, 40], [128, 64]]
     assert "c.png is not in the gallery" in page.text("#grid .missing")
@@ -707,9 +739,15 @@ def test_two_galleries_go_by_their_own_names(page: Page, good: Made, tmp_path: P
     """On the pictures, bars, card and in the notes; and nowhere as before and after."""
     names = ("base <b>", "tuned")
     made = build_report(
-        before=good.before, after=good.after, out=tmp_path / "r.html", title="t", comparison=good.comparison,
-        optimised=[], held_out=[], names=names,
-    )  # fmt: skip
+        before=good.before,
+        after=good.after,
+        out=tmp_path / "r.html",
+        title="t",
+        comparison=good.comparison,
+        optimised=[],
+        held_out=[],
+        names=names,
+    )
     page.open(made, "#view=side&card=6")
     sides = page.js("return [...document.querySelectorAll('#card .side')].map(n => n.innerText)")
     heads = page.js("return [...document.querySelectorAll('#card thead th')].map(n => n.innerText)")
@@ -821,9 +859,15 @@ def test_more_pairs_than_the_limit_are_a_random_choice_that_is_said(
     page: Page, good: Made, tmp_path: Path
 ) -> None:
     made = build_report(
-        before=good.before, after=good.after, out=tmp_path / "r.html", title="t", comparison=good.comparison,
-        optimised=OPTIMISED, held_out=HELD_OUT, limit=10,
-    )  # fmt: skip
+        before=good.before,
+        after=good.after,
+        out=tmp_path / "r.html",
+        title="t",
+        comparison=good.comparison,
+        optimised=OPTIMISED,
+        held_out=HELD_OUT,
+        limit=10,
+    )
     page.open(made)
     assert page.text("#status") == "Showing 10 of 10 pairs, order: random; drawn at random from 60"
     assert page.text(".tile .n") == "60 pairs, 30 prompts"
@@ -833,7 +877,10 @@ def test_curves_start_and_end_with_the_galleries_and_skip_what_is_no_number(
     page: Page, good: Made
 ) -> None:
     page.open(good.path)
-    label = "return document.querySelector(`[data-name='${arguments[0]}'] svg`).getAttribute('aria-label')"
+    label = (
+        "return document.querySelector(`[data-name='${arguments[0]}'] "
+        "svg`).getAttribute('aria-label')"
+    )
     assert (
         page.js(label, "reward/clip")
         == "reward/clip: 0.25 at step 1, 1 at step 4, between 0.25 and 1"

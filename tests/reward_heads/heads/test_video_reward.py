@@ -177,8 +177,16 @@ def test_it_learns_motion_apart_from_looks(base: Path, tmp_path: Path) -> None:
     """Through the path of several dimensions and ties; alignment, of which nobody knows, is left
     out and finite.
     """
-    found = train_reward(smooth_or_jumpy(96, 0), str(base), tmp_path / "head", mode="frozen", loss="btt", lr=1e-2,
-                         dimensions=DIMENSIONS, epochs=25)  # fmt: skip
+    found = train_reward(
+        smooth_or_jumpy(96, 0),
+        str(base),
+        tmp_path / "head",
+        mode="frozen",
+        loss="btt",
+        lr=1e-2,
+        dimensions=DIMENSIONS,
+        epochs=25,
+    )
     assert found["trained"]["motion_quality"]["accuracy"] > 0.85
     assert found["trained"]["visual_quality"]["accuracy"] > 0.75
     assert found["trained"]["text_alignment"]["accuracy"] is None
