@@ -124,7 +124,7 @@ class Plan:
             parts = ", ".join(f"{name} {_mib(size)}" for name, size in asdict(self.memory).items())
             peak = _mib(self.memory.peak)
             lines.append(
-                f"memory                {peak} MiB at the peak, and reward models: {parts}"
+                f"memory                {peak} MiB at the peak, without reward models: {parts}"
             )
         if self.seconds is not None and self.speed is not None:
             lines.append(
@@ -158,7 +158,7 @@ def describe(recipe: Recipe) -> Plan:
 
 
 def check_reward_options(recipe: Recipe) -> None:
-    """Check what rewards are told, without loading any."""
+    """Check the options of rewards, without loading any."""
 
 
 def matrix_product_speed(dtype: torch.dtype, size: int = 2048, rounds: int = 3) -> float:
