@@ -46,6 +46,7 @@ def demo(
     """
     started = time.monotonic()
     folder = RunFolder(Path(out))
+    # Read before the run goes on and adds lines of its own.
     earlier, finished = _seconds_before(folder)
     settings = (f"run.seed={seed}", f"run.placebo={str(placebo).lower()}", *overrides)
     recipe = Recipe.load(RECIPES[model], settings)

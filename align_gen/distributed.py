@@ -1,4 +1,4 @@
-"""What one process has of a whole that several share: of a list, and of a tensor in shards."""
+"""Shares of a whole among processes: of a list, and of a tensor in shards."""
 
 from typing import TYPE_CHECKING
 
@@ -8,8 +8,9 @@ if TYPE_CHECKING:
 
 
 def rank_slice(total: int, accelerator: "Accelerator | None") -> range:
-    """This process's part of range(total): consecutive, and as equal as can be. All of it without
-    an accelerator.
+    """This process's share of range(total): consecutive, and as equal as can be.
+
+    Without an accelerator the share is the whole range.
     """
     if accelerator is None:
         return range(total)
@@ -19,8 +20,9 @@ def rank_slice(total: int, accelerator: "Accelerator | None") -> range:
 
 
 def unshard(value: "Tensor") -> "Tensor":
-    """The whole of a tensor that is cut over the processes; every process must call this. Any other
-    as it is.
+    """The whole of a tensor in shards; every process must call this.
+
+    Any other tensor is returned as it is.
     """
     from torch.distributed.tensor import DTensor
 
@@ -28,8 +30,9 @@ def unshard(value: "Tensor") -> "Tensor":
 
 
 def shard_like(value: "Tensor", like: "Tensor") -> "Tensor":
-    """This process's part of a whole tensor, cut as ``like`` is; the whole where ``like`` is not
-    cut.
+    """This process's shard of a whole tensor, cut as ``like`` is.
+
+    Where ``like`` is not cut, the whole tensor.
     """
     from torch.distributed.tensor import DTensor, distribute_tensor
 

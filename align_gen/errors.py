@@ -1,25 +1,28 @@
-"""What is told in one line: a user's mistake, and a run that could not go on."""
+"""Errors printed in one line: a user's mistake (exit 2), and a run that had to stop (exit 1)."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 
 class UserError(ValueError):
-    """A mistake of the user's: names the key or file and what is accepted. The command line exits
-    with 2.
+    """A mistake of the user; the message names the key or file, and what is accepted.
+
+    The command line exits with 2.
     """
 
 
 class RunFailure(RuntimeError):
-    """A run that had to stop, with everything up to its last checkpoint kept. The command line
-    exits with 1.
+    """A run that had to stop, with everything up to its last checkpoint kept.
+
+    The command line exits with 1.
     """
 
 
 @contextmanager
 def user_mistakes() -> Iterator[None]:
-    """Around making things ready from what a user named: a library's ValueError or OSError there is
-    theirs to fix.
+    """Inside, a library's ValueError or OSError becomes a UserError.
+
+    For making things ready from what a user named: the error is then the user's to fix.
     """
     try:
         yield
@@ -31,8 +34,9 @@ def user_mistakes() -> Iterator[None]:
 
 @contextmanager
 def writing(path: object) -> Iterator[None]:
-    """Around writing a part of a run: a disk that is full, or gone, is a RunFailure that names the
-    path.
+    """Inside, a disk that is full or gone is a RunFailure that names the path.
+
+    For writing the parts of a run.
     """
     from safetensors import SafetensorError
 
@@ -44,7 +48,7 @@ def writing(path: object) -> Iterator[None]:
 
 @contextmanager
 def writing_to(path: object, want: str = "a file that can") -> Iterator[None]:
-    """Around writing what the user named: an OSError there is a UserError that names the path."""
+    """Inside, an OSError is a UserError that names the path; for writing what the user named."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Models and rewards by name: a bundled one, a path, a hub name, or an object that is open already."""
+"""Open models and rewards by name: a bundled one, a path, a hub name, or an open object."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,8 +48,9 @@ def open_model(
 
 
 def open_rewards(spec: Any, device: "torch.device | str | None" = None) -> "RewardSet":
-    """Rewards as a set: names, callables, heads, or a mapping to weights or options, see
-    ``reward_heads.reward_set``; ``path`` may name a bundled model.
+    """Rewards as a set, from names, callables, heads, or a mapping to weights or options.
+
+    See ``reward_heads.reward_set``; ``path`` may name a bundled model.
 
     Raises:
         ValueError: no such reward, or an option that it has not.

@@ -1,6 +1,4 @@
-"""Bytes of modules, and of the tensors that some work needs at once, counted as they are made and
-freed.
-"""
+"""Bytes of modules, and of the tensors alive at once while some work runs."""
 
 import weakref
 from collections.abc import Iterable
@@ -12,8 +10,9 @@ from torch.utils._pytree import tree_iter
 
 
 class PeakMemory(TorchDispatchMode):
-    """Inside, ``peak`` is the largest sum of bytes alive at once of what was made inside; shapes
-    alone will do.
+    """Inside, ``peak`` is the largest sum of bytes alive at once of tensors made inside.
+
+    Tensors without data count too, by their shapes.
     """
 
     def __init__(self) -> None:

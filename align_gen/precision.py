@@ -17,7 +17,7 @@ def dtype_name(name: str) -> str:
 
 
 def dtype_of(name: str) -> "torch.dtype":
-    """The torch dtype of a name, in either spelling: fp32 or float32, bf16 or bfloat16, fp16 or float16.
+    """The torch dtype of a name in either spelling, as fp32 or float32.
 
     Raises:
         ValueError: another name; the message lists what is accepted.
@@ -41,9 +41,8 @@ def exact_float32() -> Iterator[None]:
     import torch
 
     cudnn: Any = torch.backends.cudnn
-    newer = hasattr(
-        cudnn, "conv"
-    )  # torch 2.9; once it is used, the older switch raises when it is read
+    # The switch of torch 2.9; once it is used, reading the older one raises.
+    newer = hasattr(cudnn, "conv")
     switch, name, exact = (
         (cudnn.conv, "fp32_precision", "ieee") if newer else (cudnn, "allow_tf32", False)
     )

@@ -1,6 +1,4 @@
-"""What every checked set of options is: frozen, without unknown keys, without infinities, and
-without true for 1.
-"""
+"""Base of all option models: frozen; no unknown keys, no infinities, no booleans for numbers."""
 
 from typing import Any
 

@@ -41,7 +41,9 @@ XFORMERS = {
 def attend(kernel: str, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Attention of (B, heads, L, head size) by a named kernel; differentiable."""
     if kernel == "xformers":
-        from xformers.ops import memory_efficient_attention  # type: ignore[import-not-found, unused-ignore]
+        from xformers.ops import (  # type: ignore[import-not-found, unused-ignore]
+            memory_efficient_attention,
+        )
 
         # xformers wants (B, L, heads, head size)
         swapped = (x.transpose(1, 2) for x in (query, key, value))
@@ -88,6 +90,7 @@ def use_attention(
     """
     if name not in NAMES:
         raise ValueError(f"attention: want one of {NAMES}, got {name!r}")
+    # Planned for all modules first: where one cannot run the kernel, none is changed.
     plan = []
     for _, module in _modules(model):
         weight = next(module.parameters())
@@ -191,6 +194,7 @@ def _has_softmax(processor: Any) -> bool:
 
     Linear attention does not, nor does attention that is written out by hand.
     """
+    # Neither the name of a processor nor its class says how it computes; its text does.
     source = inspect.getsource(processor.__call__)
     return any(name in source for name in ("scaled_dot_product_attention", "dispatch_attention_fn"))
 

@@ -87,6 +87,7 @@ class Exports(Trainable):
         after = type(component).from_pretrained(folder / name).state_dict()
         if _shapes(after) != _shapes(before):
             raise ValueError(f"{folder}: its {name} is of another shape than this model's")
+        # Compared before loading, which writes into the tensors of ``before``.
         changed = any(
             not torch.equal(before[key], value.to(before[key])) for key, value in after.items()
         )

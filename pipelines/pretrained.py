@@ -92,6 +92,7 @@ class Pretrained(Texts, Exports, Model):
         num_frames = num_frames or self.default_frames
         shape = self.latent_shape(height, width, num_frames)
 
+        # Every prompt has a negative of its own, so that rows can be chosen and repeated.
         against: list[str | None]
         against = [negative] * len(prompts) if isinstance(negative, str | None) else list(negative)
         negatives = [self.default_negative if text is None else text for text in against]
@@ -109,8 +110,10 @@ class Pretrained(Texts, Exports, Model):
 
         given = condition.tensors
         with_text = {name: v for name, v in given.items() if not name.startswith(NEGATIVE)}
+        # A guidance-distilled network reads the scale as an input.
         if "embedded" in scales:
             with_text["guidance"] = torch.full((len(x),), scales["embedded"], device=x.device)
+        # At 1, guidance is the output with the text: half of the rows are saved.
         if scale <= 1:
             return self.denoise(x, t, self._ready(with_text))
 

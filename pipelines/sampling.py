@@ -74,13 +74,17 @@ def trajectory(
         raise ValueError(
             f"latents: want {(batch, *condition.latent_shape)}, got {tuple(latents.shape)}"
         )
+
+    # Latents are float32 at least: steps of a bfloat16 sampler would round the noise away.
     x = latents.to(model.device, torch.promote_types(model.dtype, torch.float32))
     yield x, None, None
     for t, s in times:
+        # A graph through a step without noise would hold memory, and no log-probability needs it.
         with torch.set_grad_enabled(graph and bool(model.process.std(t, s, eta) > 0)):
             output = model.predict(x, t, condition, guidance_scale)
             mean, std = model.process.transition(x, output, t, s, eta)
         x = mean.detach()
+        # Drawn only where the step has noise: the generator's later numbers depend on it.
         if std > 0:
             x = x + std.to(x) * gaussian_noise(x.shape[1:], batch, generator).to(x)
         yield x, mean, std
@@ -127,6 +131,7 @@ def rollout(
             log_probs.append(gaussian_log_prob(x, mean, std, reduction))
             stochastic.append(step)
 
+    # With eta = 0 there is no stochastic step, and the log-probabilities are (B, 0).
     none = torch.empty(len(condition), 0, device=visited[0].device)
     densities = torch.stack(log_probs, 1) if log_probs else none  # (B, S)
     indices = torch.tensor(stochastic, dtype=torch.long)
@@ -155,6 +160,7 @@ def step_transition(
         ValueError: a step has std 0, so that there is no density.
     """
     t, s = trajectories.times[step].unbind(-1)
+    # Latents are (B, T + 1, ...): entry k is where step k begins.
     x_t = trajectories.latents[rows, step]
     x_s = trajectories.latents[rows, step + 1]
     output = model.predict(x_t, t, condition, guidance_scale)
@@ -233,6 +239,7 @@ def sample(
         for x, _, _ in steps:
             final = x
         with torch.no_grad():
+            # To the CPU batch by batch: a gallery of videos would not fit on a device.
             media.append(model.decode(final).float().cpu())
         if progress is not None:
             progress(len(part))
@@ -259,5 +266,6 @@ def _a_row_each(
         return latents, generator
     if latents is None:
         latents = gaussian_noise(condition.latent_shape, count, generator)
+    # A generator a row, seeded from the one given: draws then do not depend on the batch size.
     seeds = torch.randint(2**31, (count,), generator=generator).tolist()
     return latents, [Generator().manual_seed(seed) for seed in seeds]

@@ -88,6 +88,7 @@ def make_fake(modules: Mapping[str, nn.Module], device: str = "cpu") -> "ShapesO
     for root in modules.values():
         for module in root.modules():
             for tensors in (module._parameters, module._buffers):
+                # Written into the dicts: a module refuses to be assigned a fake parameter.
                 tensors.update({name: fake(value) for name, value in tensors.items()})
             # tables that are neither parameters nor buffers
             for name, value in list(vars(module).items()):

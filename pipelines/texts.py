@@ -44,6 +44,7 @@ class Texts(Trainable):
         self._fingerprint: str | None = None
         self._warned = False
         self._freed = False
+        # Small encoders are faster than a disk, so they get no cache there.
         encoders = self.text_encoders().values()
         weights = sum(p.numel() for encoder in encoders for p in encoder.parameters())
         self.prompt_cache = PromptCache() if weights >= WORTH_CACHING else None

@@ -288,6 +288,7 @@ def _copy_lora(module: Any, name: str) -> None:
     parameters = dict(module.named_parameters())
     for key, parameter in parameters.items():
         if f".{name}." in key:
+            # A clone: the policy goes on learning in its own tensors.
             original = parameters[key.replace(f".{name}.", f".{POLICY}.")]
             parameter.data = original.detach().clone()
 

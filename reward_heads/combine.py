@@ -114,6 +114,7 @@ class Combination:
 
         passed = torch.stack([scores[name] >= least for name, least in self.gates.items()]).all(0)
         floor = combined.new_tensor(self.floor)
+        # Clamped from below: a sample that passes never gets less than one that fails.
         counted = torch.where(passed, combined.clamp(min=self.floor), floor)
         gates = torch.stack([self.weights[name] * ready[name] for name in self.gates])
         return counted + gates.sum(0)

@@ -40,6 +40,7 @@ def load(name: str | Callable[..., Any], **options: Any) -> RewardHead:
         return source if isinstance(source, RewardHead) else CallableHead(source, name)
 
     try:
+        # Bound before it is called: a TypeError from inside would look like a wrong option.
         inspect.signature(source).bind(**options)
     except TypeError as error:
         accepted = sorted(inspect.signature(source).parameters)
@@ -63,6 +64,8 @@ def reward_set(spec: RewardSet | Sequence[Any] | Mapping[Any, Any]) -> RewardSet
     """
     if isinstance(spec, RewardSet):
         return spec
+
+    # A list is a mapping to weights of 1.
     rows = spec.items() if isinstance(spec, Mapping) else [(entry, 1.0) for entry in spec]
     heads: dict[str, RewardHead] = {}
     weights: dict[str, float] = {}
@@ -70,6 +73,7 @@ def reward_set(spec: RewardSet | Sequence[Any] | Mapping[Any, Any]) -> RewardSet
     for key, value in rows:
         options = dict(value) if isinstance(value, Mapping) else {"weight": value}
         weight = options.pop("weight", None)
+        # YAML has ``weight:`` with nothing behind it as null.
         weight = 1.0 if weight is None else weight
         if not isinstance(weight, int | float) or not math.isfinite(weight):
             raise ValueError(f"reward {key!r}: weight: want a number, got {weight!r}")

@@ -173,6 +173,7 @@ def _in_batches(
     batches = zip(pictures.split(AT_ONCE), batched(repeated, AT_ONCE), strict=True)
     parts = [head.score_and_std(part, texts, **context) for part, texts in batches]
 
+    # Back from pictures or frames to samples: the mean over the frames of each.
     columns = []
     for column in zip(*parts, strict=True):
         joined = torch.cat([scores.to(media.device) for scores in column])

@@ -150,6 +150,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     fetch(archives)
 
+    # Every style of a thing that its package draws.
     files = {
         style: read_folder(archives / archive, prefix)
         for style, (archive, prefix) in STYLES.items()
@@ -168,6 +169,8 @@ def main() -> None:
     np.save(args.out / "pictures.npy", np.stack(pictures))
     np.save(args.out / "masks.npy", np.stack(masks))
     (args.out / "pictures.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    # Animations exist in one style, and not of every thing.
     moving: dict[str, bytes] = {}
     for archive in ANIMATED:
         moving |= read_folder(archives / archive, "package/assets/")

@@ -25,9 +25,7 @@ WHERE = (
 
 
 def run(*command: str | Path, cwd: Path, env: dict[str, str] | None = None) -> str:
-    """Standard output of a command that must succeed; its errors go to the terminal as they
-    come.
-    """
+    """Standard output of a command that must succeed; its errors go to the terminal at once."""
     print("$", shlex.join(map(str, command)), flush=True)
     done = subprocess.run(command, cwd=cwd, env=env, stdout=subprocess.PIPE, text=True, check=True)
     return done.stdout.strip()
@@ -74,8 +72,10 @@ def clean_environment(home: Path) -> dict[str, str]:
 
 
 def check(programs: Path, work: Path, arguments: list[str], quick: bool) -> None:
-    """Run the installed program from ``work``; AssertionError if another copy runs or too little is
-    written.
+    """Run the installed program from ``work``.
+
+    Raises:
+        AssertionError: another copy runs, or too little is written.
     """
     env = clean_environment(work / "hub")
     for file in run(programs / "python", "-c", WHERE, cwd=work, env=env).splitlines():

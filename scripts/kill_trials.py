@@ -35,9 +35,7 @@ WRITES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree")
 
 
 def recipe_of(folder: Path, full: bool) -> Recipe:
-    """Three steps of two prompts out of three, so that an epoch ends inside of a step; measured
-    after each.
-    """
+    """Three steps of two prompts out of three, measured after each: epochs end inside of steps."""
     (folder / "train.txt").write_text("a cat\na red car\na tree\n")
     (folder / "eval.txt").write_text("a dog\nan apple\n")
     data = {
@@ -73,17 +71,13 @@ def fingerprint(run: Path) -> dict[str, str]:
             content = json.dumps(
                 [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
             ).encode()
-        elif (
-            file.suffix == ".safetensors"
-        ):  # the order of its header's entries is another every time
+        elif file.suffix == ".safetensors":
+            # The order of its header's entries is another every time.
             with safe_open(file, "np") as tensors:
                 about = sorted((tensors.metadata() or {}).items())
-                content = b"".join(
-                    [
-                        repr(about).encode(),
-                        *(tensors.get_tensor(key).tobytes() for key in tensors.keys()),  # noqa: SIM118
-                    ]
-                )
+                names = tensors.keys()
+                values = [tensors.get_tensor(key).tobytes() for key in names]
+            content = b"".join([repr(about).encode(), *values])
         else:
             content = file.read_bytes()
         found[name] = hashlib.sha256(content).hexdigest()
@@ -105,8 +99,9 @@ def in_process(work: Callable[[], Any], after: Callable[[int], None] = lambda pi
 
 
 def killed_before_write(recipe: Recipe, out: Path, number: int) -> None:
-    """The run, killed just before its ``number``-th file operation; the count where it got that far
-    is in the file.
+    """Run it, killed just before its ``number``-th file operation.
+
+    A run that is not killed leaves the count of its operations in ``OUT.count``.
     """
     count = 0
 
@@ -147,6 +142,8 @@ def main() -> None:
     chance = random.Random(args.seed)
     folder = Path(tempfile.mkdtemp(prefix="kill-trials-"))
     recipe = recipe_of(folder, args.full)
+
+    # Killed before operation 0 is never killed: this is what all others must end as.
     whole = folder / "whole"
     started = time.monotonic()
     if in_process(partial(killed_before_write, recipe, whole, 0)):
@@ -157,6 +154,8 @@ def main() -> None:
     print(
         f"undisturbed: {seconds:.1f} s, {writes} file operations, {len(expected)} files", flush=True
     )
+
+    # Odd trials die at an operation, even ones at a moment.
     wrong = 0
     for trial in range(args.trials):
         out = folder / f"trial-{trial}"
@@ -168,6 +167,8 @@ def main() -> None:
             moment = chance.uniform(0, seconds)
             how = f"after {moment:.1f} s"
             status = in_process(partial(finetune, recipe, out), killed_after(moment))
+
+        # The same call finishes what is left.
         state = where(out) if status == -signal.SIGKILL else f"not killed ({status})"
         again = in_process(partial(finetune, recipe, out))
         found = fingerprint(out)

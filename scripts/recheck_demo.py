@@ -23,9 +23,7 @@ ALPHA = 1.0
 def embed(
     folder: Path, model_folder: Path
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Unit embeddings of a gallery's pictures and prompts (N, D), of the goal and the baseline
-    (D,).
-    """
+    """Unit embeddings: of a gallery's pictures and prompts (N, D), of goal and baseline (D,)."""
     name = f"local-dir:{model_folder}"
     model, _, preprocess = open_clip.create_model_and_transforms(name)
     tokenizer = open_clip.get_tokenizer(name)
@@ -42,9 +40,7 @@ def embed(
 
 
 def goal_baseline(images: torch.Tensor, goal: torch.Tensor, baseline: torch.Tensor) -> float:
-    """Mean of 1 - |(s - g) P|^2 / 2 with the matrix P = alpha d d^T / |d|^2 + (1 - alpha) I written
-    out.
-    """
+    """Mean of 1 - |(s - g) P|^2 / 2, with P = alpha d d^T / |d|^2 + (1 - alpha) I written out."""
     d = goal - baseline
     projection = ALPHA * torch.outer(d, d) / d.dot(d) + (1 - ALPHA) * torch.eye(len(d))
     return (1 - 0.5 * ((images - goal) @ projection).square().sum(1)).mean().item()

@@ -23,9 +23,8 @@ from PIL import Image
 from align_gen.galleries.gallery import METADATA
 from align_gen.galleries.table import ScoresTable
 
-KINDS = (
-    64  # different pictures; what is known is not scored again, so each gets a prompt of its own
-)
+# Different pictures; what is known is not scored again, so each gets a prompt of its own.
+KINDS = 64
 SHARD = 10_000
 
 
@@ -78,13 +77,13 @@ def measure(source: Path, out: Path) -> tuple[float, float]:
     """(MiB, seconds) of ``align-gen score``."""
     out.unlink(missing_ok=True)
     rewards = ["--reward", "clip:path=emoji-clip", "--reward", "mean_hue"]
-    command = [sys.executable, "-c", TOLD, "score", str(source), *rewards, "--out", str(out)]
+    command = [sys.executable, "-c", MEASURING, "score", str(source), *rewards, "--out", str(out)]
     started = time.monotonic()
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return float(done.stderr.splitlines()[-1]) / 1024, time.monotonic() - started
 
 
-TOLD = """
+MEASURING = """
 import resource, sys
 from align_gen.cli import main
 main()
@@ -93,9 +92,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
 
 
 def report(folder: Path, count: int) -> tuple[float, float]:
-    """(megabytes, seconds) of the page of a scores file of so many rows, whose pictures are not
-    there.
-    """
+    """(megabytes, seconds) of the page of a scores file of so many rows, without its pictures."""
     rows = [
         {"file_name": f"{n}.png", "prompt": f"a thing, number {n % 1000}", "seed": n}
         for n in range(count)

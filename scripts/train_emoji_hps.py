@@ -122,8 +122,9 @@ SPOILS: dict[str, Callable[[Tensor, float, torch.Generator], Tensor]] = {
 def make_pairs(
     pixels: Tensor, rows: list[Row], wordings: tuple[str, ...], seed: int, ways: int, others: int
 ) -> list[Row]:
-    """Of every picture, ``ways`` pairs with itself spoilt, the ways in turn, and ``others`` with
-    other things.
+    """Pairs of every picture: ``ways`` with itself spoilt, and ``others`` with other things.
+
+    The ways to spoil take turns.
     """
     g = torch.Generator().manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -171,8 +172,9 @@ def measure_on(head: ClipHead, pairs: list[Row]) -> Row:
 
 
 def write_asset(work: Path, out: Path) -> None:
-    """The folder, its large matrices in 8 bits: all models together must stay small. Readers turn
-    them into float32.
+    """Write the folder with its large matrices in 8 bits: all models together must stay small.
+
+    Readers turn them into float32.
     """
     from safetensors.torch import load_file, save_file
 
@@ -189,9 +191,7 @@ def write_asset(work: Path, out: Path) -> None:
 
 
 def measured(data: Path, held: set[str], heads: dict[str, ClipHead]) -> Row:
-    """The numbers of the card: every head on things that were not learned from, in seen and in
-    unseen styles.
-    """
+    """The numbers of the card: every head on unseen things, in seen and in unseen styles."""
     facts: Row = {}
     for seed, (name, styles) in enumerate(
         {"seen styles": STYLES, "unseen style": (UNSEEN_STYLE,)}.items(), start=1
@@ -228,6 +228,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
 
+    # What is measured on is never learned from.
     held = {row["thing"] for row in load_prompts("emoji-heldout")}
     if not (args.work / MEASURED).is_file():
         pixels, rows = load(args.data, STYLES)
@@ -246,11 +247,15 @@ def main() -> None:
                 dtype="float16",
                 progress=progress,
             )
+
+    # Measured is what was written: rounding to 8 bits costs a little.
     write_asset(args.work, args.out)
     heads = {
         "emoji-hps": ClipHead(str(args.out)),
         "emoji-clip": ClipHead(bundled.model_path("emoji-clip")),
     }
+
+    # The card tells how it was trained, too.
     trained = json.loads((args.work / MEASURED).read_text())
     facts = measured(args.data, held, heads)
     facts |= {"pairs learned from": trained["pairs"], "epochs": trained["options"]["epochs"]}

@@ -76,26 +76,27 @@ def cell(family: str, method: str, lora: LoraOptions | None) -> str:
 
 def two_steps(one: Subject, method: str) -> list[float]:
     """Their losses."""
-    module = methods.load(method)
     model = one.model
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     state = TrainState(model, optimizer, Accelerator(cpu=True), max_grad_norm=1.0, micro_batch=4)
-    dropout = (
-        {"dropout": 0.0}
-        if model.required_inputs and "dropout" in module.Options.model_fields
-        else {}
-    )
-    options = module.Options(prompts_per_step=len(PROMPTS), **OPTIONS[method], **dropout)
     sampling = Sampling(num_inference_steps=STEPS, guidance_scale=SCALE)
+
+    # Families that take a picture beside each prompt refuse empty captions.
+    options_class = methods.options_of(method)
+    settings = {"prompts_per_step": len(PROMPTS), **OPTIONS[method]}
+    if model.required_inputs and "dropout" in options_class.model_fields:
+        settings["dropout"] = 0.0
+    options = options_class(**settings)
+
+    take_step = methods.step_of(method)
     losses = []
     for state.step in range(2):
         batch: Batch = Prompts(PROMPTS, one.condition(), range(len(PROMPTS)))
-        if module.kind(options) == "media":
+        if options.batch_kind() == "media":
             batch = Media(PROMPTS, batch.condition, batch.ids, one.pictures()[: len(PROMPTS)])
         with counted_calls(state):
-            losses.append(
-                module.step(state, batch, model, reward_set([redness]), options, sampling)["loss"]
-            )
+            metrics = take_step(state, batch, reward_set([redness]), options, sampling)
+        losses.append(metrics["loss"])
     return losses
 
 
@@ -120,12 +121,16 @@ def page(answers: dict[str, dict[str, str]]) -> str:
     head = f"| family | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}"
     return f"""# Methods on families
 
-Written by `make matrix`. Each cell is two steps on a tiny random pipeline of the real classes, with guidance: the loss
-is finite, the trained weights changed, and the export, loaded into a fresh pipeline, draws the same pictures. "Yes"
+Written by `make matrix`. Each cell is two steps on a tiny random pipeline of the real classes, \
+with guidance: the loss
+is finite, the trained weights changed, and the export, loaded into a fresh pipeline, draws the \
+same pictures. "Yes"
 means that the parts fit together. [results.md](results.md) has what was learned on real pictures.
 
-The cells run the adapters directly. `align-gen finetune` and `sample` refuse instruct-pix2pix, controlnet,
-controlnet-xl, flux-kontext and the three wan-image rows: these need a picture beside each prompt, which recipes and
+The cells run the adapters directly. `align-gen finetune` and `sample` refuse instruct-pix2pix, \
+controlnet,
+controlnet-xl, flux-kontext and the three wan-image rows: these need a picture beside each prompt, \
+which recipes and
 galleries do not carry yet.
 
 {head}

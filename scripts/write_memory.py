@@ -1,8 +1,7 @@
-"""Write docs/memory.md: what saves memory and how much, measured on the emoji model and estimated
-at real sizes.
+"""Write docs/memory.md: what saves memory, measured on the emoji model, estimated at real sizes.
 
-    python scripts/write_memory.py python scripts/write_memory.py --measure step [--set
-    optim.micro_batch=8 …]    # one figure, bytes
+    python scripts/write_memory.py
+    python scripts/write_memory.py --measure step [--set optim.micro_batch=8 …]  # one figure, bytes
 
 A figure is measured in a process of its own: the growth of its resident memory over what the same
 work left behind when it was done once before, so that libraries do not count. Freed memory goes
@@ -21,21 +20,24 @@ from pathlib import Path
 import torch
 
 from align_gen import Recipe, pipelines
-from align_gen.training.dry_run import estimate, outline
-from align_gen.training.engine import load_model, prepare_model, prepare_state
+from align_gen.training.dry_run import MemoryEstimate, estimate, outline
 from align_gen.training.memory import encode_and_free
+from align_gen.training.setup import load_model, prepare_model, prepare_state
 
 ROOT = Path(__file__).resolve().parent.parent
-GIVE_BACK = {
+GIVE_BACK = {  # variables of glibc: freed memory goes back to the system at once
     "MALLOC_MMAP_THRESHOLD_": "16384",
     "MALLOC_MMAP_MAX_": "1000000",
     "MALLOC_TRIM_THRESHOLD_": "0",
 }
 RECIPE = "emoji-sd-prdp"
 SMALL = (
-    "sampling.num_inference_steps=2", "method.prompts_per_step=2", "method.keep=null", "optim.micro_batch=32",
+    "sampling.num_inference_steps=2",
+    "method.prompts_per_step=2",
+    "method.keep=null",
+    "optim.micro_batch=32",
     "evaluate.batch_size=32",
-)  # fmt: skip
+)
 TEXTS = ["one apple", "one pear"]
 
 
@@ -53,18 +55,16 @@ def a_step(recipe: Recipe) -> None:
     from accelerate import Accelerator
 
     from align_gen import methods
-    from align_gen.methods.batches import Prompts
+    from align_gen.methods.batches import Prompts, encode
     from align_gen.reward_heads import reward_set
 
     model = load_model(recipe)
     prepare_model(recipe, model)
-    condition = model.encode_prompts(
-        TEXTS, height=recipe.sampling.height, width=recipe.sampling.width
-    )
+    condition = encode(model, TEXTS, recipe.sampling)
     state = prepare_state(recipe, model, Accelerator(cpu=True))
     batch = Prompts(TEXTS, condition, [0, 1])
-    step = methods.load(recipe.method["name"]).step
-    step(state, batch, model, reward_set(["jpeg_size"]), recipe.method_options(), recipe.sampling)
+    take_step = methods.step_of(recipe.method.name)
+    take_step(state, batch, reward_set(["jpeg_size"]), recipe.method, recipe.sampling)
 
 
 def a_decoding(recipe: Recipe) -> None:
@@ -76,27 +76,28 @@ def a_decoding(recipe: Recipe) -> None:
 
 
 def only_prompts(recipe: Recipe) -> None:
-    """Load the model, encode, and drop the text encoders where the recipe says so: what then
-    stays.
-    """
-    kept.append(load_model(recipe))
+    """Load the model, encode, and drop the text encoders where the recipe says so; rest counts."""
+    loaded.append(load_model(recipe))
     if recipe.memory.free_text_encoders:
-        encode_and_free(kept[-1], TEXTS)
+        encode_and_free(loaded[-1], TEXTS)
     gc.collect()
 
 
-kept: list[pipelines.Model] = []  # so that it is there when the memory is read
+loaded: list[pipelines.Model] = []  # so that it is there when the memory is read
+# The work, and the line of /proc/self/status that says its memory: a peak, or what stays.
 WORK: dict[str, tuple[Callable[[Recipe], None], str]] = {
-    "step": (a_step, "VmHWM"), "decoding": (a_decoding, "VmHWM"), "prompts": (only_prompts, "VmRSS"),
-}  # fmt: skip
+    "step": (a_step, "VmHWM"),
+    "decoding": (a_decoding, "VmHWM"),
+    "prompts": (only_prompts, "VmRSS"),
+}
 
 
 def measure(what: str, recipe: Recipe) -> int:
-    """In this process. The work runs twice; the growth of the second time counts."""
+    """Bytes of some work in this process; it runs twice, and the second time's growth counts."""
     torch.set_num_threads(1)
     work, key = WORK[what]
     work(recipe)
-    kept.clear()
+    loaded.clear()
     gc.collect()
     before = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forget the first peak
@@ -105,7 +106,7 @@ def measure(what: str, recipe: Recipe) -> int:
 
 
 def measured(what: str, *overrides: str) -> float:
-    """In a process of its own, MiB."""
+    """MiB of some work, measured in a process of its own."""
     options = [part for override in overrides for part in ("--set", override)]
     command = [sys.executable, __file__, "--measure", what, *options]
     done = subprocess.run(
@@ -135,21 +136,25 @@ SIZES = {
 
 
 def step_row(name: str, overrides: tuple[str, ...]) -> str:
+    """One way of taking a step, measured and estimated, as a row of Markdown."""
     recipe = Recipe.load(RECIPE, [*SMALL, *overrides])
-    return f"| {name} | {measured('step', *overrides):,.0f} | {estimate(outline(recipe), recipe).peak / 2**20:,.0f} |"
+    estimated = estimate(outline(recipe), recipe).peak / 2**20
+    return f"| {name} | {measured('step', *overrides):,.0f} | {estimated:,.0f} |"
+
+
+def size_estimate(path: str, checkpointing: str) -> MemoryEstimate:
+    """What a published model needs, one picture at a time and without its text encoders."""
+    settings = ["memory.free_text_encoders=true", "optim.micro_batch=1", "evaluate.batch_size=1"]
+    settings += ["sampling.height=null", "sampling.width=null"]
+    settings += [f"model.path={path}", f"memory.checkpointing={checkpointing}"]
+    recipe = Recipe.load("sd15-prdp", settings)
+    return estimate(outline(recipe), recipe)
 
 
 def size_row(name: str, path: str) -> str:
-    settings = ["memory.free_text_encoders=true", "optim.micro_batch=1", "evaluate.batch_size=1"]
-    settings += ["sampling.height=null", "sampling.width=null"]
-    cells = []
-    for more in (False, True):
-        recipe = Recipe.load(
-            "sd15-prdp", [f"model.path={path}", f"memory.checkpointing={more}".lower(), *settings]
-        )
-        found = estimate(outline(recipe), recipe)
-        cells.append(found)
-    whole, saved = cells
+    """One published model as a row of Markdown."""
+    whole = size_estimate(path, "false")
+    saved = size_estimate(path, "true")
     columns = (
         whole.weights,
         whole.freed,
@@ -175,30 +180,39 @@ def page() -> str:
     sizes = "\n".join(size_row(name, path) for name, path in SIZES.items())
     return f"""# Memory
 
-Written by `python scripts/write_memory.py`. `align-gen finetune RECIPE --dry-run` estimates any recipe's memory without
+Written by `python scripts/write_memory.py`. `align-gen finetune RECIPE --dry-run` estimates any \
+recipe's memory without
 reading weights: it simulates one micro-batch on PyTorch's meta device and adds up the memory.
 
 ## What saves it, measured
 
-A PRDP step of emoji-sd on 32 pictures: growth of the process's resident memory, MiB. Freed memory goes back at once.
-The estimate is the larger of the training step and drawing the evaluation gallery (here 32 pictures at a time). So it
+A PRDP step of emoji-sd on 32 pictures: growth of the process's resident memory, MiB. Freed memory \
+goes back at once.
+The estimate is the larger of the training step and drawing the evaluation gallery (here 32 \
+pictures at a time). So it
 is above the measured step where the gallery needs more.
 
 | | measured | estimated |
 |---|---|---|
 {steps}
 
-`memory.vae`, decoding 64 pictures of 256 x 256, MiB: {decoding}. `memory.free_text_encoders`, the model loaded and its
-prompts encoded, MiB: {prompts[0]:,.0f} with its text encoder of 0.6 M parameters, {prompts[1]:,.0f} without.
-`memory.offload_rewards` and `memory.offload_reference` move weights from the accelerator to the CPU's memory while they
-are not in use. They save as many bytes as the weights have, and nothing on a machine without an accelerator.
+`memory.vae`, decoding 64 pictures of 256 x 256, MiB: {decoding}. `memory.free_text_encoders`, \
+the model loaded and its
+prompts encoded, MiB: {prompts[0]:,.0f} with its text encoder of 0.6 M parameters, \
+{prompts[1]:,.0f} without.
+`memory.offload_rewards` and `memory.offload_reference` move weights from the accelerator to the \
+CPU's memory while they
+are not in use. They save as many bytes as the weights have, and nothing on a machine without an \
+accelerator.
 
 ## At real sizes, estimated
 
-LoRA of rank 8, bfloat16, one picture at a time with guidance, GiB. Reward models come on top. On an H200 the first
+LoRA of rank 8, bfloat16, one picture at a time with guidance, GiB. Reward models come on top. \
+On an H200 the first
 three took up to a fifth more than estimated ([gpu.md](gpu.md)); the others were not tried.
 
-| | weights | of them text encoders, freed | encoding 32 texts | decoding | learning | with checkpointing | peak then |
+| | weights | of them text encoders, freed | encoding 32 texts | decoding | learning | \
+with checkpointing | peak then |
 |---|---|---|---|---|---|---|---|
 {sizes}
 """

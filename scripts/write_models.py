@@ -29,10 +29,10 @@ def row(file: Path) -> str:
     if model.default_frames > 1:
         size += f", {model.default_frames} frames"
     trained = f"{', '.join(f'`{name}`' for name in model.trainable)} ({count / 1e9:.2f} B)"
-    cells = (
-        f"`{description['repo']}`", f"`{description['model_index']['_class_name']}`", trained, size, scales,
-        ", ".join(f"`{name}`" for name in model.required_inputs) or "–",
-    )  # fmt: skip
+    inputs = ", ".join(f"`{name}`" for name in model.required_inputs) or "–"
+    checkpoint = f"`{description['repo']}`"
+    pipeline = f"`{description['model_index']['_class_name']}`"
+    cells = (checkpoint, pipeline, trained, size, scales, inputs)
     return f"| {' | '.join(cells)} |"
 
 
@@ -52,17 +52,23 @@ def page() -> str:
     rows = "\n".join(row(file) for file in sorted(PUBLISHED.glob("*.json")))
     return f"""# Models
 
-Written by `python scripts/write_models.py` from the adapters, at the published sizes (`assets/published`, no weights).
-Name a checkpoint of one of these classes by its folder or hub name. Published weights were not loaded yet
+Written by `python scripts/write_models.py` from the adapters, at the published sizes \
+(`assets/published`, no weights).
+Name a checkpoint of one of these classes by its folder or hub name. Published \
+weights were not loaded yet
 ([status.md](status.md)): run `align-gen check` on a checkpoint first.
 
 - **guidance**: the scales by name with their defaults. A bare number is the first one; in Python,
-  `{{"text": 5, "image": 1.5}}` names them. "text" is classifier-free: above 1 it doubles the calls. "embedded" is an
+  `{{"text": 5, "image": 1.5}}` names them. "text" is classifier-free: above 1 it doubles \
+the calls. "embedded" is an
   input of the network.
-- **wants**: pictures that `encode_prompts` takes besides texts, (B, 3, H, W) in [0, 1]. `finetune` and `sample` refuse
-  checkpoints with an entry here, because recipes and galleries carry no such pictures yet; `check` accepts them.
+- **wants**: pictures that `encode_prompts` takes besides texts, (B, 3, H, W) in [0, 1]. \
+`finetune` and `sample` refuse
+  checkpoints with an entry here, because recipes and galleries carry no such pictures yet; \
+`check` accepts them.
 - `align-gen check MODEL` verifies that align_gen reproduces diffusers on your checkpoint.
-  `align-gen finetune RECIPE --set model.path=MODEL --dry-run` prints what training needs. [memory.md](memory.md) has
+  `align-gen finetune RECIPE --set model.path=MODEL --dry-run` prints what training needs. \
+[memory.md](memory.md) has
   what saves memory.
 
 | checkpoint | pipeline | trains | default size | guidance | wants |

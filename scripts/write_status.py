@@ -1,5 +1,4 @@
-"""Write docs/status.md and the table in README.md: what was proven on what, each claim with the
-test that proves it.
+"""Write docs/status.md and the table in README.md: what was proven on what, and by which test.
 
     python scripts/write_status.py [--check]
 
@@ -19,7 +18,8 @@ MARKS = ("<!-- families: written by scripts/write_status.py -->", "<!-- end of f
 LEVELS = {
     "real weights": "the published weights, or no weights are needed",
     "small real weights": "the bundled emoji models, trained on real pictures",
-    "real-size shapes": "the published configuration, without weights: every tensor's shape, no values",
+    "real-size shapes": "the published configuration, without weights: every tensor's shape, no "
+    "values",
     "tiny random": "the real classes, built small with random weights",
     "not run": "written, and never run on what it is for",
 }
@@ -34,8 +34,9 @@ LAWS = [
 FAMILIES: dict[str, tuple[str, str, list[str]]] = {
     "Stable Diffusion 1.x, 2.x": (
         "small real weights",
-        "the bundled emoji-sd (ε), trained on real pictures: PRDP end to end, `align-gen check`; v and x0, and every "
-        "spacing, on tiny random ones; real-size shapes",
+        "the bundled emoji-sd (ε), trained on real pictures: PRDP end to end, `align-gen "
+        "check`; v and x0, and every spacing of time steps, on tiny random models; real-size "
+        "shapes",
         [
             "tests/pipelines/test_emoji_sd.py",
             *LAWS,
@@ -47,26 +48,34 @@ FAMILIES: dict[str, tuple[str, str, list[str]]] = {
     ),
     "Stable Diffusion 3, 3.5 (with and without T5)": (
         "small real weights",
-        "the bundled emoji-flow, trained on real pictures: PRDP end to end, `align-gen check`; tiny random ones "
-        "with T5 and with dynamic shift; real-size shapes",
+        "the bundled emoji-flow, trained on real pictures: PRDP end to end, `align-gen check`; "
+        "tiny random models with T5 and with dynamic shift; real-size shapes",
         LAWS,
     ),
-    "SDXL, FLUX.1 (dev, schnell, Kontext), PixArt-Sigma, Sana, Lumina 2, Qwen-Image, "
-    "Z-Image, InstructPix2Pix, ControlNet (SD, SDXL)": (
+    "SDXL, FLUX.1 (dev, schnell), PixArt-Sigma, Sana, Lumina 2, Qwen-Image, Z-Image": (
         "real-size shapes",
-        "texts, network, gradient and picture at the published size; `align-gen check` on tiny random ones: η = 0 is "
-        "what diffusers draws, replay, guidance, LoRA in plain diffusers, gradients; a wrong constant is caught",
+        "texts, network, gradient and picture at the published size; `align-gen check` on tiny "
+        "random models: deterministic samples match diffusers, gradients are finite, an "
+        "exported LoRA loads in plain diffusers (PixArt-Sigma's through align_gen), and a "
+        "deliberately wrong constant is detected",
+        LAWS,
+    ),
+    "with a picture beside each prompt: ControlNet (SD, SDXL), InstructPix2Pix, FLUX.1 "
+    "Kontext, Wan image to video": (
+        "real-size shapes",
+        "the adapters alone, as in the row above; `finetune` and `sample` refuse these "
+        "checkpoints, because recipes and galleries carry no such pictures yet",
         LAWS,
     ),
     "AnimateDiff": (
         "small real weights",
-        "the bundled emoji-video, trained on real animations: `align-gen check`; a run from end to end on a tiny "
-        "random one, judged by the mean over frames; real-size shapes",
+        "the bundled emoji-video, trained on real animations: `align-gen check`; a whole run "
+        "on a tiny random model, scored by the mean over frames; real-size shapes",
         ["tests/pipelines/test_emoji_video.py", *LAWS, "tests/align_gen/training/test_export.py"],
     ),
-    "Wan 2.1 and 2.2 (text and image to video), HunyuanVideo, CogVideoX (1.0, 1.5), LTX-Video, ModelScope": (
+    "Wan 2.1 and 2.2 (text to video), HunyuanVideo, CogVideoX (1.0, 1.5), LTX-Video, ModelScope": (
         "real-size shapes",
-        "as for pictures, on videos",
+        "as for SDXL, on videos",
         [*LAWS, "tests/pipelines/families/test_video.py"],
     ),
     "Gaussian mixtures, as diffusion and as flow": (
@@ -76,7 +85,7 @@ FAMILIES: dict[str, tuple[str, str, list[str]]] = {
     ),
     "published checkpoints of any of these": (
         "not run",
-        "the same code; no published weights were loaded",
+        "the same code runs them, but no published weights were loaded and none were trained",
         [],
     ),
 }
@@ -89,16 +98,19 @@ REWARDS: dict[str, tuple[str, str, list[str]]] = {
     ),
     "hps (v2.0, v2.1)": (
         "real-size shapes",
-        "pixels and scores equal hpsv2 1.2.0's to 1e-5 on tiny random weights; names and shapes of the ViT-H-14; "
-        "published weights not run",
+        "pixels and scores equal hpsv2 1.2.0's to 1e-5 on tiny random weights; names and "
+        "shapes of the ViT-H-14; published weights not run",
         [f"{HEADS}/test_hps.py", "tests/align_gen/galleries/test_hpdv2.py"],
     ),
     "pick_score, siglip, aesthetic, image_reward": (
         "tiny random",
-        "equal the reference formula on the real architecture, built small; published weights not run",
+        "equal the reference formula on the real architecture, built small; published weights "
+        "not run",
         [
-            f"{HEADS}/test_{name}.py"
-            for name in ("pick_score", "siglip", "aesthetic", "image_reward")
+            f"{HEADS}/test_pick_score.py",
+            f"{HEADS}/test_siglip.py",
+            f"{HEADS}/test_aesthetic.py",
+            f"{HEADS}/test_image_reward.py",
         ],
     ),
     "clip (ViT-H-14 and other published weights)": (
@@ -113,12 +125,12 @@ REWARDS: dict[str, tuple[str, str, list[str]]] = {
     ),
     "jpeg_size, mean_hue, sharpness, colour": (
         "real weights",
-        "no weights; arithmetic and laws",
-        [f"{HEADS}/test_{name}.py" for name in ("pixels", "sharpness", "colour")],
+        "no weights; checked by hand arithmetic and invariants",
+        [f"{HEADS}/test_pixels.py", f"{HEADS}/test_sharpness.py", f"{HEADS}/test_colour.py"],
     ),
     "views, ensemble; rules, calibration, gates": (
         "real weights",
-        "no weights of their own; golden values and laws; a run that optimises a combination",
+        "no weights of their own; golden values and invariants; a run that optimises a combination",
         [
             "tests/reward_heads/wrappers/test_views.py",
             "tests/reward_heads/wrappers/test_ensemble.py",
@@ -137,7 +149,8 @@ REWARDS: dict[str, tuple[str, str, list[str]]] = {
     ),
     "trained, segments, video_reward": (
         "tiny random",
-        "golden values of SegVR and TAR; what each dimension may see; no published video reward was loaded",
+        "golden values of SegVR and TAR; what each dimension may see; no published video "
+        "reward was loaded",
         [
             f"{HEADS}/test_trained.py",
             f"{HEADS}/test_video_reward.py",
@@ -149,8 +162,8 @@ REWARDS: dict[str, tuple[str, str, list[str]]] = {
 METHODS: dict[str, tuple[str, str, list[str]]] = {
     "ddpo": (
         "small real weights",
-        "the gradient at θ_old equals autograd, one-sided clip, advantages by hand; stopped by the guard on emoji-sd; "
-        "statistics over steps resume to the last bit",
+        "the gradient at θ_old equals autograd, one-sided clip, advantages by hand; stopped by "
+        "the guard on emoji-sd; statistics over steps resume to the last bit",
         [
             "tests/align_gen/losses/test_losses.py",
             "tests/align_gen/methods/test_ddpo.py",
@@ -160,14 +173,14 @@ METHODS: dict[str, tuple[str, str, list[str]]] = {
     ),
     "prdp": (
         "small real weights",
-        "golden values, two-pass gradient equals autograd, closed forms on toy, the demo, three seeds beside the other "
-        "methods ([results](results/methods.md))",
+        "golden values, two-pass gradient equals autograd, closed forms on toy, the demo, "
+        "three seeds beside the other methods ([results](results/methods.md))",
         ["tests/align_gen/losses/test_losses.py", "tests/align_gen/methods/test_prdp.py"],
     ),
     "grpo, nft": (
         "small real weights",
-        "the gradient at θ_old equals autograd, closed forms on toy, runs that resume to the last bit; a run of each "
-        "on emoji-sd ([results](results/methods.md))",
+        "the gradient at θ_old equals autograd, closed forms on toy, runs that resume to the "
+        "last bit; a run of each on emoji-sd ([results](results/methods.md))",
         [
             "tests/align_gen/methods/test_grpo.py",
             "tests/align_gen/methods/test_nft.py",
@@ -176,8 +189,9 @@ METHODS: dict[str, tuple[str, str, list[str]]] = {
     ),
     "rwr, raft, sft": (
         "small real weights",
-        "gradients equal autograd of the loss written out, closed forms on toy, runs that resume to the last bit; on "
-        "emoji-sd rwr and raft fell apart, sft learned little ([results](results/methods.md))",
+        "gradients equal autograd of the loss written out, closed forms on toy, runs that "
+        "resume to the last bit; on emoji-sd rwr and raft fell apart, sft learned little "
+        "([results](results/methods.md))",
         [
             "tests/align_gen/methods/test_rwr.py",
             "tests/align_gen/methods/test_raft.py",
@@ -188,8 +202,8 @@ METHODS: dict[str, tuple[str, str, list[str]]] = {
     ),
     "dpo (Diffusion-DPO, Flow-DPO; given pairs and online)": (
         "small real weights",
-        "ln 2 and antisymmetric gradients at the reference, its own fixed point on toy; runs on emoji-sd, emoji-flow "
-        "and emoji-video ([results](results/methods.md))",
+        "ln 2 and antisymmetric gradients at the reference, its own fixed point on toy; runs "
+        "on emoji-sd, emoji-flow and emoji-video ([results](results/methods.md))",
         ["tests/align_gen/methods/test_dpo.py", "tests/align_gen/training/test_data.py"],
     ),
 }
@@ -198,8 +212,8 @@ METHODS: dict[str, tuple[str, str, list[str]]] = {
 RUNNING: dict[str, tuple[str, str, list[str]]] = {
     "resume after kills, signals, a full disk, damaged checkpoints": (
         "small real weights",
-        "real processes and signals, on tiny models in the tests and on emoji-sd by `scripts/kill_trials.py`: the same "
-        "to the last bit",
+        "real processes and signals, on tiny models in the tests and on emoji-sd by "
+        "`scripts/kill_trials.py`: the resumed run equals the uninterrupted one to the last bit",
         [
             "tests/align_gen/training/test_checkpoint.py",
             "tests/align_gen/training/test_signals.py",
@@ -210,14 +224,15 @@ RUNNING: dict[str, tuple[str, str, list[str]]] = {
     ),
     "several processes (gloo on one CPU machine)": (
         "tiny random",
-        "two processes compute what one does to 1e-6; one that dies ends the others",
+        "two processes compute the same as one, to 1e-6; when one dies, the others end",
         ["tests/align_gen/training/test_processes.py"],
     ),
     "one GPU": (
         "small real weights",
-        "emoji-sd on an H200: the laws of `check` in bf16 and fp16 with every kernel of torch's, pictures, scores, "
-        "NFT's and DPO's steps as on a CPU, step times, three models at full size; float32's laws, resuming and "
-        "the demo's end were mended and not run there again",
+        "emoji-sd on an H200: `check` passed in bf16 and fp16 with each of torch's attention "
+        "kernels; pictures, scores and the steps of NFT and DPO equal the CPU's; step times; "
+        "three models at full size. `check` in fp32, resuming and the end of the demo failed "
+        "there, were fixed, and were not run there again",
         ["tests/align_gen/test_cuda.py"],
     ),
     "several GPUs (NCCL), several machines": (
@@ -227,10 +242,15 @@ RUNNING: dict[str, tuple[str, str, list[str]]] = {
     ),
     "`memory.shard` (FSDP2)": (
         "tiny random",
-        "two gloo processes: metrics, weights, export as one process's, of a LoRA and of all weights; not run on GPUs",
+        "two gloo processes: metrics, weights, export as one process's, of a LoRA and of all "
+        "weights; not run on GPUs",
         ["tests/align_gen/training/test_processes.py"],
     ),
-    "DeepSpeed": ("not run", "refused in one line; `memory.shard` cuts as its ZeRO-3 does", []),
+    "DeepSpeed": (
+        "not run",
+        "refused in one line; `memory.shard` splits weights as its ZeRO-3 does",
+        [],
+    ),
 }
 
 
@@ -246,6 +266,11 @@ def count_tests(file: str) -> int:
 
 
 def table(title: str, rows: dict[str, tuple[str, str, list[str]]]) -> list[str]:
+    """Lines of Markdown about some claims.
+
+    Raises:
+        SystemExit: a claim has no test, or a level that is not known.
+    """
     lines = [f"## {title}", "", "| what | proven on | how | tests |", "|---|---|---|---|"]
     for what, (level, how, files) in rows.items():
         if level not in LEVELS:
@@ -253,11 +278,8 @@ def table(title: str, rows: dict[str, tuple[str, str, list[str]]]) -> list[str]:
         missing = [file for file in files if not count_tests(file)]
         if missing or (not files and level != "not run"):
             raise SystemExit(f"{what}: claimed without a test: {missing}")
-        links = (
-            ", ".join(f"[{Path(file).stem}](../{file}) ({count_tests(file)})" for file in files)
-            or "none"
-        )
-        lines.append(f"| {what} | **{level}** | {how} | {links} |")
+        links = [f"[{Path(file).stem}](../{file}) ({count_tests(file)})" for file in files]
+        lines.append(f"| {what} | **{level}** | {how} | {', '.join(links) or 'none'} |")
     return [*lines, ""]
 
 
@@ -271,22 +293,25 @@ def readme() -> str:
 
 
 def page() -> str:
+    """The whole page as Markdown."""
     head = [
         "# What was proven, and on what",
         "",
-        "Written by `python scripts/write_status.py`; a test keeps it current. Nothing is claimed beyond it.",
+        "Written by `python scripts/write_status.py`; a test keeps it current. "
+        "Nothing is claimed beyond it.",
         "",
         *(f"- **{level}**: {meaning}" for level, meaning in LEVELS.items()),
         "",
-        "On a GPU only what the last table and [gpu.md](gpu.md) name was run; nothing on several machines.",
+        "On a GPU, only what the last table and [gpu.md](gpu.md) name was run. "
+        "Nothing was run on several machines.",
         "",
     ]
     sections = [
         *table("Model families", FAMILIES),
         *table("Rewards", REWARDS),
         *table("Methods", METHODS),
+        *table("Running", RUNNING),
     ]
-    sections += table("Running", RUNNING)
     return "\n".join(head + sections)
 
 

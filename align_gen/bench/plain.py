@@ -1,6 +1,4 @@
-"""The same steps as one would write them over diffusers: no cache, no skipped call, every loop in
-the open.
-"""
+"""Training steps as one would write them over diffusers: no cache, no skipped call, open loops."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +13,12 @@ if TYPE_CHECKING:
 
 
 def plain_step(session: "Session") -> None:
-    """Draw, score, compare, learn."""
+    """Take one step of DDPO or PRDP: draw, score, compare, learn."""
     options: Any = session.recipe.method
     sampling = session.recipe.sampling
     group = options.images_per_prompt
     batch = session.state.micro_batch
+    # Prompts in the order of the file: which ones they are does not change the cost.
     lines = [
         session.data.prompts[i % len(session.data.prompts)] for i in range(options.prompts_per_step)
     ]
@@ -29,6 +28,7 @@ def plain_step(session: "Session") -> None:
     chunks = [slice(i, i + batch) for i in range(0, len(texts), batch)]
 
     with torch.no_grad():
+        # Draw: the whole step goes through every time at once, cut into micro-batches.
         x = torch.randn(len(texts), *network.latent_shape).to(session.model.device)
         latents = [x]
         old = []
@@ -39,6 +39,7 @@ def plain_step(session: "Session") -> None:
             old.append(gaussian_log_prob(x, mean, std) if std > 0 else None)
         media = torch.cat([session.model.decode(x[rows]).float() for rows in chunks])
         reward = session.rewards(media, texts).combined
+    # Steps without noise have no density, and are not learned from.
     steps = [i for i, value in enumerate(old) if value is not None]
     log_probs_old = torch.stack([value for value in old if value is not None], 1)
 
@@ -53,12 +54,15 @@ def plain_step(session: "Session") -> None:
                 [torch.cat([log_prob(i, rows) for rows in chunks]) for i in steps], 1
             )
 
+    # Compare: what stays the same over all gradient steps of the round.
     parameters = session.model.parameters()
     if options.name == "ddpo":
         advantage = advantages(reward, group, options.advantage_limit)
     else:
         with session.model.as_reference():
             log_probs_ref = replay()
+
+    # Learn: one backward pass for each micro-batch and denoising step.
     for _ in range(options.gradient_steps):
         if options.name == "prdp":
             log_probs = replay()
@@ -82,8 +86,9 @@ def plain_step(session: "Session") -> None:
 
 
 class _Network:
-    """The pipeline's denoiser with classifier-free guidance; texts are encoded here, as a
-    pipeline's call does.
+    """The pipeline's denoiser with classifier-free guidance.
+
+    Texts are encoded here, as a pipeline's call does.
     """
 
     def __init__(self, session: "Session", texts: list[str]):
@@ -104,9 +109,7 @@ class _Network:
         self.latent_shape = self.model.latent_shape(sampling.height or 64, sampling.width or 64)
 
     def transition(self, x: Tensor, t: Tensor, s: Tensor, chunks: list[slice]) -> Any:
-        """Mean and standard deviation of the next latents; ``chunks`` are x's rows among the
-        texts.
-        """
+        """Mean and std of the next latents; ``chunks`` are the rows of x among the texts."""
         process = self.model.process
         parts = []
         start = 0

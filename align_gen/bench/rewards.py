@@ -1,5 +1,4 @@
-"""Scoring pictures beside hpsv2 1.2.0, the published scorer, and beside the floor of what scoring
-takes.
+"""Measure scoring beside hpsv2 1.2.0, the published scorer, and beside the floor of its cost.
 
 `scripts/get_hpsv2.py` puts hpsv2 beside the environment.
 """
@@ -36,8 +35,7 @@ BARS = {ONE: 5.0, LIST: 2.2, "floor": 0.95}  # images a second: ours ÷ its
 
 
 def bench_rewards(device: torch.device, *, rounds: int = 7, pictures: int = 64) -> list[Row]:
-    """JPEGs of 512 x 512 with one prompt, by a random ViT-B-32: ours, hpsv2 picture by picture, and
-    a list at once.
+    """Time 512 x 512 JPEGs of one prompt, scored by a random ViT-B-32: by us and by hpsv2.
 
     All have the same weights, and building models is not timed. hpsv2 reads its checkpoint at every
     call; one more row shows it without that. Our prompt is new in every round, so that it is
@@ -51,15 +49,17 @@ def bench_rewards(device: torch.device, *, rounds: int = 7, pictures: int = 64) 
         checkpoint = write_checkpoint(Path(name) / "random.pt")
         gallery = write_jpegs(Path(name) / "gallery", pictures)
         head = HpsHead(str(checkpoint), architecture=ARCHITECTURE).to(device)
-        judges = RewardSet({"hps": head}).to(device)
+        rewards = RewardSet({"hps": head}).to(device)
         rival = hpsv2(device)
         paths = [str(gallery.path(index)) for index in range(pictures)]
+        # A new text each round, or the cache of texts would answer for us.
         prompts = (f"a picture of round {n}" for n in itertools.count())
 
         def ours() -> None:
             prompt = next(prompts)
             score(
-                Gallery(gallery.folder, [{**row, "prompt": prompt} for row in gallery.rows]), judges
+                Gallery(gallery.folder, [{**row, "prompt": prompt} for row in gallery.rows]),
+                rewards,
             )
 
         works = {
@@ -79,9 +79,12 @@ def bench_rewards(device: torch.device, *, rounds: int = 7, pictures: int = 64) 
         }
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            # Once untimed: kernels are chosen and caches filled at the first call.
             works[OURS](), works["encode"]()
             rival.score(paths[:1], "a picture", cp=str(checkpoint))
             seconds = in_turns(works, rounds, device)
+
+    # Files are read on all cores while the device encodes, so their time counts by the core.
     cores = os.cpu_count() or 1
     floors = [
         encoded + read / cores
@@ -96,9 +99,7 @@ def bench_rewards(device: torch.device, *, rounds: int = 7, pictures: int = 64) 
 
 
 def speedups(rows: Sequence[Row]) -> dict[str, float]:
-    """Images a second of ours ÷ those of each row that `BARS` names; of the floor: what of its
-    speed is reached.
-    """
+    """Our images a second ÷ those of each row in ``BARS``; for the floor, the share we reach."""
     by_name = {row.name: row for row in rows}
     ours = by_name[OURS]
     assert ours.ratio is not None
@@ -120,8 +121,9 @@ def kept_loaded(rival: Any, work: Callable[[], Any]) -> Any:
 
 
 def hpsv2(device: torch.device) -> Any:
-    """Its module of `score`, which takes the model from a table of its own: here the bench's
-    architecture.
+    """The module of hpsv2's ``score``, made to score with the bench's architecture.
+
+    hpsv2 takes its model from a table in that module.
 
     Raises:
         UserError: it is not there.
@@ -131,8 +133,8 @@ def hpsv2(device: torch.device) -> Any:
         from hpsv2.src.open_clip import create_model_and_transforms
     except (ImportError, FileNotFoundError) as error:
         raise UserError(
-            f"bench rewards: hpsv2 cannot be imported here ({error}); python scripts/get_hpsv2.py, then "
-            "PYTHONPATH=build/hpsv2 align-gen bench rewards"
+            f"bench rewards: hpsv2 cannot be imported here ({error}); "
+            "python scripts/get_hpsv2.py, then PYTHONPATH=build/hpsv2 align-gen bench rewards"
         ) from error
     options = {
         "precision": "amp",

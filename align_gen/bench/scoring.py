@@ -1,6 +1,4 @@
-"""Scoring a gallery beside its floor: the network's own time, and the reading of files on every
-core.
-"""
+"""Measure scoring beside its floor: the network's own time, and reading files on every core."""
 
 import os
 import tempfile
@@ -22,11 +20,12 @@ BATCHES = (16, 32, 64, 128)
 
 
 def bench_scoring(device: torch.device, *, rounds: int = 7) -> Row:
-    """512 pictures of 64 x 64 by emoji-clip. The floor: encode them at the best batch size + read
-    them ÷ cores.
+    """Time 512 pictures of 64 x 64 scored by emoji-clip.
+
+    The floor: encode the pictures at the best batch size + read their files ÷ cores.
     """
-    judges = reward_set(bundled.reward_spec({"clip": {"path": "emoji-clip"}})).to(device)
-    (head,) = judges.heads.values()
+    rewards = reward_set(bundled.reward_spec({"clip": {"path": "emoji-clip"}})).to(device)
+    (head,) = rewards.heads.values()
     texts = [f"picture {i % 64}" for i in range(PICTURES)]
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         media = torch.rand(PICTURES, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -42,7 +41,7 @@ def bench_scoring(device: torch.device, *, rounds: int = 7) -> Row:
         tried = in_turns({str(size): encode(size) for size in BATCHES}, 3, device)
         best = min(BATCHES, key=lambda size: min(tried[str(size)]))
         works = {
-            "score": lambda: score(gallery, judges),
+            "score": lambda: score(gallery, rewards),
             "encode": encode(best),
             "read": lambda: _read(gallery),
         }

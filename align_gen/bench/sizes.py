@@ -34,7 +34,8 @@ SIZES: dict[str, tuple[str, ...]] = {  # hub name -> what differs from its defau
 }
 STEP = (  # PRDP with LoRA in bfloat16, four pictures at once
     "model.dtype=bf16",
-    "method={name: prdp, images_per_prompt: 4, prompts_per_step: 1, gradient_steps: 1, beta: 3.0e-5, clip: 1.0e-4}",
+    "method={name: prdp, images_per_prompt: 4, prompts_per_step: 1, gradient_steps: 1, "
+    "beta: 3.0e-5, clip: 1.0e-4}",
     "sampling={num_inference_steps: 4, guidance_scale: 5.0, eta: 1.0}",
     "rewards={sharpness: {}}",
     "memory={checkpointing: true, free_text_encoders: true}",
@@ -45,8 +46,9 @@ STEP = (  # PRDP with LoRA in bfloat16, four pictures at once
 
 @dataclass(frozen=True)
 class SizeRow:
-    """One model. ``why_not``: what the step raised for want of memory; the figures are None
-    then.
+    """One model's figures.
+
+    ``why_not``: the error of a step for which memory was too small; the figures are None then.
     """
 
     model: str
@@ -80,6 +82,8 @@ def bench_sizes(
         )
         images = recipe.method.images
         del shapes
+
+        # The peak covers loading too, as the estimate does.
         torch.cuda.reset_peak_memory_stats(device)
         try:
             seconds = _second_step(recipe, accelerator)

@@ -1,5 +1,4 @@
-"""A method's training step beside its floor: the calls that its algorithm needs, times what they
-cost bare.
+"""Measure a training step beside its floor: the calls its algorithm needs, times their bare cost.
 
 The floor of a step is
 
@@ -31,16 +30,19 @@ METHODS = {  # a step of 32 images each, of two prompts
     "prdp, gradient_steps 1": ["method.prompts_per_step=2", "method.gradient_steps=1"],
     "ddpo": ["method={name: ddpo, images_per_prompt: 16, prompts_per_step: 2, clip: 4.0e-3}"],
     "ddpo, keep_graph": [
-        "method={name: ddpo, images_per_prompt: 16, prompts_per_step: 2, clip: 4.0e-3, keep_graph: true}"
+        "method={name: ddpo, images_per_prompt: 16, prompts_per_step: 2, clip: 4.0e-3, "
+        "keep_graph: true}"
     ],
     "grpo": ["method={name: grpo, images_per_prompt: 16, prompts_per_step: 2, clip: 4.0e-3}"],
     "nft": ["method={name: nft, images_per_prompt: 16, prompts_per_step: 2, times_per_image: 4}"],
     "rwr": [
-        "method={name: rwr, images_per_prompt: 16, prompts_per_step: 2, weights: exponential, gradient_steps: 4}"
+        "method={name: rwr, images_per_prompt: 16, prompts_per_step: 2, weights: exponential, "
+        "gradient_steps: 4}"
     ],
     "raft": ["method={name: raft, images_per_prompt: 2, prompts_per_step: 16, gradient_steps: 4}"],
     "dpo, online": [
-        "method={name: dpo, online: true, images_per_prompt: 2, prompts_per_step: 16, gradient_steps: 4}"
+        "method={name: dpo, online: true, images_per_prompt: 2, prompts_per_step: 16, "
+        "gradient_steps: 4}"
     ],
 }
 PLAIN = ("prdp", "ddpo")  # that a plain loop is written for
@@ -54,8 +56,7 @@ def bench_steps(
     rounds: int = 7,
     against: Any = None,
 ) -> Iterator[Row]:
-    """Rows of every method on every model: ours, the same as a plain loop, and a rival of ddpo on
-    emoji-sd.
+    """Time every method on every model: ours, a plain loop, and on emoji-sd a rival of ddpo.
 
     Args:
         against: a factory of rivals, from a Session to ``(name, images, work)``.
@@ -64,11 +65,13 @@ def bench_steps(
 
     for name, bundle in ((model, RECIPES[model]) for model in models):
         for method, options in METHODS.items():
+            # Held-out rewards are not part of a step.
             recipe = Recipe.load(bundle, options).replace(eval_rewards={})
             session = Session.of(recipe, accelerator)
             session.step()  # encodes texts, fills caches
             bare = Bare.of(session)
             works: dict[str, Callable[[], Any]] = {"step": session.step, **bare.works}
+            # The rival is a DDPO alone, and of one model.
             rival = (
                 against(session)
                 if against is not None and (name, method) == ("emoji-sd", "ddpo")
@@ -79,6 +82,7 @@ def bench_steps(
             if session.recipe.method.name in PLAIN:
                 works["plain"] = lambda session=session: plain_step(session)  # type: ignore[misc]
             counted: list[dict[str, int]] = []
+            # Our step is counted while it is timed, so that its floor is of these very calls.
             works["step"] = lambda session=session, counted=counted: counted.append(
                 count_calls(session)
             )  # type: ignore[misc]
@@ -102,9 +106,7 @@ def bench_steps(
 
 
 def count_calls(session: Session) -> dict[str, int]:
-    """Take a step; rows that passed the network without and with a graph, images decoded and
-    scored.
-    """
+    """Take a step; count rows with and without a graph, and images decoded and scored."""
     counts = {
         "forwards": 0,
         "backwards": 0,
@@ -126,8 +128,9 @@ def count_calls(session: Session) -> dict[str, int]:
 
 @dataclass
 class Bare:
-    """The bare calls of a session, each at its best batch size: ``works[kind]`` does
-    ``sizes[kind]`` of them.
+    """Bare calls of a session, each at its best batch size.
+
+    ``works[kind]`` makes ``sizes[kind]`` calls at once.
     """
 
     works: dict[str, Callable[[], Any]]
@@ -156,9 +159,7 @@ class Bare:
 
 
 def _network_call(session: Session, rows: int) -> Callable[[], Tensor]:
-    """The trained network on real inputs of so many rows, as ``predict`` would call it with
-    guidance.
-    """
+    """A call of the trained network on so many real rows, as ``predict`` makes it with guidance."""
     model = session.model
     sampling = session.recipe.sampling
     (network,) = model.trainable.values()

@@ -13,8 +13,9 @@ from ..precision import exact_float32
 
 @dataclass(frozen=True)
 class Row:
-    """What one line of `align-gen bench` says. ``ratio`` is the median of seconds ÷ floor, round by
-    round.
+    """One line of `align-gen bench`.
+
+    ``ratio`` is the median of seconds ÷ floor, taken round by round.
     """
 
     name: str

@@ -1,5 +1,4 @@
-"""TRL 0.23.1's DDPOTrainer, the last that TRL had, on the same model, LoRA, rewards, images and
-steps.
+"""The rival: DDPOTrainer of TRL 0.23.1, the last to have it, on the same model, LoRA and rewards.
 
 `scripts/get_trl.py` puts it beside the environment.
 """
@@ -35,7 +34,7 @@ def trl_ddpo(session: Session) -> tuple[str, int, Callable[[], Any]]:
 
 
 def trl_trainer(session: Session, **options: Any) -> Any:
-    """A DDPOTrainer. The batch sizes are ours: all images of a step at once.
+    """Make a DDPOTrainer with our batch sizes: all images of a step at once.
 
     Args:
         options: of its DDPOConfig, over ours.
@@ -59,13 +58,17 @@ def trl_trainer(session: Session, **options: Any) -> Any:
     rewards = session.rewards
     lora = recipe.model.lora or Lora()
 
+    # TRL's own LoRA has other layers and another rank; for equal work it must be ours.
     class SameLora(DefaultDDPOStableDiffusionPipeline):  # type: ignore[misc]
         def get_trainable_layers(self) -> Any:
-            targets = lora.target_modules
+            targets: Any = lora.target_modules
+            if targets is not None and not isinstance(targets, str):
+                targets = list(targets)
             config = LoraConfig(
-                r=lora.rank, lora_alpha=lora.alpha or lora.rank,
-                target_modules=targets if isinstance(targets, str) or targets is None else list(targets),
-            )  # fmt: skip
+                r=lora.rank,
+                lora_alpha=lora.alpha or lora.rank,
+                target_modules=targets,
+            )
             self.sd_pipeline.unet.add_adapter(config)
             return self.sd_pipeline.unet
 
@@ -75,7 +78,9 @@ def trl_trainer(session: Session, **options: Any) -> Any:
         with torch.no_grad():
             return rewards(images.float(), texts).combined, {}
 
+    # TRL asks for one prompt at a time, and draws one picture of each.
     prompts = itertools.cycle(session.data.prompts)
+    # Its batch, accumulated, makes one step of as many images as ours.
     images = min(session.recipe.method.images, session.state.micro_batch)
     config = DDPOConfig(
         mixed_precision="no",

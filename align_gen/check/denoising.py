@@ -46,7 +46,10 @@ def _denoises(
     model = subject.model
     process = model.process
     variance = clean.float().var().item()
+    # One noise for both levels, so that their figures differ by the level alone.
     noise = torch.randn(clean.shape, generator=Generator().manual_seed(1)).to(clean)
+
+    # From the sampler's own grid: other times may never have been trained.
     times = model.times(20, condition.latent_shape)[:, 0]
     alphas, sigmas = process.coefficients(times)
     shares = alphas**2 / (alphas**2 + sigmas**2)  # of the signal in the noisy latents

@@ -88,6 +88,7 @@ def no_noise(subject: Subject) -> Iterator[Finding]:
     process = model.process
     condition = subject.condition()
     x = subject.latents().to(model.device)
+    # The second step: at the first one, some schedules have no picture in the latents at all.
     t, s = model.times(STEPS, condition.latent_shape)[1]
     with torch.no_grad():
         output = model.predict(x, t, condition, subject.guidance())
@@ -113,6 +114,7 @@ def guidance(subject: Subject) -> Iterator[Finding]:
         changed = Condition(condition.prompts, merged, condition.latent_shape)
         return model.predict(x, t, changed, {**scales, "text": text})
 
+    # Guidance without words is a call whose texts are the negative ones.
     negative = {
         name.removeprefix(NEGATIVE): value
         for name, value in condition.tensors.items()
@@ -164,6 +166,9 @@ def codec(subject: Subject) -> Iterator[Finding]:
     with torch.no_grad():
         latents = model.encode(pictures)
         again = model.decode(latents)
+
+        # The VAE itself loses detail. Beside its own round trip without scaling, only the scaling
+        # is left to differ.
         statistics = model.latent_statistics
         model.latent_statistics = lambda: (0.0, 1.0)  # type: ignore[method-assign]
         try:

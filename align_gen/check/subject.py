@@ -110,6 +110,7 @@ class Subject:
         model = self.model
         pipeline = model.pipeline
         scheduler = pipeline.scheduler
+        # Kept to be put back: the pipeline is the user's own object.
         bar = getattr(pipeline, "_progress_bar_config", {})
         pipeline.set_progress_bar_config(disable=True)
         pipeline.scheduler = model.exact_scheduler()

@@ -56,6 +56,8 @@ def pairs(
     if folder is None:
         raise UserError(f"{source}: its pictures are in no folder; want the scores of a gallery")
     write_pairs(out, mined, folder)
+
+    # How far the heads agree is the first hint of whether the pairs are worth learning from.
     prompts = len({row["prompt"] for row in mined})
     agreement = sum(row["agreement"] for row in mined) / len(mined)
     counts = {"pairs": len(mined), "prompts": prompts}

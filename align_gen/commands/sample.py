@@ -113,6 +113,8 @@ def sample(
     if reward is not None:
         origin |= {"reward": reward, "best-of": str(best_of)}
     picture_size = size or Size()
+
+    # A size that the model does not have shows only here, once the model is known.
     with user_mistakes(), ProgressBar() as progress:
         gallery = run_sample(
             opened,

@@ -76,6 +76,7 @@ def score(
     if suite is not None:
         _score_hpdv2(Path(source), prompts, parse_rewards(reward), batch_size, as_json)
         return
+    # Before the libraries are imported, which takes seconds: mistakes answer at once.
     target = _target(source, out)
     specs = parse_rewards(reward)
 
@@ -103,6 +104,7 @@ def score(
     else:
         print_table(COLUMNS, list(result.means.items()))
         print(f"{scored} of {result.pictures} pictures scored -> {target}")
+    # On stderr, so that --json stays one line of JSON on stdout.
     if result.skipped:
         print(f"align-gen: skipped: {result.skipped_text()}", file=sys.stderr)
     for name, reason in result.failed[:FAILURES]:

@@ -63,6 +63,7 @@ def starter(model: str, method: str, rewards: Mapping[str, Any], out: str) -> st
     else:
         values["prompts"]["train"] = "emoji-train"
 
+    # In the order of the recipe's own fields, so that the file reads as docs/recipe.md does.
     sections = dict(sections_of(Recipe))
     lines = HEADER.splitlines()
     for name in Recipe.model_fields:

@@ -62,6 +62,7 @@ def train_reward(
     """Train a reward on preference pairs, and measure it on prompts that were held out."""
     smoothing = _smoothing(label_smoothing)
 
+    # Imported here, as everywhere in commands: --help must not wait for torch.
     from ..progress import ProgressBar
     from ..reward_training import train_reward as train
 

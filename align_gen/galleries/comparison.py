@@ -231,6 +231,7 @@ def _slices(pairs: Sequence[Pair], by: str) -> dict[str, list[Pair]]:
 def _regressions(name: str, pairs: Sequence[Pair], on: Sequence[str], worst: int) -> list[Row]:
     """The pairs whose column fell most, worst first."""
     fallen = [pair for pair in pairs if pair.after[name] < pair.before[name]]
+    # Ties keep the order of A, so that the list does not depend on the machine.
     fallen.sort(key=lambda pair: pair.after[name] - pair.before[name])
     return [
         {

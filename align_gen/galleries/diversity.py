@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .formats import UnreadablePicture
 from .gallery import Gallery
-from .media import UnreadablePicture
 
 
 @torch.no_grad()

@@ -19,15 +19,8 @@ from typing import TYPE_CHECKING, Any
 from align_gen.distributed import rank_slice
 from align_gen.errors import UserError, writing, writing_to
 from align_gen.files import aside, lines_of, partial, publish, surviving, whole_file
-from align_gen.galleries.media import (
-    MEDIA,
-    VIDEOS,
-    encoded,
-    read_picture,
-    read_pixels,
-    read_video,
-    write_media,
-)
+from align_gen.galleries.formats import MEDIA, VIDEOS
+from align_gen.galleries.media import encoded, read_picture, read_pixels, read_video, write_media
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -245,6 +238,7 @@ def write_gallery(
         if first:
             stack.callback(shutil.rmtree, part, ignore_errors=True)
             _prepare(target, part)
+        # From here on, an error of the disk is a failure of the run and not the user's mistake.
         stack.enter_context(writing(target))
         wait()
 

@@ -126,6 +126,7 @@ def run_hpdv2(
     gallery = read_hpdv2(root, prompts)
     with user_mistakes():
         reward_set = open_rewards(rewards)
+    # Strict: a mean over fewer pictures is no figure of the benchmark.
     table = score(gallery, reward_set, batch_size=batch_size, strict=True, progress=progress)
     model = Path(root).resolve().name
     lines = []

@@ -79,6 +79,7 @@ def paired_change(
     sums: Floats = np.bincount(cluster, difference).astype(np.float64)
     counts = np.bincount(cluster)
 
+    # Prompts and not pairs are resampled: pictures of one prompt rise and fall together.
     low, high = _bootstrap(sums, counts, resamples, seed)
     return Change(
         n=len(old),
@@ -129,6 +130,7 @@ def _sign_flip(sums: Floats, resamples: int, seed: int) -> float:
 
 def _blocks(resamples: int, width: int) -> Iterator[int]:
     """Rows to draw at a time, so that thousands of prompts stay within 16 MB."""
+    # 2^21 float64 numbers are 16 MB.
     size = max(1, 2**21 // width)
     for start in range(0, resamples, size):
         yield min(size, resamples - start)

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import one_line
-from .media import MEDIA, UnreadablePicture
+from .formats import MEDIA, UnreadablePicture
 
 MAX_BYTES = 2**30  # of one picture or video
 Opener = Any  # a filesystem of fsspec's

@@ -10,28 +10,14 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from align_gen.errors import one_line
 from align_gen.files import whole_file
+from align_gen.galleries.formats import FORMATS, PICTURES, VIDEOS, UnreadablePicture
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Suffix -> the only decoder that is tried.
-PICTURES = {
-    ".png": "PNG",
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".webp": "WEBP",
-}
-FORMATS = tuple(set(PICTURES.values()))
-VIDEOS = (".mp4",)
-MEDIA = (*PICTURES, *VIDEOS)  # suffixes of files that are read
-
 # 64 megapixels are 768 MB as float32: what asks for more is a mistake or a decompression bomb.
 MAX_PIXELS = 64 * 2**20
 MAX_VIDEO_PIXELS = 256 * 2**20  # of all frames
-
-
-class UnreadablePicture(Exception):
-    """A picture or video that cannot be read; the message is the reason, without the path."""
 
 
 def read_picture(path: Path) -> Tensor:
@@ -62,15 +48,6 @@ def read_pixels(source: Path | bytes, suffix: str) -> Any:
         UnreadablePicture: as ``read_picture`` and ``read_video``.
     """
     return _video(source) if suffix in VIDEOS else _picture(source, suffix)
-
-
-def suffix_of(content: bytes) -> str:
-    """The suffix of media without a name, by the first bytes; .png where these are unknown."""
-    if content[4:8] == b"ftyp":
-        return ".mp4"
-    if content[:3] == b"\xff\xd8\xff":
-        return ".jpg"
-    return ".webp" if content[8:12] == b"WEBP" else ".png"
 
 
 def as_media(pixels: Any) -> Tensor:
@@ -112,6 +89,7 @@ def write_media(folder: Path, number: int, pixels: Any, fps: int) -> str:
     name = f"{number:05d}.mp4"
     # H.264 as browsers play it, nearly lossless; sizes are not rounded up to its blocks.
     options: dict[str, Any] = {
+        # Quality is set by -crf alone: imageio's own ``quality`` would set a second one.
         "codec": "libx264",
         "pixelformat": "yuv420p",
         "macro_block_size": 2,
@@ -138,6 +116,7 @@ def _picture(source: Path | bytes, suffix: str) -> Any:
     file = BytesIO(source) if isinstance(source, bytes) else source
     try:
         with Image.open(file, formats=FORMATS) as picture:
+            # By the header alone: pixels of a decompression bomb are never decoded.
             if picture.width * picture.height > MAX_PIXELS:
                 size = f"{picture.width}x{picture.height}"
                 raise UnreadablePicture(f"{size} is more than {MAX_PIXELS} pixels")
@@ -164,6 +143,7 @@ def _video(source: Path | bytes) -> Any:
     try:
         for frame in iio.imiter(source, plugin="FFMPEG", **options):
             pixels += frame.shape[0] * frame.shape[1]
+            # Counted while frames arrive: the header of a broken file may promise any number.
             if pixels > MAX_VIDEO_PIXELS:
                 raise UnreadablePicture(f"more than {MAX_VIDEO_PIXELS} pixels in all frames")
             frames.append(frame)

@@ -56,6 +56,7 @@ def pairs(
     """
     _check(scores, by, column, min_margin, per_prompt, temperature)
     heads = {name: [_finite(value) for value in values] for name, values in scores.heads.items()}
+    # A picture without a score of a head that counts has no level, and is in no pair.
     level = _levels(heads, column)
     result = Pairs(unreadable=sum(each is None for each in level))
     prompts = _by_prompt(scores, level)

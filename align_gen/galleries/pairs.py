@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError, one_line, writing_to
 from ..files import lines_of, whole_file
+from .formats import VIDEOS, UnreadablePicture, suffix_of
 from .gallery import METADATA, inside
-from .media import VIDEOS, UnreadablePicture, as_media, read_pixels, suffix_of
+from .media import as_media, read_pixels
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -94,6 +95,7 @@ def write_pairs(path: str | Path, pairs: Sequence[Mapping[str, Any]], folder: st
             whole_file(Path(path)) as file,
             pq.ParquetWriter(file, schema) as writer,
         ):
+            # In batches, as media lie in the file: all of them would not fit in memory.
             for start in range(0, len(rows), BATCH):
                 batch = []
                 for row in rows[start : start + BATCH]:

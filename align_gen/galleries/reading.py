@@ -9,8 +9,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from align_gen.galleries.formats import VIDEOS, UnreadablePicture
 from align_gen.galleries.items import Item
-from align_gen.galleries.media import VIDEOS, UnreadablePicture, read_pixels
+from align_gen.galleries.media import read_pixels
 
 READ_AT_ONCE = 16  # pictures, by one call of a worker
 

@@ -88,7 +88,8 @@ def sample(
     model = open_model(model)
     if model.required_inputs:
         raise UserError(
-            f"{type(model).__name__} wants {model.required_inputs} beside each prompt, which no gallery has"
+            f"{type(model).__name__} wants {model.required_inputs} beside each prompt, "
+            "which no gallery has"
         )
 
     # What every row says of its making.
@@ -123,6 +124,7 @@ def sample(
     draw = _draw_function(guide, recorder)
 
     def batches() -> "Iterator[Tensor]":
+        # Shares are consecutive, so that files of a process are numbered without a gap.
         mine = rank_slice(len(rows), accelerator)
         for start in range(mine.start, mine.stop, batch_size):
             part = rows[start : min(start + batch_size, mine.stop)]
@@ -146,6 +148,7 @@ def _rows(
         row = {"prompt": prompt} if isinstance(prompt, str) else dict(prompt)
         # Another gallery's: it says nothing of the picture that is to be made.
         row.pop(GUIDE_SCORE, None)
+        # Hashed with the prompt: equal numbers of two prompts must not start from equal noise.
         hashed = [seed_of(number, "sample", 0, row["prompt"]) for number in seeds]
         exact = [row["seed"]] if "seed" in row else hashed
         rows += [{**row, "seed": number, **columns} for number in exact]

@@ -139,6 +139,7 @@ def score_file(
     """
     require_parquet(out)
     opened, all_rewards = _open(source, rewards)
+    # A hidden folder beside the file: the same disk, and no gallery takes it for a picture.
     parts = out.with_name(f".{out.name}.parts")
     tables = Tables(all_rewards, opened.folder)
     rank = 0 if accelerator is None else accelerator.process_index
@@ -174,6 +175,7 @@ def score_file(
     def saved() -> Iterator[ScoresTable]:
         return map(tables.load, files) if files else iter([tables.of([])])
 
+    # The chunks are read once more for the summary: no more than one is ever in memory.
     save_parts(saved, out)
     summary = Summary.of(saved(), opened.skipped)
     shutil.rmtree(parts, ignore_errors=True)

@@ -9,8 +9,8 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from ..errors import UserError, one_line
+from .formats import MEDIA, UnreadablePicture, suffix_of
 from .items import MAX_BYTES, Item, Opener
-from .media import MEDIA, UnreadablePicture, suffix_of
 from .table import ERROR, EXTRA
 
 PICTURE_COLUMNS = ("image", "picture", "jpg", "png", "webp", "video", "mp4")
@@ -36,6 +36,7 @@ def read_tar(file: str, opener: Opener) -> Iterator[Item]:
                 if not member.isfile():
                     continue
                 key, _, extension = member.name.rpartition(".")
+                # A new name ends the sample, as its members follow each other.
                 if key != current and sample:
                     yield from _sample_items(shard, current, sample)
                     sample = {}
@@ -44,6 +45,7 @@ def read_tar(file: str, opener: Opener) -> Iterator[Item]:
                     raise UserError(
                         f"{file}: {member.name[:80]!r} is larger than {MAX_BYTES} bytes"
                     )
+                # Read at once: a stream cannot go back to a member that it has passed.
                 content = archive.extractfile(member)
                 sample[f".{extension.lower()}"] = content.read() if content is not None else b""
     except (tarfile.TarError, OSError, EOFError) as error:

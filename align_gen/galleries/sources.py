@@ -13,9 +13,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import UserError, one_line
+from .formats import MEDIA
 from .gallery import METADATA, Gallery, parse_row, read_rows, skipped_files
 from .items import Item, Opener, Remote
-from .media import MEDIA
 from .shards import DATASET, parquet_rows, read_dataset, read_parquet, read_tar
 
 

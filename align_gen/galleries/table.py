@@ -224,6 +224,8 @@ def save_parts(parts: Callable[[], Iterator[ScoresTable]], path: str | Path) -> 
 
     require_parquet(path)
     first, types, extra = _survey(parts())
+
+    # What the reader must know before it reads a row; see ``_from_arrow``.
     about = {
         "format": FORMAT,
         "types": types,

@@ -56,10 +56,13 @@ def scored_chunks(
         raise UserError(f"batch_size: {batch_size}, want 1 or more")
     # Few pictures are cut so that every process has a chunk.
     size = CHUNK if source.total is None else max(1, min(CHUNK, -(-source.total // ranks)))
+    # Whole chunks go to a process, so that their numbers alone give the order of the file.
     mine = (item for number, item in enumerate(source) if number // size % ranks == rank)
+    # With several processes, this one's share is not worked out: progress counts without an end.
     total = None if source.total is None or ranks > 1 else source.total
     count = _Counter(progress, total)
     with _workers(rewards) as workers:
+        # Two batches ahead: one is being scored while the next one is read.
         ahead = max(2 * batch_size, READ_AT_ONCE)
         waiting = read_ahead(mine, workers.pool, known or {}, ahead)
         number = rank
@@ -170,6 +173,7 @@ def _score_chunk(
 
     for batch in _by_shape(unscored(), batch_size):
         running.append((score(batch), len(batch)))
+        # Only so many batches wait at once, as each holds its pictures in memory.
         finish(RUNNING)
     finish(0)
     return chunk

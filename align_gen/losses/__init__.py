@@ -1,6 +1,4 @@
-"""Objectives as pure functions of tensors: they return per-sample or per-pair values, the caller
-reduces.
-"""
+"""Objectives as pure functions of tensors: values per sample or pair, which the caller reduces."""
 
 from .dpo import dpo_margin, gap_beta
 from .nft import nft_loss, optimality

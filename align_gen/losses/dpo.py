@@ -1,5 +1,6 @@
-"""Preferences taught without a reward model: Diffusion-DPO (Wallace et al., CVPR 2024, arXiv
-2311.12908) and Flow-DPO (Liu et al., arXiv 2501.13918).
+"""Learning from preferences without a reward model: Diffusion-DPO and Flow-DPO.
+
+Wallace et al., CVPR 2024, arXiv 2311.12908; Liu et al., arXiv 2501.13918.
 
 A sample's implicit reward is how much better than the reference the policy denoises it; the
 objective is Bradley-Terry of the difference, see ``bradley_terry``. Errors are squared errors of
@@ -12,8 +13,9 @@ from torch import Tensor
 
 
 def dpo_margin(policy: Tensor, reference: Tensor, beta: float | Tensor) -> Tensor:
-    """-(beta / 2) [(w - w_ref) - (l - l_ref)] of P pairs, (P,): eq. 14 of the one, eq. 6 of the
-    other.
+    """-(beta / 2) [(w - w_ref) - (l - l_ref)] of P pairs, (P,).
+
+    Equation 14 of Diffusion-DPO, equation 6 of Flow-DPO.
 
     Args:
         policy: errors on the better and on the worse of each pair, at one time and with one noise,
@@ -26,8 +28,9 @@ def dpo_margin(policy: Tensor, reference: Tensor, beta: float | Tensor) -> Tenso
 
 
 def gap_beta(beta: float | Tensor, gap: Tensor, gain: float, rate: float) -> Tensor:
-    """beta (1 + gain (1 - exp(-rate gap))) of reward gaps >= 0, (P,): sure pairs count more
-    (MM-RLHF, 2502.10391).
+    """beta (1 + gain (1 - exp(-rate gap))) of reward gaps >= 0, (P,): sure pairs count more.
+
+    From MM-RLHF, arXiv 2502.10391.
 
     It lies between beta and beta (1 + gain).
     """

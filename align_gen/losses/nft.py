@@ -1,5 +1,6 @@
-"""Negative-aware fine-tuning on the forward process: DiffusionNFT (Zheng et al. 2025, arXiv
-2509.16117).
+"""Negative-aware fine-tuning on the forward process: DiffusionNFT.
+
+Zheng et al. 2025, arXiv 2509.16117.
 
 A sample x0 of the old policy is noised to x_t; v is what a perfect network outputs there, r in [0,
 1] how good x0 is. The network in training v_theta is read as two, v+ = (1 - beta) v_old + beta
@@ -23,9 +24,7 @@ from torch import Tensor
 
 
 def optimality(advantage: Tensor, limit: float) -> Tensor:
-    """r = 1/2 + clip(A / limit, -1, 1) / 2 in [0, 1], of A's shape: how good a sample is among its
-    siblings.
-    """
+    """r = 1/2 + clip(A / limit, -1, 1) / 2 in [0, 1], of A's shape: how good among siblings."""
     return 0.5 + 0.5 * (advantage / limit).clamp(-1, 1)
 
 

@@ -1,5 +1,6 @@
-"""Clipped policy gradients: DDPO (Black et al., ICLR 2024, arXiv 2305.13301), after PPO (Schulman
-et al. 2017).
+"""Clipped policy gradients: DDPO, after PPO.
+
+Black et al., ICLR 2024, arXiv 2305.13301; Schulman et al. 2017.
 
 With advantages relative to a group, and a penalty for leaving a reference: Flow-GRPO (Liu et al.
 2025, arXiv 2505.05470).
@@ -12,8 +13,9 @@ from torch import Tensor
 
 
 def advantages(rewards: Tensor, group: int, limit: float, std: Tensor | None = None) -> Tensor:
-    """(r - mean) / std of a sample's ``group`` siblings, within [-limit, limit]; (B,) in and out,
-    siblings adjacent.
+    """(r - mean) / std among ``group`` siblings, within [-limit, limit]; (B,) in and out.
+
+    Siblings are adjacent.
 
     A group whose rewards all tie has advantage 0. With ``std`` (), that of a whole step's rewards,
     groups that hardly differ are not blown up to the size of others.
@@ -32,8 +34,9 @@ def advantages(rewards: Tensor, group: int, limit: float, std: Tensor | None = N
 def clipped_policy_gradient(
     log_probs: Tensor, log_probs_old: Tensor, advantage: Tensor, clip: float
 ) -> Tensor:
-    """max(-A rho, -A clip(rho, 1 - clip, 1 + clip)) with rho = exp(log pi - log pi_old); any shape,
-    broadcast.
+    """max(-A rho, -A clip(rho, 1 - clip, 1 + clip)), rho = exp(log pi - log pi_old).
+
+    Tensors of any shape, broadcast.
 
     The gradient is 0 where rho has left the range in the direction that A asks for, and only there.
     """
@@ -44,8 +47,7 @@ def clipped_policy_gradient(
 def gaussian_kl(
     mean: Tensor, mean_ref: Tensor, std: Tensor, reduction: Literal["mean", "sum"] = "mean"
 ) -> Tensor:
-    """KL(N(mean, std^2 I) || N(mean_ref, std^2 I)) = |mean - mean_ref|^2 / (2 std^2), (B, ...) ->
-    (B,).
+    """KL(N(mean, std^2 I) || N(mean_ref, std^2 I)) = |mean - mean_ref|^2 / (2 std^2), as (B,).
 
     Reduced over latent elements as log-probabilities are, in float64. ``std`` is () or (B,), and
     above 0.

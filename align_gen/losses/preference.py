@@ -19,8 +19,9 @@ FIRST, TIE, SECOND = (
 def bradley_terry(
     delta: Tensor, *, label_smoothing: float | Tensor = 0.0, margin: float | Tensor = 0.0
 ) -> Tensor:
-    """-(1 - p) log sigmoid(delta - mu) - p log sigmoid(-delta - mu), of delta's shape; the first is
-    the better one.
+    """-(1 - p) log sigmoid(delta - mu) - p log sigmoid(-delta - mu), of delta's shape.
+
+    The first of a pair is the better one.
 
     ``label_smoothing`` p is the chance that the label is wrong, ``margin`` mu how far the better
     one should lead (Wang et al., arXiv 2401.06080, use one or the other); each is a number, or one
@@ -32,8 +33,9 @@ def bradley_terry(
 
 
 def bradley_terry_ties(delta: Tensor, label: Tensor, theta: float = 5.0) -> Tensor:
-    """-log P(label) after Rao and Kupper (1967), as in VideoReward (Liu et al., arXiv 2501.13918,
-    eq. 1), (V,).
+    """-log P(label) after Rao and Kupper (1967), (V,).
+
+    As in VideoReward, Liu et al., arXiv 2501.13918, equation 1.
 
     P(first) = sigmoid(delta - log theta), P(second) = sigmoid(-delta - log theta), and what is left
     is a tie. One value for each of the V entries whose label is FIRST, TIE or SECOND: the others
@@ -69,11 +71,12 @@ def centring(first: Tensor, second: Tensor) -> Tensor:
 
 
 def preference_strength(deltas: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation over M judges of each pair's delta, (M, P) -> (P,), (P,) (arXiv
-    2401.06080).
+    """Mean and std over M reward models of each pair's delta, (M, P) -> (P,), (P,).
+
+    After arXiv 2401.06080.
 
     The mean is the strength: below zero, the label is probably wrong. The deviation (of the M
-    themselves, not an estimate of more) says how far the judges disagree.
+    themselves, not an estimate of more) says how far the models disagree.
     """
     std, mean = torch.std_mean(deltas, 0, correction=0)
     return mean, std

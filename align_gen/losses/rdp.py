@@ -1,5 +1,6 @@
-"""Reward difference prediction with a proximal update: PRDP (Deng et al., CVPR 2024, arXiv
-2402.08714).
+"""Reward difference prediction with a proximal update: PRDP.
+
+Deng et al., CVPR 2024, arXiv 2402.08714.
 
 One prompt, B samples, S stochastic denoising steps. rhat_{i,t} = log pi_theta - log pi_ref of step
 t of sample i; a sample's rhat is the *mean* over its steps, as in the paper's listing (Supp. G).
@@ -22,12 +23,11 @@ def _pair_errors(
     beta: float,
     clip: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(winners, losers, u, v) over the P ordered pairs with a positive reward gap; ties are no
-    pair.
-    """
+    """(winners, losers, u, v) of the P ordered pairs with a positive reward gap."""
     if log_probs.ndim != 2 or rewards.shape != log_probs.shape[:1]:
         raise ValueError(
-            f"want log_probs (B, S) and rewards (B,), got {tuple(log_probs.shape)}, {tuple(rewards.shape)}"
+            "want log_probs (B, S) and rewards (B,), "
+            f"got {tuple(log_probs.shape)}, {tuple(rewards.shape)}"
         )
     ratio = log_probs - log_probs_ref
     ratio_old = log_probs_old - log_probs_ref
@@ -54,8 +54,9 @@ def rdp_loss(
     beta: float,
     clip: float,
 ) -> Tensor:
-    """Proximal RDP loss of every pair of one prompt's samples whose reward gap is positive, (P,).
-    Eq. 14-21.
+    """Proximal RDP loss of every pair of one prompt's samples with a positive reward gap, (P,).
+
+    Equations 14 to 21.
 
     Args:
         log_probs: under the policy being trained, (B, S); gradients flow through it alone.
@@ -98,9 +99,8 @@ def rdp_coefficients(
         total = torch.zeros(len(rewards), dtype=values.dtype, device=values.device)
         return scale * total.index_add(0, winners, values).index_add(0, losers, -values)
 
-    inside = (
-        log_probs - log_probs_old
-    ).abs() <= clip  # the clipped branch has no gradient where it is flat
+    # The clipped branch has no gradient where it is flat.
+    inside = (log_probs - log_probs_old).abs() <= clip
     through = per_sample(error * free)
     through_clipped = per_sample(error_clipped * ~free)
     return through[:, None] + through_clipped[:, None] * inside

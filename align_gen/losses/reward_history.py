@@ -1,5 +1,6 @@
-"""Rewards of a prompt remembered over steps, to hold a sample against (Black et al., ICLR 2024,
-arXiv 2305.13301).
+"""Rewards of a prompt remembered over steps, as a baseline for new samples.
+
+Black et al., ICLR 2024, arXiv 2305.13301.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,8 +16,7 @@ History = dict[
 def remembered(
     history: Mapping[str, list[float]], prompts: Sequence[str], rewards: Tensor, size: int
 ) -> History:
-    """The history with a step's rewards added, ``size`` of each prompt at most: first in, first
-    out.
+    """The history with a step's rewards added, the newest ``size`` of each prompt kept.
 
     ``history`` itself stays as it is. It grows with the number of prompts, not of steps.
     """

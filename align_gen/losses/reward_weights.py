@@ -1,5 +1,4 @@
-"""What a sample counts for in regression on rewarded samples: RWR's weights, and one kept of
-several.
+"""Weights of samples in regression on rewarded samples: RWR's, and a choice of one of several.
 
 Rewards are (B,), siblings of one prompt adjacent, ``group`` of them each.
 """
@@ -12,8 +11,9 @@ from .policy_gradient import advantages
 
 
 def softmax_weights(rewards: Tensor, group: int, beta: float, cap: float | None = None) -> Tensor:
-    """G softmax(r / beta) among siblings, at most ``cap``; (B,), mean 1 where the cap does not
-    bind.
+    """G softmax(r / beta) among siblings, at most ``cap``; (B,).
+
+    The mean is 1 where the cap does not bind.
 
     Self-normalised weights of the tilt p exp(r / beta) / Z (Peters & Schaal 2007; Black et al.,
     arXiv 2305.13301, for diffusion). Equal rewards weigh exactly 1; a constant added to a prompt's
@@ -27,8 +27,7 @@ def softmax_weights(rewards: Tensor, group: int, beta: float, cap: float | None 
 def exponential_weights(
     rewards: Tensor, group: int, beta: float, cap: float | None = None
 ) -> Tensor:
-    """exp(z / beta), z the reward's distance from its siblings' mean in their standard deviations;
-    at most ``cap``.
+    """exp(z / beta), at most ``cap``, z the reward in standard deviations from the siblings' mean.
 
     (B,). Flow-RWR (Liu et al., arXiv 2501.13918, eq. 9) with rewards of any unit; equal rewards
     weigh 1.
@@ -41,8 +40,9 @@ def exponential_weights(
 
 
 def effective_sample_size(weights: Tensor, group: int) -> Tensor:
-    """(sum w)^2 / sum w^2 of every group, (B / G,): how many equal weights say as much, from 1 to
-    G.
+    """(sum w)^2 / sum w^2 of every group, (B / G,), from 1 to G.
+
+    So many equal weights would say as much.
     """
     each = _siblings(weights, group)
     return each.sum(1).square() / each.square().sum(1)

@@ -29,8 +29,9 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Pairs(Prompts):
-    """One step's preference pairs, a prompt each: pictures (B, 3, H, W) or videos (B, F, 3, H, W),
-    in [0, 1].
+    """Preference pairs of a step, one prompt each.
+
+    Pictures (B, 3, H, W) or videos (B, F, 3, H, W), in [0, 1].
     """
 
     chosen: Tensor
@@ -39,8 +40,9 @@ class Pairs(Prompts):
 
 @dataclass(frozen=True)
 class Media(Prompts):
-    """One step's given pictures (B, 3, H, W) or videos (B, F, 3, H, W), in [0, 1]; those of a
-    prompt are adjacent.
+    """Given pictures (B, 3, H, W) or videos (B, F, 3, H, W) of a step, in [0, 1].
+
+    Those of one prompt are adjacent.
     """
 
     media: Tensor

@@ -45,7 +45,7 @@ class Noised:
         x_t: noised latents, (B, *latent).
         t: their times, (B,), in the process's unit.
         target: what a perfect network outputs there, (B, *latent) float32.
-        condition: what the denoiser is told, B rows; dropped captions are empty.
+        condition: encoded prompts for the denoiser, B rows; dropped captions are empty.
         guidance: the scale that regression runs the network with.
     """
 
@@ -98,6 +98,7 @@ def noised(
     t = draw_times(model, generators, options.times)
     noise = draw_noise(latents[: len(ids)], generators)
     condition = drop_captions(model, condition, generators, options.dropout, sampling)
+    # Both pictures of a pair get one noise and one time, so that their errors can be compared.
     if times > 1:
         t = t.repeat(times)
         noise = torch.cat([noise] * times)
@@ -126,6 +127,7 @@ def draw_times(model: Model, generators: Sequence[Generator], kind: Times = "uni
         return (uniform * len(process.alphas_cumprod)).floor()
     if kind == "logit_normal":
         return torch.special.ndtri(uniform.clamp(1e-6, 1 - 1e-6)).sigmoid()
+    # At 0 and 1 exactly, x_t is all picture or all noise, and the other cannot be recovered.
     return uniform.clamp(1e-4, 1 - 1e-4)
 
 

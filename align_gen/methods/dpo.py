@@ -2,8 +2,8 @@
 (arXiv 2501.13918).
 
 Of two pictures, noised alike, the policy shall denoise the better one better than the reference
-does, and the worse one worse. The pairs are given, or, online, drawn from the policy and told apart
-by the rewards.
+does, and the worse one worse. The pairs are given, or, online, drawn from the policy and ordered by
+the rewards.
 """
 
 from collections.abc import Sequence
@@ -119,7 +119,7 @@ class Compared(NamedTuple):
     often.
 
     Attributes:
-        condition: what the denoiser is told, P rows.
+        condition: encoded prompts for the denoiser, P rows.
         ids: places in the run's whole stream of pairs; they seed noise.
         chosen: clean latents of the better pictures, (P, *latent).
         rejected: of the worse ones.
@@ -166,6 +166,7 @@ def step(
         seen = [pairs.chosen.new_zeros(0, 4)]
         for rows in slices(len(pairs.ids), max(state.micro_batch // 2, 1)):
             both = torch.cat([pairs.chosen[rows], pairs.rejected[rows]])
+            # One condition a pair: ``noised`` repeats it for the second picture.
             condition = pairs.condition[rows]
             ids = pairs.ids[rows]
             given = noised(state, both, condition, ids, options, sampling, f"/{k}" if k else "")
@@ -181,6 +182,7 @@ def step(
                 margin, label_smoothing=options.label_smoothing, margin=options.margin
             )
             loss = loss + options.anchor * policy[0]
+            # Pairs without a gap are multiplied away; they only keep the processes in step.
             state.backward((informative[rows] * loss).sum() / total)
             figures = torch.stack([loss, margin, *(policy - reference)], 1).detach()
             seen.append(figures[informative[rows]])
@@ -255,11 +257,10 @@ def best_and_worst(reward: Tensor, group: int) -> tuple[Tensor, Tensor]:
 
 
 def noise_share(process: Process, t: Tensor) -> Tensor:
-    """|x1 - predicted x1|^2 over |target - output|^2, (B,) float64: what x1 is per unit of output,
-    squared.
+    """|x1 - predicted x1|^2 over |target - output|^2, (B,) float64.
 
-    (1 - t)^2 on flow models, 1 where the network predicts the noise, abar for v, abar / (1 - abar)
-    for x0.
+    What x1 is per unit of output, squared: (1 - t)^2 on flow models, 1 where the network predicts
+    the noise, abar for v, abar / (1 - abar) for x0.
     """
     output = torch.ones(len(t), 1, dtype=torch.float64)
     _, x1 = process.split(torch.zeros_like(output), output, t)

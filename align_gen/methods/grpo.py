@@ -58,7 +58,8 @@ class Options(MethodOptions):
     )
     log_prob: Literal["mean", "sum"] = Field(
         "mean",
-        description="Log-likelihoods are the mean over latent elements, as published, or their sum.",
+        description="Log-likelihoods are the mean over latent elements, as published, or their "
+        "sum.",
     )
 
     def require(self, sampling: Sampling) -> None:

@@ -24,7 +24,7 @@ from .trajectories import Drawn, draw
 
 
 class Options(DenoisingOptions):
-    """A sample's optimality is r = 1/2 + A / (2 advantage_limit), A its advantage within a group."""
+    """Optimality of a sample is 1/2 + A / (2 advantage_limit), A its advantage within a group."""
 
     name: Literal["nft"] = "nft"
     images_per_prompt: int = Field(
@@ -117,6 +117,7 @@ def step(
         losses = [good.new_zeros(0)]
         moves = [good.new_zeros(0)]
         distances = [good.new_zeros(0)]
+        # The same noise again in every gradient step, so that outputs differ by the update alone.
         for number, (repeat, rows) in enumerate(parts):
             given = noise(repeat, rows)
             output = given.output(model)
@@ -129,6 +130,7 @@ def step(
                 distance = mean_square(output, reference)
                 loss = loss + options.kl * distance
                 distances.append(distance.detach())
+            # Divided by the terms of all processes: micro-batches then add up to one mean.
             state.backward(loss.sum() / terms)
             losses.append(loss.detach())
             moves.append(mean_square(output.detach(), outputs_old[number]))

@@ -1,4 +1,5 @@
-"""PRDP: proximal reward difference prediction (Deng et al., CVPR 2024, arXiv 2402.08714), algorithm 1.
+"""PRDP: proximal reward difference prediction (Deng et al., CVPR 2024, arXiv 2402.08714),
+algorithm 1.
 
 Regress the difference of two samples' log-ratios log pi_theta / pi_ref onto their reward difference
 / beta. At zero loss pi_theta is the KL-regularised optimum, with no estimate of its normaliser.
@@ -65,7 +66,7 @@ class Options(MethodOptions):
             )
 
     def cost(self, sampling: Sampling, rows_per_sample: int) -> Cost:
-        """All images are drawn; the kept ones pass the reference once, and then every gradient step.
+        """All images are drawn; those kept pass the reference once, and then every gradient step.
 
         A gradient step is a forward and a backward pass, from the second on after a first pass
         that finds the coefficients. An upper bound: clipped calls are left out, and a step with
@@ -100,6 +101,7 @@ def step(
     if options.keep is not None:
         chosen = extremes(reward, group, options.keep)
         group = options.keep
+        # From here on the others are forgotten, and with them their latents.
         drawn = drawn[chosen]
         reward = reward[chosen]
         log_probs_ref = reference(drawn)
@@ -128,6 +130,7 @@ def step(
             losses.append(rdp_loss(*terms, beta=options.beta, clip=options.clip).mean()[None])
         backward(drawn, coefficients * (1 / total))
         metrics["grad_norm"] = state.update()
+        # Measured before this update: ``log_probs`` are those that its gradient was taken at.
         change = state.gather(log_probs - log_probs_old).abs()
         clipped.append((change > options.clip).float().mean())
         metrics["loss"] = state.gather(torch.cat(losses)).mean().item()
@@ -177,8 +180,7 @@ def backward(drawn: Drawn, coefficients: Tensor) -> None:
 
 
 def replay_error(drawn: Drawn, clip: float) -> float:
-    """Largest difference between stored and replayed log-probabilities of the first sample, run
-    alone.
+    """Largest difference of stored and replayed log-probabilities, for the first sample run alone.
 
     Before any update it should be 0; what it is instead is the noise of the arithmetic, which must
     not reach the clip.
@@ -208,9 +210,7 @@ def kl(log_ratios: Tensor) -> float:
 
 
 def kl_binding(log_ratios: Tensor, reward: Tensor, groups: list[slice], beta: float) -> float:
-    """mean |drhat| / mean |dr / beta|: near 1, the KL term holds the policy back; near 0, only the
-    clip does.
-    """
+    """mean |drhat| / mean |dr / beta|: near 1 the KL term binds the policy, near 0 the clip."""
     predicted = [torch.pdist(log_ratios[rows].mean(1, keepdim=True)).mean() for rows in groups]
     wanted = [torch.pdist(reward[rows, None]).mean() for rows in groups]
     target = torch.stack(wanted) / beta

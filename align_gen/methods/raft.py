@@ -1,5 +1,5 @@
-"""RAFT: reward-ranked fine-tuning (Dong et al., TMLR 2023, arXiv 2304.06767): learn from the best of
-K of your own.
+"""RAFT: reward-ranked fine-tuning (Dong et al., TMLR 2023, arXiv 2304.06767): learn from the best
+of K of your own.
 
 Choosing the kept one by K-way Bradley-Terry is how people curate (Ferbach et al., NeurIPS 2024,
 arXiv 2407.09499); the prior that keeps outputs near the reference's is SuperHF's (Mukobi et al.,
@@ -43,7 +43,8 @@ class Options(DenoisingOptions):
         1.0,
         gt=0,
         le=1,
-        description="Learn from this share of a step's prompts, those whose kept images score best.",
+        description="Learn from this share of a step's prompts, those whose kept images score "
+        "best.",
     )
     prior_weight: float = Field(
         0.0,
@@ -100,11 +101,13 @@ def step(
         distances = [weights.new_zeros(0)]
         for part in state.slices(len(useful)):
             rows = useful[part]
+            # Noise is seeded by the picture and not by its row, whatever the micro-batch.
             own = [ids[row] for row in rows.tolist()]
             condition = batch.condition[rows]
             given = noised(state, latents[rows], condition, own, options, sampling, str(k or ""))
             distance = weights.new_zeros(len(rows))
             if options.prior_weight:
+                # Before the policy's own call, whose graph would else lie in memory beside it.
                 with model.as_reference():
                     reference = given.output(model)
                 output = given.output(model)

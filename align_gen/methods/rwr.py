@@ -23,7 +23,7 @@ WEIGHTS = {"softmax": softmax_weights, "exponential": exponential_weights}
 
 
 class Options(DenoisingOptions):
-    """Weights are G softmax(r / beta) among a prompt's G images, or exp(z / beta), z the z-score."""
+    """Weights are G softmax(r / beta) among a prompt's G images, or exp(z / beta), z a z-score."""
 
     name: Literal["rwr"] = "rwr"
     images_per_prompt: int = Field(
@@ -129,11 +129,13 @@ def step(
         losses = [weights.new_zeros(0)]
         for part in state.slices(len(useful)):
             rows = useful[part]
+            # Noise is seeded by the picture and not by its row, whatever the micro-batch.
             own = [ids[row] for row in rows.tolist()]
             given = noised(
                 state, latents[rows], condition[rows], own, options, sampling, str(k or "")
             )
             loss = weights[rows] * given.squared_errors(model)
+            # Divided by the pictures of all processes: micro-batches then add up to one mean.
             state.backward(loss.sum() / total)
             losses.append(loss.detach())
         metrics["grad_norm"] = state.update()

@@ -62,14 +62,17 @@ class TrainState:
         return bool(self.gather(torch.tensor([flag])).any())
 
     def must_call(self, needed: bool) -> bool:
-        """Whether this process must run the network: it needs the result, or the network is sharded
-        and all processes must call it together.
+        """Whether this process must run the network.
+
+        The process needs the result, or the network is sharded and all processes must call it
+        together.
         """
         return needed or self.sharded
 
     def rows_to_learn(self, useful: torch.Tensor) -> torch.Tensor:
-        """Rows that this process learns from: those that are ``useful`` (B,), or, of a sharded
-        network, all of them; (b,) int64 on the CPU.
+        """Rows that this process learns from, (b,) int64 on the CPU.
+
+        Those that are ``useful`` (B,), or, of a sharded network, all of them.
         """
         return (
             torch.tensor([self.must_call(bool(each)) for each in useful.tolist()])
@@ -95,6 +98,7 @@ class TrainState:
         parameters = self.model.parameters()
         if not self.anywhere(any(parameter.grad is not None for parameter in parameters)):
             return 0.0
+        # A process whose samples were all clipped has no gradient, and still takes part.
         if self.accelerator.num_processes > 1:
             for parameter in parameters:
                 parameter.grad = (

@@ -23,7 +23,7 @@ class Drawn:
         state: whose model drew them.
         rollout: latents and log-probabilities as they were drawn.
         media: what they ended in, (B, 3, H, W) or (B, F, 3, H, W) in [0, 1].
-        condition: what the denoiser was told, B rows.
+        condition: encoded prompts that the denoiser saw, B rows.
         texts: the prompts, B of them.
         ids: places of the rows in the run's whole stream of pictures; they seed noise.
         sampling: how they were drawn.
@@ -117,6 +117,7 @@ class Drawn:
         columns = torch.arange(self.steps) if columns is None else columns
         for part in slices(len(rows) * len(columns), size or self.state.micro_batch):
             numbers = torch.arange(part.start, part.stop)
+            # Number = column * rows + row: consecutive numbers share a step, and so a time.
             yield rows[numbers % len(rows)], columns[numbers // len(rows)]
 
 
@@ -131,14 +132,17 @@ def draw(
 ) -> Drawn:
     """Draw ``group`` trajectories of every prompt with the current policy, siblings adjacent.
 
-    Each has a generator of its own, a function of the run's seed, the step and its place, so that
-    neither the micro-batch nor the number of processes changes what is drawn.
+    Each has a generator of its own, a function of the run's seed, the step, the prompt's number in
+    the run's stream and the sibling's number, so that neither the micro-batch nor the number of
+    processes changes what is drawn.
 
     Args:
         reduction: of log-probabilities over latent elements.
         graph: keep the graph of the log-probabilities, see ``rollout``; that of the media never is.
     """
     condition = batch.condition.repeat(group)
+
+    # Named by the prompt's number in the run's stream, and not by its row in this process.
     names = [f"{unit}/{sibling}" for unit in batch.ids for sibling in range(group)]
     generators = state.generators("rollout", names)
 
@@ -157,6 +161,7 @@ def draw(
         )
         rollouts.append(part)
         with torch.no_grad():
+            # In the same micro-batches: a VAE takes no more pictures at once than the denoiser.
             media.append(state.model.decode(part.final).float())
 
     return Drawn(

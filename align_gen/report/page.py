@@ -83,6 +83,7 @@ def build_report(
     # Which pairs, in the page's default order.
     pairs = _pairs(before, after, comparison)
     total = len(pairs)
+    # Shuffled before the cut, so that a page of the limit's size shows a fair sample.
     random.Random(ORDER_SEED).shuffle(pairs)
     pairs = pairs[:limit]
 
@@ -141,6 +142,7 @@ def _render(data: Json, **values: Any) -> str:
     from markupsafe import Markup
 
     package = __package__ or ""
+    # Style and script go into the page: it must open from a disk, or a mail, by itself.
     style = files(package).joinpath("report.css").read_text("utf-8")
     script = files(package).joinpath("report.js").read_text("utf-8")
     environment = Environment(

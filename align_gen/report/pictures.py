@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from align_gen.errors import UserError
+from align_gen.galleries.formats import UnreadablePicture
 from align_gen.galleries.gallery import Gallery
-from align_gen.galleries.media import UnreadablePicture
 from align_gen.galleries.table import ScoresTable
 
 if TYPE_CHECKING:

@@ -24,10 +24,11 @@ def report_run(
     from .page import build_report
 
     folder = RunFolder(run)
+    # A run that was stopped has no final gallery: there would be nothing to compare.
     for file in (folder.recipe, folder.before / SCORES, folder.final / SCORES):
         if not file.is_file():
             raise UserError(f"{run}: no finished run ({file.relative_to(run)} is missing)")
-    recipe = Recipe.load(folder.recipe)
+    recipe = Recipe.load(folder.recipe, beside=False)
     before = _scores_of(folder.before)
     after = _scores_of(folder.final)
     lines = read_lines(folder.metrics)

@@ -81,6 +81,7 @@ def summary(
         reason = f"{moved}. No column was named as optimised or held out."
         return Summary("neutral", "No verdict", reason)
 
+    # One sentence for each verdict; the columns that it rests on are named in it.
     if word == "reward hacking suspected":
         return Summary(
             "bad", "Reward hacking suspected", f"{_capital(rose)} rose while {fell} fell."

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..errors import UserError
-from ..galleries.media import UnreadablePicture
+from ..galleries.formats import UnreadablePicture
 from ..galleries.pairs import SIDES, MediaFile
 from ..pipelines.seeding import generator, seed_of
 from ..progress import ProgressCallback

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..galleries.media import VIDEOS
+from ..galleries.formats import VIDEOS
 from ..losses.preference import FIRST
 from ..pipelines.seeding import generator
 

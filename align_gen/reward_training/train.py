@@ -192,6 +192,7 @@ def _fit(
     done = 0
     for epoch in range(options.epochs):
         shuffled = generator(options.seed, "pairs", epoch)
+        # Seeded by the epoch: a longer training begins with the same batches.
         order = learn[torch.randperm(len(learn), generator=shuffled)]
         for index in order.split(options.batch_size):
             scores = learner.scores(index)
@@ -202,6 +203,7 @@ def _fit(
             # A batch without any known label teaches nothing; the learning rate still moves on.
             if len(values):
                 loss = float(values.detach().mean())
+                # Pairs know only differences: without this term, the scores' level would drift.
                 off_centre = centring(scores[:, 0], scores[:, 1]).mean()
                 total = values.mean() + options.centre * off_centre
                 optimizer.zero_grad(set_to_none=True)

@@ -1,6 +1,4 @@
-"""How the rewards of a recipe combine: the section ``combine``, and the scale of each head on a
-reference gallery.
-"""
+"""How a recipe's rewards combine: the section ``combine``, and scales from a reference gallery."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -34,7 +32,8 @@ class Combine(Strict):
     floor: float = Field(0.0, description="What the others count where a gate is not met.")
     calibrate: str | None = Field(
         None,
-        description="A scored reference gallery, or its scores file, that sets each reward's scale.",
+        description="A scored reference gallery, or its scores file, that sets each reward's "
+        "scale.",
     )
 
 
@@ -53,8 +52,9 @@ def combination(section: Combine, rewards: RewardSet) -> Combination:
 
 
 def scales_of(reference: str, rewards: RewardSet) -> dict[str, Scale]:
-    """Each reward's scale on a scored gallery, whose scores must be of the same weights,
-    preprocessing and options.
+    """Each reward's scale on a scored gallery.
+
+    Its scores must be of the same weights, preprocessing and options; UserError else.
     """
     table = ScoresTable.of(reference)
     prompts = [str(row.get("prompt", "")) for row in table.rows]

@@ -47,8 +47,9 @@ def save(state: TrainState, run: Path, more: dict[str, Any]) -> None:
 
 
 def _gathered(state: TrainState) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Weights, their average and the optimizer's state, whole; of a network in shards every process
-    must ask.
+    """Weights, their average and the optimizer's state, whole.
+
+    Of a network in shards, every process must call this.
     """
     names, parameters = trained(state)
     weights = {
@@ -89,6 +90,7 @@ def _save(
         part.mkdir(parents=True)
         save_file({key: value.cpu().contiguous() for key, value in weights.items()}, part / WEIGHTS)
         torch.save(optimizer, part / OPTIMIZER)
+        # Progress names its checkpoint, so that a folder that was renamed by hand is noticed.
         progress = _progress(state) | more | {"checkpoint": name}
         text = json.dumps(progress, indent=1)
         (part / PROGRESS).write_text(text)
@@ -96,6 +98,7 @@ def _save(
         (part / SUMS).write_text("".join(f"{_digest(part / file)}  {file}\n" for file in files))
         for file in (*files, SUMS):
             sync(part / file)
+        # Files, then their folder, then the rename: a power cut leaves all or nothing.
         sync(part)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(part, folder)
@@ -132,8 +135,7 @@ def _progress(state: TrainState) -> dict[str, Any]:
 
 
 def restore(state: TrainState, run: Path) -> dict[str, Any]:
-    """Put back the newest checkpoint that is whole; returns what ``save`` was given besides. None
-    at all: {}.
+    """Load the newest whole checkpoint; returns what ``save`` was given besides, {} without one.
 
     A damaged one is passed over, with a warning, for the one before.
 
@@ -187,6 +189,7 @@ def _put(
     with torch.no_grad():
         for key, parameter in zip(names, parameters, strict=True):
             parameter.copy_(shard_like(weights[f"policy.{key}"], parameter))
+    # A refreshed LoRA exists only after the first refresh: it is made first, then filled.
     if any(key.startswith("reference.") for key in weights):
         state.model.refresh_reference()
         with torch.no_grad():
@@ -194,6 +197,7 @@ def _put(
                 parameter.copy_(shard_like(weights[f"reference.{key}"], parameter))
     for number, moments in optimizer["state"].items():
         like = parameters[number]
+        # Moments are cut as their parameter is; the counter of steps is one number for all.
         moments |= {
             key: shard_like(value, like)
             for key, value in moments.items()
@@ -235,7 +239,7 @@ def _refreshed(state: TrainState) -> dict[str, torch.nn.Parameter]:
 
 
 def _early(folder: Path) -> bool:
-    """Of the first that were written: no sums, and the progress in the run's state.json alone."""
+    """Whether a checkpoint is of the first kind: no sums, and its progress in state.json alone."""
     return not any((folder / name).exists() for name in (PROGRESS, SUMS))
 
 

@@ -108,7 +108,7 @@ def _completed(file: Path) -> str:
     As it is, where it cannot be read.
     """
     try:
-        return Recipe.load(file).to_yaml()
+        return Recipe.load(file, beside=False).to_yaml()
     except UserError:
         return file.read_text()
 

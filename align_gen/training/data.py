@@ -1,6 +1,4 @@
-"""What a run learns from, unit by unit: prompts, preference pairs, or pictures that are there
-already.
-"""
+"""What a run learns from, in units: a prompt, a preference pair, or a group of given pictures."""
 
 import hashlib
 import logging
@@ -16,8 +14,9 @@ from torch import Tensor
 
 from ..distributed import rank_slice
 from ..errors import RunFailure, UserError
+from ..galleries.formats import FORMATS, VIDEOS, UnreadablePicture
 from ..galleries.items import Item
-from ..galleries.media import FORMATS, VIDEOS, UnreadablePicture, as_media, read_pixels
+from ..galleries.media import as_media, read_pixels
 from ..galleries.pairs import SIDES, read_pairs
 from ..galleries.prompts import load_prompts
 from ..galleries.sources import open_source
@@ -33,8 +32,9 @@ log = logging.getLogger("align_gen")
 
 
 class Data(Protocol):
-    """Units that a step takes some of; ``prompts`` are all that they have, for those who must not
-    see them.
+    """The training set in units.
+
+    ``prompts`` lists all training prompts, so that held-out ones can be checked against them.
     """
 
     prompts: list[str]
@@ -67,8 +67,7 @@ class PromptData:
 
 @dataclass
 class PairData:
-    """A unit is a preference pair: pictures or videos as ``pairs.read_pairs`` has them, the better
-    one first.
+    """Units of one preference pair each, as ``pairs.read_pairs`` has them, the better side first.
 
     Left out, and counted: ties (``label`` 0), labels that say nothing, pairs of one and the same
     file, and files that are missing or no pictures.
@@ -91,6 +90,7 @@ class PairData:
                 skipped["unlabelled"] += 1
             elif any(_fault(row[side].path or row[side].data, row[side].name) for side in SIDES):
                 skipped["unreadable"] += 1
+            # The same bytes on both sides teach nothing, whatever the label says.
             elif len({_digest(row[side].path or row[side].data) for side in SIDES}) == 1:
                 skipped["the same picture twice"] += 1
             else:
@@ -99,7 +99,8 @@ class PairData:
         skipped = {reason: count for reason, count in skipped.items() if count}
         if not rows:
             raise UserError(
-                f"data.pairs: {source}: no pair to learn from ({skipped}); want two pictures that differ"
+                f"data.pairs: {source}: no pair to learn from ({skipped}); "
+                "want two pictures that differ"
             )
         return cls(rows, [row["prompt"] for row in rows], skipped)
 
@@ -148,13 +149,15 @@ class MediaData:
                 groups.setdefault(prompt, []).append(item)
         units: list[list[Item]] = []
         for items in groups.values():
+            # Units are whole groups: methods reshape a batch to (prompts, group).
             whole = len(items) // group * group
             units += [items[start : start + group] for start in range(0, whole, group)]
             skipped["too few of their prompt"] += len(items) - whole
         skipped = {reason: count for reason, count in skipped.items() if count}
         if not units:
             raise UserError(
-                f"data.media: {source}: nothing to learn from ({skipped}); want {group} of each prompt"
+                f"data.media: {source}: nothing to learn from ({skipped}); "
+                f"want {group} of each prompt"
             )
         return cls(units, [str(unit[0].row["prompt"]) for unit in units], skipped)
 
@@ -178,8 +181,7 @@ class MediaData:
 
 
 def fitted(media: Tensor, model: "Model", sampling: Sampling) -> Tensor:
-    """A picture (3,H,W) or video (F,3,H,W) at the run's size: the shorter side resized, the centre
-    kept.
+    """A picture (3,H,W) or video (F,3,H,W) at the run's size: shorter side resized, centre cropped.
 
     Of a video, frames spread evenly over it.
     """

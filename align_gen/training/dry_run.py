@@ -1,6 +1,7 @@
 """What a recipe would do, and what it costs, before it does it: no weights are read."""
 
 import time
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from ..pipelines.sampling import step_log_prob
 from ..pipelines.skeleton import ShapesOnly, describe_source, make_fake, skeleton
 from ..precision import dtype_of
 from ..progress import duration
+from ..reward_heads.options import check_options
+from ..reward_heads.registry import HEADS
 from .recipe import Recipe
 from .setup import load_model, prepare_model
 
@@ -158,7 +161,17 @@ def describe(recipe: Recipe) -> Plan:
 
 
 def check_reward_options(recipe: Recipe) -> None:
-    """Check the options of rewards, without loading any."""
+    """Check the options of rewards from the table, without loading any.
+
+    Raises:
+        ValueError: names the reward, the option and what is accepted.
+    """
+    for key, value in {**recipe.rewards, **recipe.eval_rewards}.items():
+        options = dict(value) if isinstance(value, Mapping) else {}
+        name = options.pop("name", key)
+        if name in HEADS:
+            ours = {k: v for k, v in options.items() if k not in ("weight", "offload")}
+            check_options(name, ours)
 
 
 def matrix_product_speed(dtype: torch.dtype, size: int = 2048, rounds: int = 3) -> float:

@@ -1,4 +1,4 @@
-"""What watches a run: held-out rewards that fall, and the best measurement so far."""
+"""Early stopping: held-out rewards that fall, and the best measurement so far."""
 
 import logging
 from dataclasses import dataclass, field
@@ -48,7 +48,7 @@ class EarlyStopping:
         return {"worse": self.worse, "best_step": self.best_step, "best_rise": self.best_rise}
 
     def update(self, step: int, table: ScoresTable) -> dict[str, float]:
-        """Take in a measurement; what to write down of it. Warns when a held-out reward has fallen.
+        """Take in a measurement and return its metrics; warns when a held-out reward has fallen.
 
         A step counts once: where a run stops, its end is measured again.
         """
@@ -73,8 +73,9 @@ class EarlyStopping:
         return {"eval/fallen": float(len(fallen))} if self.held_out else {}
 
     def change_in_std(self, head: str, table: ScoresTable) -> float:
-        """Change of a head's mean in standard deviations before; 0 where it had none and has not
-        moved.
+        """Change of a head's mean, in standard deviations before.
+
+        0 where the head had no deviation and has not moved.
         """
         change = table.mean(head) - self.before.mean(head)
         return change / max(self.before.std(head), 1e-12) if change else 0.0

@@ -1,4 +1,4 @@
-"""The loop around a method: resume, measure, step, save, export. It knows no algorithm."""
+"""The loop around a method: resume, measure, step, save, export. The loop knows no algorithm."""
 
 import logging
 import time
@@ -83,6 +83,7 @@ def finetune(
 
     recipe = Recipe.load(recipe) if isinstance(recipe, str) else recipe
     folder = RunFolder(Path(out or recipe.run.out or "runs/latest"))
+    # Before anything is loaded: the folder of another recipe is refused at once.
     require_same_recipe(folder, recipe)
     accelerator = start_accelerator(recipe, folder.path)
     with open_session(recipe, accelerator, model) as session:
@@ -102,6 +103,7 @@ def learn(session: Session, folder: RunFolder, progress: ProgressCallback) -> Ru
     steps = session.recipe.run.steps
     with StopSignals() as signals:
         record = Recorder(session, folder, progress, signals)
+        # Above 0 in a run that is resumed; the recorder has restored the checkpoint.
         first = state.step
         record.measure_before()
         while True:
@@ -115,6 +117,7 @@ def learn(session: Session, folder: RunFolder, progress: ProgressCallback) -> Ru
         record.save()
         after = record.measure("final")
 
+    # Outside of the signals' block: Ctrl-C may interrupt what can be made again at no cost.
     card = model_card(session.recipe, record.before, after)
     export(state, folder.export, card)
     record.finish()

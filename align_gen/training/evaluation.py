@@ -1,4 +1,4 @@
-"""Measuring a model that learns: held-out prompts drawn, scored, and shown."""
+"""Measure a model in training: draw held-out prompts, score the pictures, and show them."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,6 +48,7 @@ def evaluate(
             )
         progress(phase, done, total, numbers)
 
+    # All decide alike, even where a network disk shows a file to one process later than to another.
     if not state.anywhere((folder / METADATA).is_file()):
         with state.averaged():
             sample(
@@ -62,6 +63,8 @@ def evaluate(
             )
     if not state.anywhere((folder / SCORES).is_file()):
         gallery = Gallery.load(folder)
+
+        # Each process scores its share; the tables are joined in the order of ranks.
         rows = rank_slice(len(gallery), accelerator)
         part = Gallery(gallery.folder, gallery.rows[rows.start : rows.stop])
         batch_size = recipe.evaluate.batch_size
@@ -106,6 +109,7 @@ def origin(recipe: Recipe) -> dict[str, str]:
 def measurement(table: ScoresTable, all_rewards: RewardSet) -> dict[str, float]:
     """Metrics of a gallery: every head's mean, and how different the pictures of a prompt are."""
     numbers = {f"eval/{head}/mean": table.mean(head) for head in table.heads}
+    # Held-out heads come last: diversity by a model that is not optimised is the honest one.
     heads = reversed(all_rewards.heads.values())
     embedder = next((head for head in heads if hasattr(head, "embed_images")), None)
     if embedder is not None and table.folder is not None:

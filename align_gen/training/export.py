@@ -1,4 +1,4 @@
-"""Taking the result of a run away: weights that diffusers loads, and their model card."""
+"""Export the result of a run: weights that diffusers loads, and their model card."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,7 +9,7 @@ from ..galleries.comparison import compare
 from ..galleries.table import ScoresTable
 from ..methods.state import TrainState
 from .recipe import Recipe
-from .sharding import put_together
+from .sharding import unsharded
 
 LORA = """from diffusers import DiffusionPipeline
 
@@ -31,7 +31,7 @@ def export(state: TrainState, folder: Path, card: str | None = None) -> None:
     Raises:
         RunFailure: the folder cannot be written.
     """
-    with state.averaged(), put_together(state.model), writing(folder):
+    with state.averaged(), unsharded(state.model), writing(folder):
         if state.accelerator.is_main_process:
             with whole_folder(folder) as part:
                 state.model.export(part)
@@ -46,12 +46,14 @@ def model_card(recipe: Recipe, before: ScoresTable, after: ScoresTable) -> str:
 
     kind = "lora" if recipe.model.lora is not None else "full"
     base = recipe.model.path
+    # Only owner/model can be the base's id on the hub; a local path would be a broken link.
     header = ModelCardData(
         base_model=base if base.count("/") == 1 else None,
         library_name="diffusers",
         tags=[recipe.method.name, kind, "align_gen"],
     )
     prompt = str(after.rows[0].get("prompt", "")) if after.rows else ""
+    # A quotation mark in the prompt would end the snippet's own text.
     snippet = (LORA if kind == "lora" else FULL).format(base=base, prompt=prompt.replace('"', "'"))
     changes = "\n".join(
         f"| {name} | {c.before:.4f} | {c.after:.4f} | [{c.ci_low:+.4f}, {c.ci_high:+.4f}] | {c.n} |"
@@ -63,6 +65,7 @@ def model_card(recipe: Recipe, before: ScoresTable, after: ScoresTable) -> str:
         else "those of the last step (no `optim.ema`)"
     )
     prompts = len({row.get("prompt") for row in after.rows})
+    pictures = len(after.rows)
     return f"""---
 {header.to_yaml().rstrip()}
 ---
@@ -80,7 +83,7 @@ Made with align_gen. The licence is that of the base model, {base}; see there be
 {snippet}
 ```
 
-{prompts} held-out prompts, {len(after.rows)} pictures; a pair is one prompt and seed before and after.
+{prompts} held-out prompts, {pictures} pictures; a pair is one prompt and seed before and after.
 
 | reward | before | after | change, 95 % interval | pairs |
 |---|---|---|---|---|

@@ -1,6 +1,4 @@
-"""``metrics.jsonl``: one line a training step, one line a measurement; readable while the run
-writes it.
-"""
+"""``metrics.jsonl``: a line a training step or measurement, readable while the run writes."""
 
 import json
 import os
@@ -15,8 +13,9 @@ Numbers = dict[str, Any]
 
 
 class Journal:
-    """The metrics of a run up to a step; later ones, of a run that was killed after them, are
-    dropped from the file.
+    """The metrics of a run up to a step.
+
+    Later lines, of a run that was killed after them, are dropped from the file.
 
     Args:
         file: appended to, a whole line at a time; None keeps them in memory alone, for processes

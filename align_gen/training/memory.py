@@ -63,6 +63,7 @@ def as_it_was(model: "Model") -> Iterator[None]:
     kernels = kernels_of(model)
     offloaded = model.reference_on_cpu
     flags = ("gradient_checkpointing", "use_slicing", "use_tiling")
+    # Every module, as diffusers sets these flags deep inside of networks and VAEs.
     parts = [part for root in model.components().values() for part in root.modules()]
     modes = [
         (part, flag, getattr(part, flag)) for part in parts for flag in flags if hasattr(part, flag)

@@ -1,7 +1,7 @@
 """A run as one YAML file and one strict model of it."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,6 +21,13 @@ from .yaml_text import apply_override, parse_yaml, validate, with_names
 
 # Sections with names of the user's own as keys: replaced as a whole, not key by key.
 OPEN = ("rewards", "eval_rewards")
+# Keys that may name a file or a folder.
+FILES = {
+    "model": ("path", "adapter"),
+    "prompts": ("train", "eval"),
+    "data": ("pairs", "media"),
+    "combine": ("calibrate",),
+}
 
 
 def _short_dtype(value: Any) -> Any:
@@ -149,7 +156,7 @@ class RunSection(Strict):
 
 
 class Recipe(Strict):
-    """Everything that decides a run. ``method`` holds the checked options of the method it names."""
+    """Everything that decides a run; ``method`` holds the checked options of the method named."""
 
     model: ModelSection
     method: SerializeAsAny[MethodOptions] = Field(
@@ -172,8 +179,15 @@ class Recipe(Strict):
     run: RunSection = RunSection()
 
     @classmethod
-    def load(cls, source: str | Path, overrides: Sequence[str] = ()) -> "Recipe":
-        """From a bundled name or a YAML file; ``overrides`` are "section.key=value".
+    def load(
+        cls, source: str | Path, overrides: Sequence[str] = (), *, beside: bool = True
+    ) -> "Recipe":
+        """From a bundled name or a YAML file.
+
+        Args:
+            overrides: "section.key=value"; paths in them count from the working directory.
+            beside: look for the files that a recipe names beside it first, and then in the working
+                directory. Not for the recipe that a run wrote down, whose paths are looked up.
 
         Raises:
             UserError: one line that names the key and what is accepted.
@@ -192,6 +206,8 @@ class Recipe(Strict):
         data = parse_yaml(text, str(path))
         if not isinstance(data, dict):
             raise UserError(f"{path}: want a mapping with the sections {sorted(cls.model_fields)}")
+        if beside and not is_bundled:
+            data = look_beside(data, path.parent)
         for override in overrides:
             apply_override(data, override)
         return cls.parse(data, str(path))
@@ -233,6 +249,53 @@ class Recipe(Strict):
         return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 
 
+def look_beside(data: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A recipe's plain data, its files that lie in ``folder`` named from the working directory.
+
+    What is no such file stays as it is: a bundled name, a hub name, or a path from the working
+    directory.
+    """
+    known = {*bundled.models(), *bundled.prompts()}
+
+    def located(value: Any) -> Any:
+        if not isinstance(value, str) or value in known or Path(value).is_absolute():
+            return value
+        return str(folder / value) if value and _exists(folder / value) else value
+
+    def code(value: Any) -> Any:
+        """A reward of the user's own: file.py:attribute."""
+        file, colon, attribute = value.partition(".py:") if isinstance(value, str) else ("", "", "")
+        return f"{located(file + '.py')}:{attribute}" if colon else value
+
+    resolved = dict(data)
+    for section, keys in FILES.items():
+        part = data.get(section)
+        if isinstance(part, Mapping):
+            resolved[section] = {k: located(v) if k in keys else v for k, v in part.items()}
+    for section in OPEN:
+        part = data.get(section)
+        if isinstance(part, Mapping):
+            resolved[section] = {
+                code(name): _reward_files(options, located, code) for name, options in part.items()
+            }
+    return resolved
+
+
+def _reward_files(options: Any, located: Callable[[Any], Any], code: Callable[[Any], Any]) -> Any:
+    """A reward's options, its weights and its code located."""
+    if not isinstance(options, Mapping):
+        return options
+    ways = {"path": located, "name": code}
+    return {key: ways[key](value) if key in ways else value for key, value in options.items()}
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # no file name at all: a NUL byte, or too long for the disk
+        return False
+
+
 def method_options(data: Any, source: str = "recipe") -> MethodOptions:
     """The checked options of the method that a recipe's section names.
 
@@ -269,7 +332,7 @@ def _require_source(recipe: Recipe, source: str) -> None:
 
 
 def _require_measurement(recipe: Recipe, source: str) -> None:
-    """What compares pictures must be told what is good, and something must be measured."""
+    """Check that methods which compare pictures have a reward, and that something is measured."""
     kind = recipe.method.batch_kind()
     compares = kind == "prompts" or (kind == "media" and recipe.method.images_per_prompt > 1)
     if compares and not recipe.rewards:

@@ -1,4 +1,4 @@
-"""A recipe made ready to run: data, rewards, model and optimizer, each checked against the others."""
+"""Make a recipe ready to run: data, rewards, model and optimizer, checked against each other."""
 
 import logging
 from collections.abc import Iterable, Iterator
@@ -26,7 +26,7 @@ from .data import Data, draw_batch, load_data
 from .memory import as_it_was, encode_and_free, save_memory
 from .placebo import Shuffled
 from .recipe import Recipe
-from .sharding import held, require_equal_calls, shard
+from .sharding import require_shares, shard, shard_report
 from .trial import try_rewards
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ class Session:
             UserError: a mistake in the recipe or its files.
         """
         with user_mistakes():
+            # The cheap checks come first: a large model is loaded only where nothing else is wrong.
             data = load_data(recipe)
             held_out = load_prompts(recipe.prompts.eval)
             require_disjoint([{"prompt": prompt} for prompt in data.prompts], held_out)
@@ -76,6 +77,8 @@ class Session:
             dtype = dtype_of(section.dtype)
             use_attention(loaded, section.attention, dtype, accelerator.device)
             prepare_model(recipe, loaded)
+
+        # Outside of the block above: what the device raises is no mistake of the user's.
         state = prepare_state(recipe, loaded, accelerator)
 
         if recipe.memory.free_text_encoders:
@@ -84,10 +87,13 @@ class Session:
         if recipe.memory.offload_rewards:
             rewards = replace(rewards, offload=frozenset(rewards.heads))
             all_rewards = replace(all_rewards, offload=frozenset(all_rewards.heads))
+
+        # Both sets share heads, but each keeps a device of its own.
         rewards.to(accelerator.device)
         all_rewards.to(accelerator.device)
         with user_mistakes():
             try_rewards(all_rewards, loaded, recipe.sampling, data.prompts[0])
+        # Last: what is measured stays true, and only what is optimised is shuffled.
         if recipe.run.placebo:
             rewards = Shuffled.of(rewards, recipe.run.seed)
         return cls(recipe, state, data, held_out, rewards, all_rewards)
@@ -129,6 +135,7 @@ def open_session(
     with user_mistakes():
         loaded = open_model(model)
     with ExitStack() as stack:
+        # Callbacks run backwards: weights first, and then how the model samples and attends.
         stack.enter_context(as_it_was(loaded))
         stack.push(lambda kind, *_: loaded.restore_weights() if kind else None)
         yield Session.of(recipe, accelerator, loaded)
@@ -185,6 +192,8 @@ def prepare_model(recipe: Recipe, model: Model) -> None:
     Raises:
         UserError: a number of the recipe does not fit this model.
     """
+    from diffusers.training_utils import cast_training_params
+
     section = recipe.model
     require_fit(recipe, model)
     if section.lora is None:
@@ -199,9 +208,9 @@ def prepare_model(recipe: Recipe, model: Model) -> None:
 
     # Small updates vanish in half precision. The frozen copies are float32 too, so that they are
     # what the policy was when it began.
-    copies = [each for module in model.reference_copies.values() for each in module.parameters()]
-    for parameter in (*model.parameters(), *copies):
-        parameter.data = parameter.data.float()
+    cast_training_params([*model.trainable.values()], torch.float32)
+    for module in model.reference_copies.values():
+        module.float()
 
 
 def require_fit(recipe: Recipe, model: Model) -> None:
@@ -220,12 +229,15 @@ def require_fit(recipe: Recipe, model: Model) -> None:
             f"model.path: {type(model).__name__} wants {model.required_inputs} beside each prompt, "
             "which no recipe has"
         )
+
+    # Sizes and grids of drawing and of measuring: each raises for what the model cannot do.
     height = sampling.height or model.default_size[0]
     width = sampling.width or model.default_size[1]
     shape = model.latent_shape(height, width, sampling.num_frames or model.default_frames)
     model.times(recipe.evaluate.num_inference_steps, shape)
     times = model.times(sampling.num_inference_steps, shape)
     std = model.process.std(times[:, 0], times[:, 1], sampling.eta)
+    # With few steps each of them may end almost clean, which leaves no density to learn from.
     if sampling.eta > 0 and not (std > 0).any():
         raise UserError(
             f"sampling.num_inference_steps: {sampling.num_inference_steps} leaves no stochastic "
@@ -239,14 +251,15 @@ def prepare_state(recipe: Recipe, model: Model, accelerator: "Accelerator") -> T
     # Sharded before anything else: no whole network ever comes to a device.
     if recipe.memory.shard:
         shard(model, accelerator.device)
-        log.info("weights in each process: %s", held(model))
+        log.info("weights in each process: %s", shard_report(model))
     model.to(accelerator.device)
     adamw = torch.optim.AdamW(model.parameters(), lr=optim.lr, weight_decay=optim.weight_decay)
     optimizer = accelerator.prepare(adamw)
 
-    # Accelerate gives the networks their precision alone: gradients add up in ``TrainState.update``.
+    # Accelerate gives the networks only their precision: gradients add up in ``TrainState.update``.
     for name, module in model.trainable.items():
         model.trainable[name] = accelerator.prepare_model(module, evaluation_mode=True)
+        # All start from the first process's weights, whatever each has loaded or drawn.
         if accelerator.num_processes > 1:
             whole = (each for each in module.parameters() if not isinstance(each, DTensor))
             for parameter in whole:
@@ -256,6 +269,7 @@ def prepare_state(recipe: Recipe, model: Model, accelerator: "Accelerator") -> T
             module, device_placement=not model.reference_on_cpu, evaluation_mode=True
         )
 
+    # After the parameters have come to the device: the average lies beside them.
     ema = None
     if optim.ema is not None:
         from diffusers.training_utils import EMAModel
@@ -271,46 +285,6 @@ def prepare_state(recipe: Recipe, model: Model, accelerator: "Accelerator") -> T
         micro_batch=optim.micro_batch,
         sharded=recipe.memory.shard,
     )
-
-
-def require_shares(accelerator: "Accelerator", recipe: Recipe, held_out: int) -> None:
-    """Check that every process has a prompt; of a network in shards, equally many.
-
-    Raises:
-        UserError: names the key, or the launch that is not supported.
-    """
-    from accelerate.utils import DistributedType
-
-    kind = accelerator.distributed_type
-    ranks = accelerator.num_processes
-    prompts = recipe.method.prompts_per_step
-    supported = (
-        DistributedType.NO,
-        DistributedType.MULTI_CPU,
-        DistributedType.MULTI_GPU,
-        DistributedType.MULTI_XPU,
-    )
-    if kind not in supported:
-        raise UserError(
-            f"finetune: {kind.value} is not supported; want accelerate's plain multi-process "
-            "launch, with memory.shard=true where the model does not fit"
-        )
-    if prompts < ranks:
-        raise UserError(
-            f"method.prompts_per_step: {prompts} leaves some of {ranks} processes without a "
-            "prompt; want more"
-        )
-    if recipe.memory.shard:
-        if ranks == 1:
-            raise UserError(
-                "memory.shard: there is one process to hold the shards; want a launch of several"
-            )
-        if recipe.memory.offload_reference:
-            raise UserError(
-                "memory.offload_reference: its shards stay where they are; want one of it and "
-                "memory.shard"
-            )
-        require_equal_calls(prompts, held_out * len(recipe.evaluate.seeds), ranks)
 
 
 def mismatches(recipe: Recipe, model: Model) -> Iterable[str]:

@@ -16,14 +16,16 @@ from ..distributed import unshard
 from ..errors import UserError
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
     from ..pipelines import Model
+    from .recipe import Recipe
 
 BLOCKS = ("BasicTransformerBlock", "ResnetBlock2D")  # of networks that do not name their own
 
 
 def shard(model: "Model", device: torch.device) -> None:
-    """Cut the networks of a model over all processes, block by block, and bring the parts to the
-    device.
+    """Cut the networks of a model over all processes, block by block, onto the device.
 
     What of full training is trained is cut too; gradients then arrive summed over the processes.
     """
@@ -51,7 +53,7 @@ def shard(model: "Model", device: torch.device) -> None:
             cut.set_force_sum_reduction_for_comms(True)  # gloo knows no other
 
 
-def held(model: "Model") -> str:
+def shard_report(model: "Model") -> str:
     """How much of the trained networks lies in this process, for people."""
     parts = [part for module in model.trainable.values() for part in module.parameters()]
     here = sum((part.to_local() if isinstance(part, DTensor) else part).nbytes for part in parts)
@@ -59,14 +61,16 @@ def held(model: "Model") -> str:
 
 
 @contextmanager
-def put_together(model: "Model") -> Iterator[None]:
-    """Inside, what full training trains are plain modules on the CPU, to be exported; every process
-    must enter.
+def unsharded(model: "Model") -> Iterator[None]:
+    """Inside, the networks of full training are plain modules on the CPU, to be exported.
+
+    Every process must enter.
     """
-    kept = dict(model.trainable)
-    for name, module in kept.items():
+    networks = dict(model.trainable)
+    for name, module in networks.items():
         if any(isinstance(part, DTensor) and part.requires_grad for part in module.parameters()):
             weights = {key: unshard(value).cpu() for key, value in module.state_dict().items()}
+            # fully_shard has put a class of its own before that of diffusers.
             plain: Any = next(
                 kind for kind in type(module).__mro__ if kind.__module__.startswith("diffusers.")
             )
@@ -75,12 +79,55 @@ def put_together(model: "Model") -> Iterator[None]:
     try:
         yield
     finally:
-        model.trainable.update(kept)
+        model.trainable.update(networks)
+
+
+def require_shares(accelerator: "Accelerator", recipe: "Recipe", held_out: int) -> None:
+    """Check that every process has a prompt; of a network in shards, equally many.
+
+    Raises:
+        UserError: names the key, or the launch that is not supported.
+    """
+    from accelerate.utils import DistributedType
+
+    kind = accelerator.distributed_type
+    ranks = accelerator.num_processes
+    prompts = recipe.method.prompts_per_step
+    supported = (
+        DistributedType.NO,
+        DistributedType.MULTI_CPU,
+        DistributedType.MULTI_GPU,
+        DistributedType.MULTI_XPU,
+    )
+    if kind not in supported:
+        raise UserError(
+            f"finetune: {kind.value} is not supported; want accelerate's plain multi-process "
+            "launch, with memory.shard=true where the model does not fit"
+        )
+    if prompts < ranks:
+        raise UserError(
+            f"method.prompts_per_step: {prompts} leaves some of {ranks} processes without a "
+            "prompt; want more"
+        )
+
+    # Processes of a network in shards wait for each other in every block of every call.
+    if recipe.memory.shard:
+        if ranks == 1:
+            raise UserError(
+                "memory.shard: there is one process to hold the shards; want a launch of several"
+            )
+        if recipe.memory.offload_reference:
+            raise UserError(
+                "memory.offload_reference: its shards stay where they are; want one of it and "
+                "memory.shard"
+            )
+        require_equal_calls(prompts, held_out * len(recipe.evaluate.seeds), ranks)
 
 
 def require_equal_calls(prompts: int, pictures: int, ranks: int) -> None:
-    """UserError where the processes' shares differ, so that some would wait for calls that others
-    never make.
+    """Check that all processes make equally many calls: of unequal ones, some would wait for ever.
+
+    Raises UserError.
     """
     for key, count in (
         ("method.prompts_per_step", prompts),

@@ -20,8 +20,7 @@ class Stopped(KeyboardInterrupt):
 
 
 class StopSignals:
-    """Inside, the first SIGTERM or Ctrl-C is only noted, in ``signum``; the second does what it
-    always does.
+    """Inside, the first SIGTERM or Ctrl-C is only noted, in ``signum``; the second acts as ever.
 
     Outside of the main thread, where Python handles no signals, nothing changes.
     """
@@ -38,10 +37,8 @@ class StopSignals:
         if self.signum is None:
             self.signum, self._since = number, time.monotonic()
             # Not print: the signal may have come in the middle of one.
-            os.write(
-                2,
-                f"align-gen: {signal.Signals(number).name}: saving first; again stops at once\n".encode(),
-            )
+            name = signal.Signals(number).name
+            os.write(2, f"align-gen: {name}: saving first; again stops at once\n".encode())
         elif time.monotonic() - self._since > ECHO:
             self._restore()
             signal.raise_signal(number)

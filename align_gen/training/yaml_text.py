@@ -123,16 +123,18 @@ def _hint(model: Any, complaint: Any) -> str:
     """What may have been meant by an unknown key."""
     location = complaint["loc"]
     word = str(location[-1])
+    known = _known_keys(model, location[:-1])
+
+    def nearest(likeness: float) -> list[str]:
+        return difflib.get_close_matches(word, known, n=1, cutoff=likeness)
 
     # The right key in a wrong section, or in none: training.steps, or steps alone.
     inside = complaint["input"]
     words = [*inside] if isinstance(inside, Mapping) else [word]
     elsewhere = [path for name, path in leaves(model) if name in words and path != word]
-    if elsewhere:
-        return f"did you mean {elsewhere[0]!r}?"
 
-    known = _known_keys(model, location[:-1])
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    # A slip of the fingers is likelier than a wrong section, and that likelier than another word.
+    near = nearest(0.75) or elsewhere[:1] or nearest(0.5)
     return f"did you mean {near[0]!r}?" if near else f"known: {known}"
 
 

@@ -16,7 +16,10 @@ from ..pretrained import OwnLora
 from ..schedules import ddim_process, ddim_times
 
 
-class PixArtTransformer2DModel(diffusers.PixArtTransformer2DModel, PeftAdapterMixin):  # type: ignore[misc]
+class PixArtTransformer2DModel(
+    diffusers.PixArtTransformer2DModel,  # type: ignore[misc]
+    PeftAdapterMixin,  # type: ignore[misc]
+):
     """diffusers' network, made to take a LoRA; the name is the one in its files."""
 
 

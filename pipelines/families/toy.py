@@ -73,7 +73,8 @@ class Toy(Model):
         if isinstance(self.process, Flow):
             grid = torch.linspace(1, 0, num_inference_steps + 1, dtype=torch.float64)
             return torch.stack([grid[:-1], grid[1:]], 1)
-        stride = len(self.process.alphas_cumprod) // num_inference_steps  # type: ignore[attr-defined]
+        alphas = self.process.alphas_cumprod  # type: ignore[attr-defined]
+        stride = len(alphas) // num_inference_steps
         t = torch.arange(num_inference_steps - 1, -1, -1, dtype=torch.float64) * stride + stride - 1
         return torch.stack([t, t - stride], 1)
 

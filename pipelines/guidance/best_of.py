@@ -49,9 +49,11 @@ class BestOf:
             )
         best = plain_sample(model, condition, generator=generator, **options)
         best_score = self._score(best, condition.prompts)
+        # Rows are replaced in place, so that no more than two candidates are ever in memory.
         for _ in range(1, self.n):
             media = plain_sample(model, condition, generator=generator, **options)
             score = self._score(media, condition.prompts)
+            # Of equal scores the earlier candidate stays, the plain sample first of all.
             better = score > best_score
             best[better] = media[better]
             best_score[better] = score[better]

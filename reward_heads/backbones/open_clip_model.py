@@ -60,10 +60,12 @@ class OpenClip:
         try:
             with _silent_root():
                 if pretrained is not None and weights.is_path(pretrained):
+                    # Read by us, as a plain file of tensors and nothing else.
                     model = open_clip.create_model(name, precision=precision, load_weights=False)
                     weights.fill(model, weights.read(Path(pretrained).expanduser()), pretrained)
                 else:
                     if repository := _repository_of(name, pretrained):
+                        # Asked once, as the download itself would go on trying for half a minute.
                         hub.reach(repository)
                     model = open_clip.create_model(
                         name, pretrained=pretrained, precision=precision, require_pretrained=True

@@ -69,6 +69,7 @@ def read(path: Path) -> dict[str, Tensor]:
         said = " ".join(str(error).split())[:160]
         raise ValueError(f"{path}: cannot be read as weights ({said})") from error
 
+    # Wrapped once or more: trainers nest "state_dict" in checkpoints of their own.
     while isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
     is_named = isinstance(state, Mapping)
@@ -98,6 +99,7 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], where: object) -> None:
 def sha256(module: nn.Module) -> str:
     """A hash of all weights by name, equal for equal models whatever file they came from."""
     digest = hashlib.sha256()
+    # By name and on the CPU, so that neither order nor device changes the hash.
     for name, value in sorted(module.state_dict().items()):
         flat = value.detach().cpu().contiguous().flatten()
         digest.update(name.encode())

@@ -96,6 +96,7 @@ class Siglip(DualEncoder):
         text = model.config.text_config
         tokenizer = read_tokenizer(path, text.vocab_size)
         options = {
+            # Padded and not masked, as in training: the last token is where the model sums up.
             "padding": "max_length",
             "padding_side": "right",
             "truncation": True,
@@ -106,6 +107,7 @@ class Siglip(DualEncoder):
         encoder = cls(model, lambda texts: tokenizer(texts, **options))
         processor = pretrained(transformers.AutoImageProcessor, path, "preprocessor")
         resample = int(processor.resample)
+        # Another filter would give other scores without a word.
         if resample not in MODES:
             raise ValueError(f"path {path}: resample {processor.resample}: want one of {MODES}")
         encoder.mode = MODES[resample]

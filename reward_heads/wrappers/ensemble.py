@@ -49,6 +49,7 @@ class Ensemble(UncertainHead):
     def opinions(self, media: Tensor, prompts: Sequence[str], **context: Any) -> Tensor:
         rows = []
         for member, scale in zip(self.members, self.scale, strict=True):
+            # A member is given what it asked for alone: others' keys may be unknown to it.
             given = {key: context[key] for key in member.required_context}
             scores = member(media, prompts, **given)
             rows.append(scores.to(media.device, torch.float32) / scale)

@@ -54,6 +54,7 @@ class Segments(RewardHead):
             )
         self.differentiable = self.head.differentiable
         self.required_context = self.head.required_context
+        # The weights are at most 1 each and may be tiny, so 0 is always within reach.
         low, high = self.head.range
         self.range = (min(low, 0.0), max(high, 0.0))
         self.generator = None if seed is None else torch.Generator().manual_seed(seed)

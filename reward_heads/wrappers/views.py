@@ -42,6 +42,7 @@ class Views(UncertainHead):
 
         if kind not in ("crops", "noise"):
             raise ValueError(f"views kind: want crops or noise, got {kind!r}")
+        # There are six crops in all; levels of noise are bounded for their cost alone.
         usual, limit = (6, 6) if kind == "crops" else (2, 64)
         self.count = usual if count is None else count
         if not 2 <= self.count <= limit:
@@ -68,6 +69,7 @@ class Views(UncertainHead):
         """``count`` views of the pictures; the noise is equal for all pictures and calls."""
         if self.kind == "crops":
             return crops(media, self.count, self.strength)
+        # Fixed, so that the same picture has the same score at every call.
         fixed = torch.Generator().manual_seed(0)
         noise = torch.randn(media.shape[1:], generator=fixed).to(media)
         levels = torch.linspace(0, self.strength, self.count).tolist()

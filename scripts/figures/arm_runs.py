@@ -19,8 +19,9 @@ from align_gen.pipelines.sampling import step_log_prob
 from align_gen.pipelines.seeding import generator
 from align_gen.progress import ProgressBar
 from align_gen.run_folder import RunFolder
-from align_gen.training.engine import finetune, load_model
+from align_gen.training.engine import finetune
 from align_gen.training.recipe import Recipe
+from align_gen.training.setup import load_model
 
 from .arms import ARMS, BASES, DRAWN, model_of, recipe_of
 from .rivals import figures_of, trl, untrained
@@ -68,6 +69,8 @@ def prepare_data(arm: str, folder: Path, progress: ProgressBar) -> None:
 def distance(recipe: Recipe, trained: pipelines.Model) -> float:
     """KL(policy || reference) over whole trajectories in nats, from the policy's own samples."""
     sampling = Recipe.load(BASES[recipe.model.path]).sampling  # alike for all
+
+    # Policy and reference see the same latents: only their densities differ.
     base = load_model(recipe)
     prompts = [row["prompt"] for row in load_prompts(recipe.prompts.eval)][:DISTANCE]
     size = recipe.optim.micro_batch
@@ -84,6 +87,8 @@ def distance(recipe: Recipe, trained: pipelines.Model) -> float:
             guidance_scale=sampling.guidance_scale,
             reduction="sum",
         )
+
+        # Texts anew: the reference has a text encoder of its own.
         condition = encode(base, texts, sampling)
         reference = [
             step_log_prob(

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from align_gen import methods
 from align_gen.galleries.prompts import load_prompts
 from align_gen.training.recipe import Recipe
 
@@ -124,8 +123,7 @@ def recipe_of(arm: str, seed: int, calls: int, folder: Path) -> tuple[Recipe, in
 
     # A row is one sample through the denoiser; guidance doubles them.
     rows_per_sample = 1 if recipe.sampling.guidance_scale == 1 else 2
-    method = methods.load(recipe.method["name"])
-    cost = method.calls(recipe.method_options(), recipe.sampling, rows_per_sample)
+    cost = recipe.method.cost(recipe.sampling, rows_per_sample)
     calls //= VIDEO_SHARE if model == "emoji-video" else 1
-    steps = max(1, round((calls - spent) / cost["forwards"]))
+    steps = max(1, round((calls - spent) / cost.forwards))
     return recipe.replace(run={"steps": steps}), spent

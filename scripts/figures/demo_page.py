@@ -8,14 +8,13 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from align_gen import bundled, compare, methods
+from align_gen import bundled, compare
 from align_gen.demo import HeldOutFigures
 from align_gen.galleries.gallery import Gallery
-from align_gen.galleries.table import ScoresTable
+from align_gen.galleries.table import SCORES, ScoresTable
 from align_gen.opening import open_model, open_rewards
 from align_gen.pipelines.guidance.best_of import BestOf
 from align_gen.run_folder import RunFolder
-from align_gen.training.early_stopping import mean
 from align_gen.training.recipe import Recipe
 
 from .rivals import WORDS, rival
@@ -82,7 +81,7 @@ def line(name: str, calls: int, before: ScoresTable, table: ScoresTable, diversi
         delta = change.delta / change.std
         low = change.ci_low / change.std
         high = change.ci_high / change.std
-        cells.append(f"{mean(table, column):.4f} ({delta:+.2f} [{low:+.2f}, {high:+.2f}])")
+        cells.append(f"{table.mean(column):.4f} ({delta:+.2f} [{low:+.2f}, {high:+.2f}])")
     cells.append(f"{diversity:.2f}")
     return "| " + " | ".join(cells) + " |"
 
@@ -90,15 +89,13 @@ def line(name: str, calls: int, before: ScoresTable, table: ScoresTable, diversi
 def winners(tables: Mapping[str, ScoresTable]) -> str:
     """Who has the highest mean of each head."""
     heads = next(iter(tables.values())).heads
-    best = {head: max(tables, key=lambda name: mean(tables[name], head)) for head in heads}
+    best = {head: max(tables, key=lambda name: tables[name].mean(head)) for head in heads}
     return "; ".join(f"highest `{head}`: **{name}**" for head, name in best.items())
 
 
 def scores_of(gallery: Path) -> ScoresTable:
     """A gallery's scores; the gallery is where it lies by now, wherever it was drawn."""
-    table = ScoresTable.load(gallery / "scores.parquet")
-    table.folder = str(gallery)
-    return table
+    return ScoresTable.load(gallery / SCORES).at(gallery)
 
 
 def rivals(recipe: Recipe, run: Path, summary: Mapping[str, Any], rows_per_sample: int) -> str:
@@ -118,7 +115,7 @@ def rivals(recipe: Recipe, run: Path, summary: Mapping[str, Any], rows_per_sampl
         "untouched": (gallery, before),
         "style in the prompt": (gallery, rival(recipe, run, "words", words=WORDS)),
         f"best of {n}": (n * gallery, rival(recipe, run, "best-of", guide=best_of)),
-        recipe.method["name"].upper(): (trained, after),
+        recipe.method.name.upper(): (trained, after),
     }
 
     held_out = bundled.model_path(recipe.eval_rewards["heldout"]["path"])
@@ -145,10 +142,10 @@ def page(runs: Sequence[Path], flow: Sequence[Path]) -> str:
     summaries = [summary_of(run) for run in runs]
     first = summaries[0]
     recipe = Recipe.load(RunFolder(runs[0]).recipe)
-    rows_per_sample = open_model(recipe.model.path).passes(recipe.sampling.guidance_scale)
-    method = methods.load(recipe.method["name"])
-    calls = method.calls(recipe.method_options(), recipe.sampling, rows_per_sample)
-    learned = calls["backwards"] / calls["forwards"]
+    model = open_model(recipe.model.path)
+    rows_per_sample = model.rows_per_sample(recipe.sampling.guidance_scale)
+    cost = recipe.method.cost(recipe.sampling, rows_per_sample)
+    learned = cost.backwards / cost.forwards
     command = " ".join(map(str, runs))
     if flow:
         command += " --flow " + " ".join(map(str, flow))

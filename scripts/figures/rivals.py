@@ -9,7 +9,6 @@ from typing import Any
 from accelerate import Accelerator
 
 from align_gen import pipelines, sample, score
-from align_gen.bench.setting import Setting
 from align_gen.demo import summarise
 from align_gen.files import whole_file
 from align_gen.galleries.gallery import Gallery
@@ -21,20 +20,11 @@ from align_gen.progress import ProgressCallback
 from align_gen.reward_heads import RewardSet
 from align_gen.run_folder import RunFolder
 from align_gen.training.engine import Run
+from align_gen.training.evaluation import drawing
 from align_gen.training.recipe import Recipe
+from align_gen.training.setup import Session
 
 WORDS = "a glossy 3d emoji of {}"
-
-
-def drawing(recipe: Recipe) -> dict[str, Any]:
-    """How a recipe's galleries are drawn: keywords of ``sample``. Seeds are in the rows."""
-    return {
-        "num_inference_steps": recipe.evaluate.num_inference_steps,
-        "guidance_scale": recipe.sampling.guidance_scale,
-        "eta": recipe.evaluate.eta,
-        "height": recipe.sampling.height,
-        "width": recipe.sampling.width,
-    }
 
 
 def rewards_of(recipe: Recipe) -> RewardSet:
@@ -66,8 +56,7 @@ def rival(
         rows,
         out=run / "rivals" / name,
         guide=guide,
-        batch_size=32,
-        **drawing(recipe),
+        **{**drawing(recipe), "batch_size": 32},
     )
     bare = [{**row, "prompt": row["bare"]} for row in gallery.rows]
     return score(Gallery(gallery.folder, bare), rewards_of(recipe))
@@ -98,10 +87,11 @@ def trl(
     """
     from align_gen.bench.trl import trl_trainer
 
-    setting = Setting.of(recipe, Accelerator(cpu=True))
-    clip = recipe.method["clip"]
-    calls_per_step = setting.images * recipe.sampling.num_inference_steps * 2 * 2
-    trainer = trl_trainer(setting, train_clip_range=clip, seed=recipe.run.seed)
+    session = Session.of(recipe, Accelerator(cpu=True))
+    clip = recipe.method.model_dump()["clip"]
+    # Each step is drawn and learned once, both with guidance.
+    calls_per_step = recipe.method.images * recipe.sampling.num_inference_steps * 2 * 2
+    trainer = trl_trainer(session, train_clip_range=clip, seed=recipe.run.seed)
     steps = round(calls / calls_per_step)
     for number in range(steps):
         trainer.step(number, number)
@@ -113,7 +103,7 @@ def trl(
     gallery = RunFolder(folder).final
     if not (gallery / "metadata.jsonl").is_file():
         rows = [undrawn(row) for row in before.rows]
-        sample(model, rows, out=gallery, batch_size=64, **drawing(recipe))
+        sample(model, rows, out=gallery, **{**drawing(recipe), "batch_size": 64})
     table = score(Gallery.load(gallery), rewards_of(recipe))
     table.save(gallery / SCORES)
     shutil.copytree(RunFolder(like).before, RunFolder(folder).before, dirs_exist_ok=True)

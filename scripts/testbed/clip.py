@@ -26,6 +26,8 @@ def write_tokenizer(folder: Path, rows: list[Row], *, vocab_size: int, length: i
 
     if (folder / "tokenizer.json").is_file():
         return len(CLIPTokenizer.from_pretrained(folder))
+
+    # CLIP's own splitting and byte alphabet, over the words of this testbed.
     bpe = Tokenizer(models.BPE(continuing_subword_prefix="", end_of_word_suffix="</w>"))
     bpe.normalizer = normalizers.Lowercase()
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
@@ -46,11 +48,11 @@ def write_tokenizer(folder: Path, rows: list[Row], *, vocab_size: int, length: i
     vocab = dict(state["vocab"])
     for symbol in sorted(alphabet):  # every byte can also end a word
         vocab.setdefault(symbol + "</w>", len(vocab))
-    for special in (
-        "<|startoftext|>",
-        "<|endoftext|>",
-    ):  # the end is the highest id: CLIP pools there by argmax
+    # The end is the highest id: CLIP pools there by argmax.
+    for special in ("<|startoftext|>", "<|endoftext|>"):
         vocab[special] = len(vocab)
+
+    # Versions of tokenizers write a merge as a list or as a text.
     merges = [
         tuple(merge) if isinstance(merge, list) else tuple(merge.split(" "))
         for merge in state["merges"]
@@ -115,9 +117,7 @@ def clip_config(design: ClipDesign, vocab: int) -> Row:
 
 
 def train_clip(name: str, data: Path, work: Path, out: Path, steps: int | None) -> None:
-    """Contrastive with several positives: a caption is true of every picture it does not
-    contradict.
-    """
+    """Contrast with several positives: a caption is true of all pictures it does not contradict."""
     import open_clip
 
     design = CLIPS[name]
@@ -125,6 +125,8 @@ def train_clip(name: str, data: Path, work: Path, out: Path, steps: int | None) 
     folder = out / name
     folder.mkdir(parents=True, exist_ok=True)
     vocab = write_tokenizer(folder, pictures.rows, vocab_size=1600, length=design.length)
+
+    # open_clip builds the model from this file, here and for readers.
     config = clip_config(design, vocab)
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=1) + "\n")
     tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
@@ -132,6 +134,7 @@ def train_clip(name: str, data: Path, work: Path, out: Path, steps: int | None) 
     model = open_clip.CLIP(**config["model_cfg"]).to(memory_format=torch.channels_last)
     normalise = ClipNormalise(config["preprocess_cfg"])
 
+    # Things that every style has, for the second part of training.
     siblings: dict[str, list[int]] = {}
     for index, row in enumerate(pictures.rows):
         siblings.setdefault(row["thing"], []).append(index)
@@ -199,6 +202,8 @@ def train_clip(name: str, data: Path, work: Path, out: Path, steps: int | None) 
         warmup=50,
     )
     seconds += more
+
+    # Measured is what was written, in half precision.
     save_half(model, folder / "open_clip_model.safetensors")
     facts = measure_clip(
         model, tokenizer, normalise, Pictures.load(data, (HELD_OUT_STYLE,)), pictures
@@ -212,8 +217,9 @@ def train_clip(name: str, data: Path, work: Path, out: Path, steps: int | None) 
 
 
 def several_positives(logits: Tensor, true: Tensor) -> Tensor:
-    """Cross-entropy of pictures over captions and of captions over pictures, every true partner
-    alike; (B, B) -> ().
+    """Cross-entropy of pictures over captions and of captions over pictures; (B, B) -> ().
+
+    Every true partner counts alike.
     """
     by_picture = -(true / true.sum(1, keepdim=True) * logits.log_softmax(1)).sum(1)
     by_caption = -(true / true.sum(0, keepdim=True) * logits.log_softmax(0)).sum(0)
@@ -233,18 +239,20 @@ class ClipNormalise:
 def measure_clip(
     model: Any, tokenizer: Any, normalise: "ClipNormalise", unseen: Pictures, seen: Pictures
 ) -> Row:
-    """Text-to-image recall@5 in a style never trained on, and how well the two goal sentences tell
-    3D from flat.
-    """
+    """Recall@5 in a style never trained on, and how well the goal sentences tell 3D from flat."""
     image = torch.cat(
         [model.encode_image(normalise(part), normalize=True) for part in unseen.pixels.split(256)]
     )
     text = model.encode_text(
         tokenizer([f"an emoji of {row['thing']}" for row in unseen.rows]), normalize=True
     )
+
+    # How many pictures are nearer to a text than its own, and the other way round.
     similarity = text @ image.T
     rank = (similarity > similarity.diagonal()[:, None]).sum(1)
     rank_of_text = (similarity > similarity.diagonal()[None]).sum(0)
+
+    # The demo's reward is this direction: from flat to 3D.
     goal, baseline = model.encode_text(
         tokenizer(["a glossy 3d emoji", "a flat icon"]), normalize=True
     )

@@ -64,8 +64,9 @@ class Denoiser(nn.Module):
 
 @torch.no_grad()
 def encode_all(vae: Any, pixels: Tensor, copies: int) -> Tensor:
-    """Posterior mean and std of every picture, as it is and under small warps: (copies, N, 2, C, h,
-    w).
+    """Posterior mean and std of every picture as it is and under small warps.
+
+    Returns (copies, N, 2, C, h, w).
     """
     vae = vae.to(memory_format=torch.channels_last)
     found = []
@@ -88,10 +89,9 @@ def encode_all(vae: Any, pixels: Tensor, copies: int) -> Tensor:
 def latent_batch(
     pictures: Pictures, latents: Tensor, tokenizer: Any, seed: int, step: int, size: int = 64
 ) -> tuple[Tensor, Tensor, Tensor, torch.Generator]:
-    """Clean latents of random pictures, noise, and the token ids of a random true caption each, one
-    in ten empty.
+    """Clean latents of random pictures, noise, and the token ids of a random true caption each.
 
-    The generator goes on to draw the times.
+    One caption in ten is empty. The generator goes on to draw the times.
     """
     g = generator(seed, step)
     rng = np.random.default_rng([seed, step])
@@ -125,8 +125,11 @@ def save_pipeline(pipeline: Any, folder: Path) -> None:
 def train_sd(
     name: str, data: Path, work: Path, out: Path, steps: int | None, start: Path | None = None
 ) -> None:
-    """Denoise latents under random captions. ``start``: a pipeline folder of this script's to go on
-    from, whose optimizer is lost; its steps are added in the card.
+    """Denoise latents under random captions.
+
+    Args:
+        start: a pipeline folder of this script's to go on from; its optimizer is lost, its steps
+            are added in the card.
     """
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
     from transformers import CLIPTokenizer
@@ -139,11 +142,15 @@ def train_sd(
         folder / "tokenizer", pictures.rows, vocab_size=1600, length=TEXT_LENGTH
     )
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+
+    # Latents are computed once: the VAE is frozen.
     vae = AutoencoderKL.from_pretrained(work / "emoji-vae").eval()
     latents = encode_all(vae, pictures.pixels, copies=4)
     scheduler = DDIMScheduler(set_alpha_to_one=False, **SCHEDULER)
     torch.manual_seed(4)
     model = Denoiser(vocab, vocab - 1)
+
+    # A model to go on from brings its weights, not its optimizer.
     earlier = 0
     if start is not None:
         model.unet.load_state_dict(model.unet.from_pretrained(start / "unet").float().state_dict())
@@ -166,13 +173,14 @@ def train_sd(
     model, seconds = train(
         name, model, loss_at, steps=steps, lr=1e-3, work=work, ema=0.999, warmup=400, save_every=250
     )
-    tokenizer = CLIPTokenizer.from_pretrained(
-        folder / "tokenizer"
-    )  # a used one is saved with its padding
+    # A used tokenizer would be saved with its padding.
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     pipeline = StableDiffusionPipeline(
         vae=vae, text_encoder=model.text, tokenizer=tokenizer, unet=model.unet, scheduler=scheduler,
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
+
+    # Measured is the pipeline as it was written, in half precision.
     save_pipeline(pipeline, folder)
     pictures_made, facts = measure_generator(pipeline, out, pictures)
     facts |= json.loads((work / "emoji-vae" / "measured.json").read_text())
@@ -203,6 +211,8 @@ def measure_generator(
     tokenizer = open_clip.get_tokenizer(f"local-dir:{out / 'emoji-heldout-clip'}")
     normalise = ClipNormalise(config["preprocess_cfg"])
     pipeline.set_progress_bar_config(disable=True)
+
+    # Things, wordings and seeds that no training step used.
     rng = np.random.default_rng(0)
     things = pictures.things
     chosen = [things[i] for i in rng.permutation(len(things))[: 192 if frame is None else 96]]
@@ -225,6 +235,8 @@ def measure_generator(
         made.append((drawn.images if frame is None else drawn.frames).cpu())
     videos = torch.cat(made)
     images = videos if frame is None else videos[:, frame]
+
+    # How many things are nearer to the picture than the one that was asked for.
     image = reader.encode_image(normalise(images), normalize=True)
     text = reader.encode_text(
         tokenizer([f"an emoji of {thing}" for thing in things]), normalize=True
@@ -232,6 +244,8 @@ def measure_generator(
     similarity = image @ text.T
     own = similarity[torch.arange(len(chosen)), [things.index(thing) for thing in chosen]]
     rank = (similarity > own[:, None]).sum(1)
+
+    # A sheet of 8 x 12 pictures, to look at.
     grid = images[:96].reshape(8, 12, 3, 64, 64).permute(0, 3, 1, 4, 2).reshape(8 * 64, 12 * 64, 3)
     facts = {
         "recall@5 of generated pictures, held-out wording and seeds": round(
@@ -264,11 +278,10 @@ TRANSFORMER = {
 
 
 class FlowDenoiser(nn.Module):
-    """Transformer and the two CLIP text encoders of the family, trained together; T5's place holds
-    zeros.
+    """Transformer and the family's two CLIP text encoders, trained together.
 
-    The first encoder starts as emoji-sd's, a new layer over it: its last layer but one, which the
-    family reads, is the one that emoji-sd's denoiser read.
+    T5's place holds zeros. The first encoder starts as emoji-sd's, a new layer over it: its last
+    layer but one, which the family reads, is the one that emoji-sd's denoiser read.
     """
 
     def __init__(self, vocab: int, eos: int, start: Path):
@@ -300,8 +313,9 @@ class FlowDenoiser(nn.Module):
         assert not unexpected and all("layers.2." in name for name in missing), missing
 
     def forward(self, noisy: Tensor, t: Tensor, ids: Tensor) -> Tensor:
-        """As StableDiffusion3Pipeline conditions it: the last layer but one of both, side by side,
-        and both pooled.
+        """Velocity, conditioned as by StableDiffusion3Pipeline.
+
+        On the last layer but one of both encoders, side by side, and on both pooled texts.
         """
         found = [text(ids, output_hidden_states=True) for text in self.texts]
         tokens = torch.cat([one.hidden_states[-2] for one in found], -1)
@@ -321,6 +335,8 @@ def train_flow(name: str, data: Path, work: Path, out: Path, steps: int | None) 
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     vae = AutoencoderKL.from_pretrained(work / "emoji-vae").eval()
     latents = encode_all(vae, pictures.pixels, copies=4)
+
+    # The family's latents have mean 0, by a number in the VAE's configuration.
     shift = latents[:, :, 0].mean().item()
     latents[:, :, 0] -= shift
     vae.register_to_config(shift_factor=round(shift / vae.config.scaling_factor, 5))
@@ -338,6 +354,8 @@ def train_flow(name: str, data: Path, work: Path, out: Path, steps: int | None) 
     model, seconds = train(
         name, model, loss_at, steps=steps, lr=1e-3, work=work, ema=0.999, warmup=400, save_every=250
     )
+
+    # Used tokenizers would be saved with their padding.
     both = [CLIPTokenizer.from_pretrained(folder / "tokenizer") for _ in range(2)]
     pipeline = StableDiffusion3Pipeline(
         vae=vae,

@@ -38,6 +38,8 @@ def train(
     """
     work.mkdir(parents=True, exist_ok=True)
     file = work / f"{name}.state.pt"
+
+    # Weights decay, gains and biases do not.
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW(
@@ -48,6 +50,8 @@ def train(
         lr=lr,
         betas=(0.9, 0.98),
     )
+
+    # Resumed where a state lies, with its average and its clock.
     average = copy.deepcopy(model).requires_grad_(False)
     start, seconds = 0, 0.0
     if file.exists():
@@ -61,6 +65,7 @@ def train(
     shown = 0.0
     clock = time.time()
     for step in range(start, steps):
+        # Warm-up, then a cosine down to 2 %.
         for group in optimizer.param_groups:
             progress = step / steps
             group["lr"] = (
@@ -68,11 +73,15 @@ def train(
                 * min(1, (step + 1) / warmup)
                 * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
             )
+
+        # Batches depend on the step alone, so a resumed run sees the same.
         loss = loss_at(model, step)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+
+        # Young averages forget faster: the first weights are random.
         decay = min(ema, (1 + step) / (10 + step))
         with torch.no_grad():
             for mean, new in zip(
@@ -82,6 +91,8 @@ def train(
                     mean.lerp_(new, 1 - decay)
                 else:
                     mean.copy_(new)
+
+        # Progress, and now and then the state, whole or not at all.
         shown += loss.item()
         if (step + 1) % 50 == 0:
             spent = seconds + time.time() - clock

@@ -46,6 +46,7 @@ def warp(
     def uniform(size: float) -> Tensor:
         return (torch.rand(n, generator=g) * 2 - 1) * size
 
+    # The order of the draws is part of what a seed means.
     angle = uniform(turn)
     zoom = 1 + uniform(scale)
     mirror = 1 - 2 * (torch.rand(n, generator=g) < flip).float()
@@ -58,6 +59,8 @@ def warp(
         ],
         1,
     )
+
+    # Outside of a picture is zero, which stands for white here.
     grid = F.affine_grid(theta, list(pixels.shape), align_corners=False)
     return 1 - F.grid_sample(
         1 - pixels, grid, mode="bilinear", padding_mode="zeros", align_corners=False

@@ -32,8 +32,7 @@ def encode_videos(vae: Any, pixels: Tensor) -> Tensor:
 
 
 def link_video(base: Path, folder: Path) -> Any:
-    """The pipeline of a motion adapter's folder: all else is emoji-sd's, by links, so that it is
-    kept once.
+    """The pipeline of a motion adapter's folder; all else is emoji-sd's, by links: stored once.
 
     Of files: a wheel is built by a walk that enters each folder once, and would leave a linked one
     out.
@@ -59,15 +58,15 @@ def link_video(base: Path, folder: Path) -> Any:
 
 
 def train_video(name: str, data: Path, work: Path, out: Path, steps: int | None) -> None:
-    """Motion modules for the frozen emoji-sd (Guo et al. 2023): eight frames of an animation under
-    one caption.
-    """
+    """Train motion modules for the frozen emoji-sd (Guo et al. 2023), eight frames a caption."""
     from diffusers import MotionAdapter, StableDiffusionPipeline, UNetMotionModel
 
     rows = [json.loads(line) for line in (data / "videos.jsonl").open()]
     base = StableDiffusionPipeline.from_pretrained(out / "emoji-sd")
     latents = encode_videos(base.vae.eval(), torch.from_numpy(np.load(data / "videos.npy")))
     torch.manual_seed(6)
+
+    # The picture model is frozen: only what moves is learned, and written.
     motion = MotionAdapter(**MOTION)
     network = UNetMotionModel.from_unet2d(base.unet, motion)
     network.freeze_unet2d_params()
@@ -78,9 +77,8 @@ def train_video(name: str, data: Path, work: Path, out: Path, steps: int | None)
         g = generator(6, step)
         rng = np.random.default_rng([6, step])
         index = torch.randint(len(rows), (8,), generator=g)
-        phase = torch.randint(
-            latents.shape[1], (8, 1), generator=g
-        )  # animations loop: any frame may be the first
+        # Animations loop: any frame may be the first.
+        phase = torch.randint(latents.shape[1], (8, 1), generator=g)
         stride = latents.shape[1] // FRAMES
         frames = (phase + stride * torch.arange(FRAMES)) % latents.shape[1]
         clean = latents[index[:, None], frames].transpose(1, 2)  # (8, C, F, h, w)
@@ -95,16 +93,17 @@ def train_video(name: str, data: Path, work: Path, out: Path, steps: int | None)
         noise = torch.randn(clean.shape, generator=g)
         t = torch.randint(scheduler.config.num_train_timesteps, (8,), generator=g)
         with torch.autocast("cpu", torch.bfloat16):
-            told = base.text_encoder(padded.input_ids).last_hidden_state.repeat_interleave(
-                FRAMES, 0
-            )
-            predicted = model["unet"](scheduler.add_noise(clean, noise, t), t, told).sample
+            states = base.text_encoder(padded.input_ids).last_hidden_state
+            states = states.repeat_interleave(FRAMES, 0)
+            predicted = model["unet"](scheduler.add_noise(clean, noise, t), t, states).sample
         return (predicted.float() - noise).square().mean()
 
     steps = steps or 3000
     trained, seconds = train(
         name, trained, loss_at, steps=steps, lr=1e-3, work=work, ema=0.995, save_every=100
     )
+
+    # Measured is what a reader of the folder gets, in half precision.
     trained["unet"].save_motion_modules(work / "motion")
     MotionAdapter.from_pretrained(work / "motion").half().save_pretrained(
         out / name / "motion_adapter"
@@ -113,6 +112,8 @@ def train_video(name: str, data: Path, work: Path, out: Path, steps: int | None)
     motion = pipeline.motion_adapter
     pictures = Pictures.load(data, TRAINED_STYLES)
     sheet, facts = measure_generator(pipeline, out, pictures, frame=FRAMES // 2, num_frames=FRAMES)
+
+    # Real animations at the same frame rate, to compare the movement with.
     real = torch.from_numpy(np.load(data / "videos.npy")[:, ::3]).float() / 255
     facts |= {
         "change from frame to frame, of real videos": round(

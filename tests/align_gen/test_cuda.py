@@ -11,7 +11,6 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from align_gen import bundled, pipelines, sample, score
-from align_gen.bench.setting import Setting
 from align_gen.bench.sizes import bench_sizes
 from align_gen.check.laws import check
 from align_gen.check.subject import Subject
@@ -21,6 +20,7 @@ from align_gen.precision import exact_float32
 from align_gen.reward_heads import reward_set
 from align_gen.training.engine import finetune
 from align_gen.training.recipe import Recipe
+from align_gen.training.setup import Session
 from tests.tiny import failed
 
 # make gpu sets the variable, and fails where there is none
@@ -85,7 +85,7 @@ def test_a_step_is_the_same_on_both(method: str) -> None:
     moments = []
     for cpu in (True, False):
         AcceleratorState._reset_state(reset_partial_state=True)
-        setting = Setting.of(recipe, Accelerator(cpu=cpu))
+        setting = Session.of(recipe, Accelerator(cpu=cpu))
         with exact_float32():
             setting.step()
         assert setting.model.device.type == ("cpu" if cpu else "cuda")

@@ -1,6 +1,7 @@
 """What tests of methods share: toys, an optimizer that remembers, and one step of any method."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import torch
@@ -60,30 +61,27 @@ def step_of(
     them, or a set.
     """
     heads = rewards_of(rewards)
-    module = methods.load(options.name)
-    metrics: dict[str, float] = module.step(state, batch, state.model, heads, options, sampling)
-    return metrics
+    return methods.step_of(options.name)(state, batch, heads, options, sampling)
 
 
 def require(options: Any, sampling: Sampling) -> None:
-    """Check options against each other and against ``sampling``; raises UserError."""
-    methods.load(options.name).check(options, sampling)
+    """Check options against each other and against ``sampling``; raises ValueError."""
+    options.require(sampling)
 
 
 def cost(options: Any, sampling: Sampling, rows: int) -> dict[str, int]:
     """Rows of the denoiser that one step promises at most, ``rows`` of them a sample."""
-    promised: dict[str, int] = methods.load(options.name).calls(options, sampling, rows)
-    return promised
+    return asdict(options.cost(sampling, rows))
 
 
 def batch_kind(options: Any) -> str:
     """What a step's batch is: "prompts", "pairs" or "media"."""
-    kind: str = methods.load(options.name).kind(options)
+    kind: str = options.batch_kind()
     return kind
 
 
 def options_of(method: str, **values: Any) -> Any:
-    return methods.load(method).Options(**values)
+    return methods.options_of(method)(**values)
 
 
 # --- one step on a toy ----------------------------------------------------------------------------

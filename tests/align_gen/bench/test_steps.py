@@ -15,10 +15,10 @@ from accelerate import Accelerator
 from align_gen import cli
 from align_gen.bench import steps
 from align_gen.bench.plain import plain_step
-from align_gen.bench.setting import Setting
 from align_gen.bench.steps import METHODS, PLAIN, RECIPES, Bare, count_calls
 from align_gen.bench.timing import Row, in_turns, row, spread
 from align_gen.training.recipe import Recipe
+from align_gen.training.setup import Session
 from tests.kits.methods import cost
 
 SMALL = [
@@ -70,10 +70,10 @@ def model_and_method(name: str, method: str) -> Any:
     scope="module",
     params=[model_and_method(name, method) for name in RECIPES for method in METHODS],
 )
-def setting(request: Any) -> Setting:
+def setting(request: Any) -> Session:
     name, method = request.param
     keep = ["method.keep=null"] if method == "prdp" else []
-    made = Setting.of(
+    made = Session.of(
         Recipe.load(RECIPES[name], [*METHODS[method], *SMALL, *keep]), Accelerator(cpu=True)
     )
     made.step()
@@ -81,14 +81,14 @@ def setting(request: Any) -> Setting:
 
 
 @pytest.mark.slow
-def test_a_step_makes_no_call_beyond_the_methods_table(setting: Setting) -> None:
+def test_a_step_makes_no_call_beyond_the_methods_table(setting: Session) -> None:
     """The table is an upper bound: it counts steps without noise, and calls that the clip or a tie
     leaves out.
     """
     calls = count_calls(setting)
     recipe = setting.recipe
-    passes = setting.model.passes(recipe.sampling.guidance_scale)
-    table = cost(recipe.method_options(), recipe.sampling, passes)
+    passes = setting.model.rows_per_sample(recipe.sampling.guidance_scale)
+    table = cost(recipe.method, recipe.sampling, passes)
     assert 0 < calls["forwards"] + calls["backwards"] <= table["forwards"]
     assert 0 < calls["backwards"] <= table["backwards"] and calls["decoded"] == calls["scored"] == 4
 
@@ -104,7 +104,7 @@ def test_a_step_makes_no_call_beyond_the_methods_table(setting: Setting) -> None
     ],
     indirect=True,
 )
-def test_a_plain_loop_learns_the_same_way(setting: Setting) -> None:
+def test_a_plain_loop_learns_the_same_way(setting: Session) -> None:
     """It moves what is trained and nothing else, and makes as many calls or more."""
     before = [parameter.detach().clone() for parameter in setting.model.parameters()]
     frozen = [

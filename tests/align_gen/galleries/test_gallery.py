@@ -17,8 +17,9 @@ import torch
 from PIL import Image
 
 from align_gen.errors import UserError
+from align_gen.galleries.formats import UnreadablePicture
 from align_gen.galleries.gallery import Gallery, skipped_files, write_gallery
-from align_gen.galleries.media import UnreadablePicture, read_picture
+from align_gen.galleries.media import read_picture
 
 
 def grey(*levels: int, size: int = 2) -> torch.Tensor:

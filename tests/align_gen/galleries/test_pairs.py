@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from align_gen.errors import UserError
+from align_gen.galleries.formats import UnreadablePicture
 from align_gen.galleries.gallery import Gallery, write_gallery
-from align_gen.galleries.media import UnreadablePicture
 from align_gen.galleries.mining import BY, pairs
 from align_gen.galleries.pairs import MediaFile, Pairs, read_pairs, write_pairs
 from align_gen.galleries.table import ScoresTable

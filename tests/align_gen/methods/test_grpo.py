@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent, Normal, kl_divergence
 
-from align_gen.errors import UserError
 from align_gen.losses import advantages, gaussian_kl
 from align_gen.methods import grpo
 from align_gen.methods.batches import Prompts, Sampling
@@ -239,10 +238,10 @@ def test_the_table_of_calls() -> None:
 
 
 def test_what_cannot_learn_is_refused() -> None:
-    with pytest.raises(UserError, match=r"sampling\.eta"):
+    with pytest.raises(ValueError, match=r"sampling\.eta"):
         require(grpo.Options(), Sampling(eta=0.0))
     with pytest.raises(
-        UserError, match=r"method\.window: 9 is more than sampling\.num_inference_steps, 8"
+        ValueError, match=r"method\.window: 9 is more than sampling\.num_inference_steps, 8"
     ):
         require(grpo.Options(window=9), Sampling(num_inference_steps=8))
     require(grpo.Options(window=8), Sampling(num_inference_steps=8))

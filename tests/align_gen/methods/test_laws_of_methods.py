@@ -291,7 +291,7 @@ def test_the_table_of_calls_bounds_the_calls(row: Row) -> None:
     def count(module: Any, inputs: tuple[Any, ...]) -> None:
         counts[torch.is_grad_enabled()] += len(inputs[0])
 
-    for network in (*model.trainable.values(), *model.copies.values()):
+    for network in (*model.trainable.values(), *model.reference_copies.values()):
         network.register_forward_pre_hook(count)
     take(row.method, model, first_coordinate, batch=batch_of(row, model), lr=0.01, **more)
     assert (counts[True] + counts[False], counts[True]) == (row.forwards, row.backwards)
@@ -403,5 +403,5 @@ def test_a_run_resumes_to_the_last_bit(row: RunRow, tiny_folder: Path, tmp_path:
         if "rewards" not in sections:
             expected = {"reward/mean_hue", "reward/combined", "reward/std", "zero_variance"}
             assert expected <= line.keys()
-    promised = cost(recipe.method_options(), recipe.sampling, 2)["forwards"]
+    promised = cost(recipe.method, recipe.sampling, 2)["forwards"]
     assert 0 < run.denoiser_calls <= len(steps) * promised + row.once

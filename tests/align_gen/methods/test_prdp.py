@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 
 from align_gen import pipelines
-from align_gen.errors import UserError
 from align_gen.losses import rdp_loss
 from align_gen.methods import prdp
 from align_gen.methods.batches import Prompts, Sampling
-from align_gen.methods.trajectories import replay
+from align_gen.methods.trajectories import Drawn
 from align_gen.pipelines import FlowSDE, Rollout, gaussian_log_prob, rollout
 from align_gen.pipelines.seeding import generator
 from align_gen.reward_heads import RewardFailure, RewardSet, reward_set
@@ -67,6 +66,7 @@ def replayed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Rollout]:
         return Rollout(drawn.latents, drawn.times, drawn.stochastic, torch.stack(columns, 1))
 
     monkeypatch.setattr("align_gen.pipelines.sampling.gaussian_log_prob", exact)
+    monkeypatch.setattr("align_gen.methods.trajectories.gaussian_log_prob", exact)
     monkeypatch.setattr("align_gen.methods.trajectories.rollout", double)
     return double
 
@@ -314,12 +314,12 @@ def test_siblings_and_prompts_do_not_share_noise() -> None:
 
 
 def test_eta_zero_is_refused() -> None:
-    with pytest.raises(UserError, match=r"sampling\.eta"):
+    with pytest.raises(ValueError, match=r"sampling\.eta"):
         require(prdp.Options(), Sampling(eta=0.0))
 
 
 def test_to_keep_more_than_is_drawn_is_refused() -> None:
-    with pytest.raises(UserError, match=r"method\.keep: 9 is more than images_per_prompt, 8"):
+    with pytest.raises(ValueError, match=r"method\.keep: 9 is more than images_per_prompt, 8"):
         require(prdp.Options(images_per_prompt=8, keep=9), Sampling())
 
 
@@ -327,8 +327,8 @@ def test_a_clip_within_the_noise_of_replay_is_warned_about(monkeypatch: pytest.M
     """Replaying theta_old must give its own log-probabilities to clip/10; here an error of 1e-4 is
     put in by hand.
     """
-    exact = replay
-    monkeypatch.setattr(prdp, "replay", lambda *args: exact(*args) + 1e-4)
+    exact = Drawn.replay
+    monkeypatch.setattr(Drawn, "replay", lambda drawn: exact(drawn) + 1e-4)
     with pytest.warns(UserWarning, match=r"method\.clip: 0\.0005 .* replay error 1\.0e-04"):
         metrics, _ = take(toy(), clip=5e-4)
     assert metrics["replay_error"] == pytest.approx(1e-4, rel=0.1)

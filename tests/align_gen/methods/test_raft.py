@@ -15,7 +15,7 @@ from torch import Tensor
 from align_gen.losses import choice_probabilities
 from align_gen.methods import raft
 from align_gen.methods.batches import Media
-from align_gen.methods.denoising import draw_noise, draw_times, noise_generators
+from align_gen.methods.denoising import draw_noise, draw_times
 from align_gen.pipelines import Model
 from tests.kits import methods as kit
 from tests.kits.fitting import (
@@ -276,7 +276,7 @@ def test_the_gradient_is_that_of_error_and_prior(name: str) -> None:
     metrics, (found,), drawn = take_and_look(moved(name, 0.3), prior_weight=3.0)
     model = moved(name, 0.3)
     best = first_coordinate(drawn, ()).view(3, GROUP).argmax(1) + torch.arange(0, 18, GROUP)
-    generators = noise_generators(state_of(model), best.tolist())
+    generators = state_of(model).generators("denoising", best.tolist())
     x0 = drawn[best]
     t = draw_times(model, generators)
     x1, condition = draw_noise(x0, generators), model.encode_prompts(TEXTS)

@@ -10,11 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from align_gen.errors import UserError
 from align_gen.losses import effective_sample_size, exponential_weights, softmax_weights
 from align_gen.methods import rwr
 from align_gen.methods.batches import Batch, Prompts, Sampling
-from align_gen.methods.denoising import draw_noise, draw_times, noise_generators
+from align_gen.methods.denoising import draw_noise, draw_times
 from align_gen.pipelines import Model
 from tests.kits import methods as kit
 from tests.kits.fitting import (
@@ -177,7 +176,7 @@ def test_the_gradient_is_that_of_the_weighted_error(name: str, pretrain_weight: 
     autograd, to 1e-6.
     """
     x0, model = pictures(12), toy(name, **MIXTURE)
-    generators = noise_generators(state_of(model), range(12))
+    generators = state_of(model).generators("denoising", range(12))
     t, x1 = draw_times(model, generators), draw_noise(x0, generators)
     alpha, sigma = (c.float().view(-1, 1, 1, 1) for c in model.process.coefficients(t))
     output = model.predict(alpha * x0 + sigma * x1, t, model.encode_prompts(["a"] * 12), 1.0)
@@ -354,7 +353,7 @@ def test_flow_rwr_reaches_the_tilt(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_bound_that_only_ties_reach_is_refused() -> None:
     with pytest.raises(
-        UserError, match=r"method\.min_ess: 2 skips all but ties among 2 images; want less"
+        ValueError, match=r"method\.min_ess: 2 skips all but ties among 2 images; want less"
     ):
         require(rwr.Options(images_per_prompt=2), Sampling())
     require(rwr.Options(images_per_prompt=3), Sampling(eta=0.0))

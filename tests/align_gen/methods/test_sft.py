@@ -13,7 +13,7 @@ from torch import Tensor
 from align_gen.errors import UserError
 from align_gen.methods import sft
 from align_gen.methods.batches import Sampling
-from align_gen.methods.denoising import draw_noise, draw_times, drop_captions, noise_generators
+from align_gen.methods.denoising import draw_noise, draw_times, drop_captions
 from align_gen.pipelines import Condition, Model
 from align_gen.pipelines.families.toy import Toy, toy_diffusion
 from tests.kits import methods as kit
@@ -61,13 +61,10 @@ def test_captions_are_kept_as_they_were_given_where_none_is_dropped() -> None:
     model = subject("instruct-pix2pix").model
     pictures_to_edit = torch.rand(2, 3, 16, 16)
     condition = model.encode_prompts(["a", "b"], height=16, width=16, image=pictures_to_edit)
-    state = state_of(toy(**MIXTURE))
-    assert (
-        drop_captions(model, condition, noise_generators(state, range(2)), 0.0, Sampling())
-        is condition
-    )
+    generators = state_of(toy(**MIXTURE)).generators("denoising", range(2))
+    assert drop_captions(model, condition, generators, 0.0, Sampling()) is condition
     with pytest.raises(UserError, match=r"method\.dropout: captions stand beside .* want 0"):
-        drop_captions(model, condition, noise_generators(state, range(2)), 1.0, Sampling())
+        drop_captions(model, condition, generators, 1.0, Sampling())
 
 
 @pytest.mark.parametrize(
@@ -79,7 +76,7 @@ def test_the_gradient_is_that_of_the_mean_squared_error(name: str, times: Any) -
     to 1e-6.
     """
     x0, model = pictures(12), toy(name, **MIXTURE)
-    generators = noise_generators(state_of(model), range(12))
+    generators = state_of(model).generators("denoising", range(12))
     t, x1 = draw_times(model, generators, times), draw_noise(x0, generators)
     alpha, sigma = (c.float().view(-1, 1, 1, 1) for c in model.process.coefficients(t))
     output = model.predict(alpha * x0 + sigma * x1, t, model.encode_prompts(["a"] * 12), 1.0)

@@ -11,7 +11,10 @@ from tests.kits.runs import (
     Stopped,
     digests,
     lines,
+    picture_digests,
+    same,
     stop_at,
+    weights,
 )
 
 # --- the same recipe ------------------------------------------------------------------------------
@@ -52,6 +55,51 @@ def test_what_a_kill_left_beside_the_recipe_does_not_lock_the_folder(
     assert (tmp_path / "samples/final/scores.parquet").is_file()
 
 
+# --- longer, and eased ----------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_finished_run_goes_on_with_more_steps(
+    finished: Run, recipe: Recipe, tmp_path: Path
+) -> None:
+    """One step more than a whole run of fewer ends as the whole run does, to the last bit.
+
+    What was drawn at the first end is kept as a gallery on the way.
+    """
+    steps = recipe.run.steps
+    short = finetune(recipe.replace(run={"steps": steps - 1}), tmp_path)
+    assert short.steps_taken == steps - 1
+    longer = finetune(recipe, tmp_path)
+    assert longer.steps_taken == 1
+    assert same(weights(tmp_path), weights(finished.folder))
+    ends = [
+        {name: digest for name, digest in picture_digests(run).items() if "final" in name}
+        for run in (tmp_path, finished.folder)
+    ]
+    assert ends[0] == ends[1] and ends[0]
+    assert (tmp_path / f"samples/step-{steps - 1:06d}/scores.parquet").is_file()
+    with pytest.raises(UserError, match=rf"run\.steps: this run is at step {steps}; want as many"):
+        finetune(recipe.replace(run={"steps": steps - 1}), tmp_path)
+
+
+def test_what_bounds_memory_or_logs_may_change(recipe: Recipe, tmp_path: Path) -> None:
+    """Stopped, and gone on with smaller calls and other checkpoints; a learning rate may not."""
+    two = recipe.replace(run={"steps": 2})
+    with pytest.raises(Stopped):
+        finetune(two, tmp_path, progress=stop_at(2))
+    with pytest.raises(UserError, match="want another --out"):
+        finetune(two.replace(optim={"lr": 0.5}), tmp_path)
+    eased = two.replace(
+        optim={"micro_batch": 1},
+        run={"save_every": 2},
+        evaluate={"batch_size": 1},
+        memory={"checkpointing": True},
+    )
+    run = finetune(eased, tmp_path)
+    assert run.steps_taken == 1
+    assert Recipe.load(tmp_path / "recipe.yaml") == eased
+
+
 # --- refused --------------------------------------------------------------------------------------
 
 
@@ -60,7 +108,7 @@ def test_a_run_directory_of_another_recipe_is_refused(finished: Run, recipe: Rec
     kept = digests(finished.folder)
     with pytest.raises(UserError) as error:
         finetune(recipe.replace(optim={"lr": 0.02}), finished.folder)
-    assert str(error.value).endswith("differs in: -lr: 0.01; +lr: 0.02")
+    assert "differs in: -lr: 0.01; +lr: 0.02; want another --out" in str(error.value)
     assert digests(finished.folder) == kept
 
 

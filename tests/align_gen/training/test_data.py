@@ -16,8 +16,8 @@ from align_gen.galleries.gallery import write_gallery
 from align_gen.galleries.pairs import write_pairs
 from align_gen.methods.batches import Sampling
 from align_gen.pipelines import Model
-from align_gen.training import engine
-from align_gen.training.data import MediaData, PairData, PromptData, fitted
+from align_gen.training import setup
+from align_gen.training.data import MediaData, PairData, PromptData, draw_batch, fitted
 from tests.kits.runs import TRAIN, small_recipe
 from tests.tiny import subject
 
@@ -170,12 +170,12 @@ def test_prompts_are_units_of_their_own(model: Model) -> None:
 def drawn(recipe: Recipe, prompts: list[str], steps: int) -> list[Any]:
     from accelerate import Accelerator
 
-    model = engine.load_model(recipe)
-    engine.prepare_model(recipe, model)
-    state = engine.prepare_state(recipe, model, Accelerator(cpu=True))
+    model = setup.load_model(recipe)
+    setup.prepare_model(recipe, model)
+    state = setup.prepare_state(recipe, model, Accelerator(cpu=True))
     batches = []
     for state.step in range(steps):
-        batches.append(engine.draw_batch(PromptData(prompts), recipe, state))
+        batches.append(draw_batch(PromptData(prompts), recipe, state))
     return batches
 
 

@@ -1,4 +1,4 @@
-"""What watches a run: the arithmetic of falls and best measurements, and warnings of surprises."""
+"""What watches a run: the arithmetic of falls and best measurements, and warnings of mismatches."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,8 @@ from align_gen import Recipe, pipelines
 from align_gen.galleries.diversity import diversity, embeddings
 from align_gen.galleries.gallery import Gallery, write_gallery
 from align_gen.galleries.table import ScoresTable
-from align_gen.training.early_stopping import Guard, surprises
+from align_gen.training.early_stopping import EarlyStopping
+from align_gen.training.setup import mismatches
 
 HELD_OUT = ("heldout",)
 
@@ -34,20 +35,20 @@ def test_it_counts_falls_in_a_row() -> None:
     """A mean of -.2 is within .25 std, -.3 is not; a recovery starts the count again; without
     patience, never stop.
     """
-    guard, patient = (Guard(moved(0.0), HELD_OUT, patience) for patience in (2, None))
+    stopping, patient = (EarlyStopping(moved(0.0), HELD_OUT, patience) for patience in (2, None))
     stops = []
     for step, shift in enumerate((-0.3, -0.2, -0.3, -0.3), start=1):
-        guard.see(step, moved(shift))
-        patient.see(step, moved(shift))
-        stops.append(guard.stop)
-    assert stops == [False, False, False, True] and guard.worse == patient.worse == 2
+        stopping.update(step, moved(shift))
+        patient.update(step, moved(shift))
+        stops.append(stopping.stop)
+    assert stops == [False, False, False, True] and stopping.worse == patient.worse == 2
     assert not patient.stop
 
 
 def test_what_falls_is_said_once_for_each_measurement(caplog: pytest.LogCaptureFixture) -> None:
-    guard = Guard(moved(0.0), HELD_OUT, 1)
-    assert guard.see(5, moved(0.1)) == {"eval/fallen": 0.0} and not caplog.text
-    assert guard.see(10, moved(-0.5)) == {"eval/fallen": 1.0}
+    stopping = EarlyStopping(moved(0.0), HELD_OUT, 1)
+    assert stopping.update(5, moved(0.1)) == {"eval/fallen": 0.0} and not caplog.text
+    assert stopping.update(10, moved(-0.5)) == {"eval/fallen": 1.0}
     assert "step 10: held out and fallen" in caplog.text and "heldout by 0.50" in caplog.text
     assert "the run stops here (stop.patience: 1)" in caplog.text
 
@@ -63,12 +64,12 @@ def test_the_best_is_the_largest_mean_rise() -> None:
             [-1 + a, a, 1 + a], other=[-10 + 10 * b, 10 * b, 10 + 10 * b], reward=[9.0, 9.0, 9.0]
         )
 
-    guard = Guard(both(0.0, 0.0), ("heldout", "other"))
-    assert guard.rise("other", both(0.0, 0.2)) == pytest.approx(0.2)
+    stopping = EarlyStopping(both(0.0, 0.0), ("heldout", "other"))
+    assert stopping.change_in_std("other", both(0.0, 0.2)) == pytest.approx(0.2)
     seen = []
     for step, (a, b) in enumerate([(0.4, 0.2), (0.0, 0.0), (-0.1, 0.9), (0.3, 0.3)], start=1):
-        guard.see(step, both(a, b))
-        seen.append((guard.best_step, guard.best_rise))
+        stopping.update(step, both(a, b))
+        seen.append((stopping.best_step, stopping.best_rise))
     assert [step for step, _ in seen] == [1, 1, 3, 3]
     assert [rise for _, rise in seen] == pytest.approx([0.3, 0.3, 0.4, 0.4]) and zeros == [
         -1.0,
@@ -78,21 +79,21 @@ def test_the_best_is_the_largest_mean_rise() -> None:
 
 
 def test_nothing_better_than_the_start_is_no_best() -> None:
-    guard = Guard(moved(0.0), HELD_OUT)
-    guard.see(1, moved(-0.1))
-    assert (guard.best_step, guard.best_rise) == (0, 0.0)
+    stopping = EarlyStopping(moved(0.0), HELD_OUT)
+    stopping.update(1, moved(-0.1))
+    assert (stopping.best_step, stopping.best_rise) == (0, 0.0)
 
 
-def test_a_guard_goes_on_from_a_checkpoint() -> None:
+def test_a_stopping_goes_on_from_a_checkpoint() -> None:
     recipe = Recipe.load(
         "emoji-sd-prdp", ["stop.when=eval_rewards_fall", "stop.patience=2", "evaluate.every=1"]
     )
     before = table([0.0, 1.0], alignment=[0.0, 1.0])
-    first = Guard.of(recipe, before, {})
-    first.see(1, table([-1.0, 0.0], alignment=[0.0, 1.0]))
-    again = Guard.of(recipe, before, first.progress())
+    first = EarlyStopping.of(recipe, before, {})
+    first.update(1, table([-1.0, 0.0], alignment=[0.0, 1.0]))
+    again = EarlyStopping.of(recipe, before, first.progress())
     assert again == first and not again.stop
-    again.see(2, table([-1.0, 0.0], alignment=[0.0, 1.0]))
+    again.update(2, table([-1.0, 0.0], alignment=[0.0, 1.0]))
     assert again.stop
 
 
@@ -101,10 +102,10 @@ def test_settings_that_differ_from_inference_are_said() -> None:
     too.
     """
     model = pipelines.load(str(Path(__file__).parents[3] / "assets/models/emoji-sd"))
-    (one,) = surprises(Recipe.load("emoji-sd-prdp"), model)
+    (one,) = mismatches(Recipe.load("emoji-sd-prdp"), model)
     assert "8 denoising steps, and galleries are drawn with 20" in one
     smaller = ["sampling.height=32", "sampling.width=32", "sampling.num_inference_steps=20"]
-    (one,) = surprises(Recipe.load("emoji-sd-prdp", smaller), model)
+    (one,) = mismatches(Recipe.load("emoji-sd-prdp", smaller), model)
     assert "trains at 32x32, and the model's own size is 64x64" in one
 
 

@@ -16,7 +16,6 @@ from align_gen.galleries.table import ScoresTable
 from align_gen.methods.state import TrainState
 from align_gen.reward_heads import RewardFailure
 from align_gen.training import engine
-from align_gen.training.early_stopping import mean
 from align_gen.training.engine import Run
 from tests.kits.runs import (
     HELD_OUT,
@@ -86,7 +85,7 @@ def test_the_metrics_say_what_happened(finished: Run) -> None:
         "reward/combined",
     } <= steps[0].keys()
     table = ScoresTable.load(finished.folder / "samples/step-000002/scores.parquet")
-    assert looks[1]["eval/jpeg_size/mean"] == pytest.approx(mean(table, "jpeg_size"))
+    assert looks[1]["eval/jpeg_size/mean"] == pytest.approx(table.mean("jpeg_size"))
     assert [line["step"] for line in finished.metrics] == [0, 1, 2, 3] and finished.metrics[2] == {
         **steps[1],
         **looks[1],

@@ -8,8 +8,8 @@ from align_gen.methods.batches import Batch, Media, Pairs, Prompts
 from align_gen.peak_memory import PeakMemory
 from align_gen.pipelines import Model
 from align_gen.reward_heads import reward_set
-from align_gen.training.engine import load_model, prepare_model, prepare_state
 from align_gen.training.recipe import Recipe
+from align_gen.training.setup import load_model, prepare_model, prepare_state
 from tests.kits.methods import batch_kind, step_of
 
 pytestmark = pytest.mark.slow
@@ -57,7 +57,7 @@ def peak_of_a_step(name: str, steps: int, times: int) -> int:
         f"sampling={{num_inference_steps: {steps}, guidance_scale: 3.0, height: 64, width: 64}}"
     )
     recipe = Recipe.load("emoji-sd-prdp", [f"method={METHODS[name]}", sampling, *SMALL, *given])
-    options = recipe.method_options()
+    options = recipe.method
     prompts = options.prompts_per_step * times
     options = options.model_copy(update={"prompts_per_step": prompts})
     count = 4 * times

@@ -23,7 +23,7 @@ from align_gen.distributed import rank_slice
 from align_gen.errors import UserError
 from align_gen.galleries.gallery import Gallery
 from align_gen.galleries.table import ScoresTable
-from align_gen.training.engine import _shuffled
+from align_gen.training.data import shuffled
 from align_gen.training.sharding import require_equal_calls
 
 pytestmark = pytest.mark.slow
@@ -123,7 +123,7 @@ def test_two_processes_compute_what_one_does(tiny_folder: Path, tmp_path: Path) 
 
     The prompts are shared unevenly, and the process with one has the one whose rewards all tie.
     """
-    flat = TRAIN[_shuffled(len(TRAIN), 3, 0)[0]]
+    flat = TRAIN[shuffled(len(TRAIN), 3, 0)[0]]
     (tmp_path / "rewards.py").write_text(REWARDS.format(flat=flat, death="pass"))
     recipe = shared_recipe(tmp_path, tiny_folder, "flat_for_one")
     process = launch(recipe, tmp_path)
@@ -176,7 +176,7 @@ def test_two_processes_with_a_half_of_the_network_each(
     together there, and cut from it. DDPO's loss, at a ratio of 1, is the sum of standardised
     advantages: rounding.
     """
-    flat = TRAIN[_shuffled(len(TRAIN), 3, 0)[0]]
+    flat = TRAIN[shuffled(len(TRAIN), 3, 0)[0]]
     (tmp_path / "rewards.py").write_text(REWARDS.format(flat=flat, death="pass"))
     settings: dict[str, Any] = {
         "name": method,
@@ -250,7 +250,7 @@ def test_other_methods_share_a_step_too(
     """What is compared or remembered over all processes: metrics of two steps to 1e-4 of one
     process's.
     """
-    flat = TRAIN[_shuffled(len(TRAIN), 3, 0)[0]]
+    flat = TRAIN[shuffled(len(TRAIN), 3, 0)[0]]
     (tmp_path / "rewards.py").write_text(REWARDS.format(flat=flat, death="pass"))
     settings = {"images_per_prompt": 2, "prompts_per_step": 3, **method}
     run = {"steps": 2, "seed": 3, "save_every": 2}

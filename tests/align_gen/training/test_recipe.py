@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from align_gen import Recipe, bundled
 from align_gen.errors import UserError
-from align_gen.training.recipe import difference
+from align_gen.training.yaml_text import yaml_diff
 
 BUNDLED = {
     "emoji-sd-prdp",
@@ -75,7 +76,7 @@ def test_every_bundled_recipe_loads_and_survives_being_written_down(tmp_path: Pa
 
 def test_the_demo_clips() -> None:
     """With one gradient step theta = theta_old and the clip never acts."""
-    assert Recipe.load("emoji-sd-prdp").method["gradient_steps"] >= 2
+    assert Recipe.load("emoji-sd-prdp").method.model_dump()["gradient_steps"] >= 2
 
 
 # Table 4 of arXiv 2402.08714: epochs, gradient steps, prompts, images, KL weight, stepwise clip,
@@ -90,7 +91,7 @@ TABLE_4 = {
 @pytest.mark.parametrize("name", sorted(TABLE_4))
 def test_paper_values(name: str) -> None:
     recipe = Recipe.load(f"paper/prdp-{name}")
-    method = recipe.method
+    method = recipe.method.model_dump()
     found = (
         recipe.run.steps,
         method["gradient_steps"],
@@ -159,7 +160,7 @@ def test_replace_merges_sections_and_swaps_rewards() -> None:
         optim={"lr": 1e-3}, method={"beta": 7.0}, rewards={"jpeg_size": 1.0}, eval_rewards={}
     )
     assert new.optim == old.optim.model_copy(update={"lr": 1e-3})
-    assert new.method == old.method | {"beta": 7.0}
+    assert new.method == old.method.model_copy(update={"beta": 7.0})
     assert new.rewards == {"jpeg_size": 1.0} and not new.eval_rewards
     assert old.optim.lr != 1e-3 and "clip" in old.rewards  # the original is untouched
 
@@ -188,7 +189,7 @@ def test_a_recipe_is_frozen() -> None:
 
 def test_difference_shows_both_sides() -> None:
     mine, theirs = "run:\n  steps: 3\n  seed: 0\n", "run:\n  steps: 4\n  seed: 0\n"
-    assert difference(mine, theirs) == "-steps: 4; +steps: 3"
+    assert yaml_diff(mine, theirs) == "-steps: 4; +steps: 3"
 
 
 # --- mistakes -------------------------------------------------------------------------------------
@@ -350,6 +351,64 @@ def test_a_wrong_override_is_named(override: str, pattern: str) -> None:
 def test_another_method_replaces_the_whole_section() -> None:
     """Keys of the one mean nothing to the other; keys alone change the one that is there."""
     recipe = Recipe.load("emoji-sd-prdp")
-    assert recipe.replace(method={"name": "ddpo", "clip": 0.5}).method["clip"] == 0.5
-    assert "beta" not in recipe.replace(method={"name": "ddpo"}).method
-    assert recipe.replace(method={"clip": 0.5}).method == {**recipe.method, "clip": 0.5}
+    other = recipe.replace(method={"name": "ddpo", "clip": 0.5}).method.model_dump()
+    assert (other["name"], other["clip"]) == ("ddpo", 0.5) and "beta" not in other
+    changed = recipe.replace(method={"clip": 0.5}).method
+    assert changed == recipe.method.model_copy(update={"clip": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("changes", "pattern"),
+    [
+        ({"metod": {"name": "prdp"}}, r"unknown key metod; did you mean 'method'\?"),
+        ({"training": {"steps": 3}}, r"unknown key training; did you mean 'run\.steps'\?"),
+        ({"steps": 3}, r"unknown key steps; did you mean 'run\.steps'\?"),
+    ],
+    ids=["a slip", "another section", "no section"],
+)
+def test_an_unknown_section_comes_before_what_is_missing(
+    changes: dict[str, Any], pattern: str
+) -> None:
+    data = Recipe.load("emoji-sd-prdp").model_dump()
+    if "metod" in changes:
+        del data["method"]
+    with pytest.raises(UserError, match=pattern) as error:
+        Recipe.parse({**data, **changes})
+    line_of(error)
+
+
+def test_both_spellings_of_a_precision_and_a_lone_seed() -> None:
+    recipe = Recipe.load("emoji-sd-prdp", ["model.dtype=bfloat16", "evaluate.seeds=0"])
+    assert recipe.model.dtype == "bf16" and recipe.evaluate.seeds == (0,)
+    assert recipe == Recipe.load("emoji-sd-prdp", ["model.dtype=bf16", "evaluate.seeds=[0]"])
+
+
+def test_files_are_looked_up_beside_the_recipe_and_then_in_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two files of one name: the nearer one. A bundled name is no file, nor is a reward's."""
+    here = tmp_path / "here"
+    there = tmp_path / "there"
+    for folder in (here, there):
+        folder.mkdir()
+        (folder / "train.txt").write_text("a red dog")
+    (here / "eval.txt").write_text("a green fox")
+    for name in ("warm.py", "emoji-sd", "clip", "weights"):
+        (there / name).mkdir() if "." not in name else (there / name).write_text("")
+    recipe = {
+        "model": {"path": "emoji-sd"},
+        "method": {"name": "prdp"},
+        "prompts": {"train": "train.txt", "eval": "eval.txt"},
+        "rewards": {"warm.py:warm": 1.0, "clip": {"path": "weights"}, "cold.py:cold": 1.0},
+    }
+    (there / "mine.yaml").write_text(yaml.safe_dump(recipe))
+    monkeypatch.chdir(here)
+    loaded = Recipe.load("../there/mine.yaml")
+    assert loaded.prompts.train == "../there/train.txt" and loaded.prompts.eval == "eval.txt"
+    assert loaded.model.path == "emoji-sd"
+    assert loaded.rewards == {
+        "../there/warm.py:warm": 1.0,
+        "clip": {"path": "../there/weights"},
+        "cold.py:cold": 1.0,
+    }
+    assert Recipe.load("../there/mine.yaml", beside=False).prompts.train == "train.txt"

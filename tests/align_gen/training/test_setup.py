@@ -11,7 +11,7 @@ from torch import Tensor
 from align_gen import Recipe, finetune, pipelines
 from align_gen.errors import UserError
 from align_gen.reward_heads import reward_set
-from align_gen.training import engine
+from align_gen.training import setup
 from tests.tiny import PIPELINES
 
 # --- mistakes -------------------------------------------------------------------------------------
@@ -62,7 +62,7 @@ def test_missing_context_is_named(recipe: Recipe, tmp_path: Path) -> None:
     def like_the_map(media: Tensor, prompts: Sequence[str], control: Tensor) -> Tensor:
         return -(media - control).abs().mean((1, 2, 3))
 
-    like_the_map.needs = ("control",)  # type: ignore[attr-defined]
+    like_the_map.required_context = ("control",)  # type: ignore[attr-defined]
     with pytest.raises(UserError, match=r"like_the_map' needs 'control'"):
         finetune(recipe.replace(rewards={like_the_map: 1.0}), tmp_path / "run")
     with pytest.raises(UserError, match=r"like_the_map' needs 'control'"):
@@ -128,9 +128,9 @@ def test_in_half_precision_training_starts_at_its_reference(recipe: Recipe) -> N
 
     half = recipe.replace(model={"lora": None, "dtype": "bf16"})
     AcceleratorState._reset_state(reset_partial_state=False)
-    model = engine.load_model(half)
-    engine.prepare_model(half, model)
-    engine.prepare_state(half, model, Accelerator(cpu=True, mixed_precision="bf16"))
+    model = setup.load_model(half)
+    setup.prepare_model(half, model)
+    setup.prepare_state(half, model, Accelerator(cpu=True, mixed_precision="bf16"))
     condition, t = model.encode_prompts(["a cat"]), torch.tensor(301.0)
     latents = torch.randn(1, *condition.latent_shape)
     with torch.no_grad():

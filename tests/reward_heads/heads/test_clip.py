@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from align_gen.reward_heads import load
-from align_gen.reward_heads.heads.clip import ClipHead, goal_baseline, resize
+from align_gen.reward_heads.backbones.preprocess import fit_square
+from align_gen.reward_heads.heads.clip import ClipHead, goal_baseline
 from tests.kits.clips import SIZE, media, write_clip
 
 GOAL, BASELINE = ["a shiny thing", "a gleaming thing"], ["a thing"]
@@ -159,7 +160,7 @@ def test_other_sizes_are_squashed_as_open_clip_does(folder: Path, size: tuple[in
     head = ClipHead(str(folder))
     theirs = preprocess(Image.fromarray((picture[0] * 255).round().byte().permute(1, 2, 0).numpy()))
     theirs = theirs * head.clip.std.view(3, 1, 1) + head.clip.mean.view(3, 1, 1)
-    ours = resize(picture, SIZE, "squash")[0]
+    ours = fit_square(picture, SIZE, "squash")[0]
     assert (ours - theirs).abs().max() <= 1.5 / 255
 
 
@@ -168,7 +169,7 @@ def test_shortest_crops_the_centre() -> None:
     compared there.
     """
     ramp = torch.linspace(0, 1, 44).expand(1, 3, 20, 44)
-    found = resize(ramp, SIZE, "shortest")
+    found = fit_square(ramp, SIZE, "shortest")
     expected = F.interpolate(ramp, (32, 70), mode="bicubic", antialias=True)[..., 19:51]
     assert found.shape == (1, 3, SIZE, SIZE)
     torch.testing.assert_close(found, expected)
@@ -177,7 +178,7 @@ def test_shortest_crops_the_centre() -> None:
 
 def test_the_right_size_is_not_touched() -> None:
     pictures = media()
-    assert resize(pictures, SIZE, "squash") is pictures
+    assert fit_square(pictures, SIZE, "squash") is pictures
 
 
 # --- the head itself ------------------------------------------------------------------------------

@@ -12,10 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from align_gen.reward_heads.backbones.head_folder import find_base, save_head
+from align_gen.reward_heads.backbones.head_folder import BUNDLED, find_base, save_head
 from align_gen.reward_heads.backbones.open_clip_model import OpenClip
 from align_gen.reward_heads.backbones.scorer import blocks_of
-from align_gen.reward_heads.heads import trained
 from align_gen.reward_heads.heads.clip import ClipHead
 from align_gen.reward_heads.heads.trained import ImageScorer, TrainedHead
 from tests.kits.clips import SIZE, media, write_clip
@@ -120,8 +119,8 @@ def test_a_hidden_layer_comes_back(base: Path) -> None:
 def test_a_base_is_found_beside_the_head_then_among_the_bundled_then_by_name(base: Path) -> None:
     folder = cosine_head(base)
     assert Path(find_base(folder, f"../{base.name}")).resolve() == base.resolve()
-    assert Path(find_base(folder, "emoji-clip")) == trained.BUNDLED / "emoji-clip"
-    assert (trained.BUNDLED / "emoji-clip" / "open_clip_config.json").is_file()
+    assert Path(find_base(folder, "emoji-clip")) == BUNDLED / "emoji-clip"
+    assert (BUNDLED / "emoji-clip" / "open_clip_config.json").is_file()
     assert find_base(folder, "hf-hub:owner/model") == "hf-hub:owner/model"
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from align_gen.reward_heads import reward_set
 from align_gen.reward_heads.base import CallableHead
 from align_gen.reward_heads.wrappers.segments import Segments
-from tests.reward_heads.heads.test_clip import media, write_clip
+from tests.kits.clips import media, write_clip
 
 
 def numbered(frames: int, count: int = 1) -> Tensor:

@@ -1,0 +1,25 @@
+"""Kinds of pictures and videos that are read, and the error for a file that cannot be read."""
+
+# Suffix -> the only decoder that is tried.
+PICTURES = {
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".webp": "WEBP",
+}
+FORMATS = tuple(set(PICTURES.values()))
+VIDEOS = (".mp4",)
+MEDIA = (*PICTURES, *VIDEOS)  # suffixes of files that are read
+
+
+class UnreadablePicture(Exception):
+    """A picture or video that cannot be read; the message is the reason, without the path."""
+
+
+def suffix_of(content: bytes) -> str:
+    """The suffix of media without a name, by the first bytes; .png where these are unknown."""
+    if content[4:8] == b"ftyp":
+        return ".mp4"
+    if content[:3] == b"\xff\xd8\xff":
+        return ".jpg"
+    return ".webp" if content[8:12] == b"WEBP" else ".png"
