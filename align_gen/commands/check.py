@@ -1,4 +1,4 @@
-"""`align-gen check`: whether a model is wired right, law by law."""
+"""`align-gen check`: whether a model's adapter reproduces diffusers, law by law."""
 
 import json
 from dataclasses import asdict
@@ -40,7 +40,7 @@ def check(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure whether a model is wired right; exit 1 when a law does not hold."""
+    """Compare a model's adapter with diffusers, law by law; exit 1 when a law does not hold."""
     from .. import bundled
     from ..check import Subject
     from ..check import check as run_check

@@ -28,7 +28,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of the training.")] = 0,
     placebo: Annotated[
         bool,
-        typer.Option("--placebo", help="Shuffle rewards within each prompt: nothing should rise."),
+        typer.Option("--placebo", help="Shuffle rewards within each prompt: what rises is noise."),
     ] = False,
     out: Annotated[Path, typer.Option(help="Run directory; an unfinished one is resumed.")] = Path(
         "runs/demo"

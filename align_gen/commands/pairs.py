@@ -30,7 +30,8 @@ def pairs(
     min_margin: Annotated[float, typer.Option(help="Pairs must differ by more.")] = 0.0,
     per_prompt: Annotated[int | None, typer.Option(help="At most so many of a prompt.")] = None,
     temperature: Annotated[
-        float, typer.Option(help="Of bradley_terry: 0 takes the best, a large one any.")
+        float,
+        typer.Option(help="Of bradley_terry, above 0: near 0 takes the best, a large one any."),
     ] = 1.0,
     seed: Annotated[int, typer.Option(help="Of bradley_terry.")] = 0,
     as_json: Json = False,

@@ -69,8 +69,8 @@ def sample(
         height: of the pictures, in pixels; None is the model's own.
         width: likewise.
         num_frames: of a video; None is the model's own.
-        negative: prompt to steer away from.
-        guide: chooses or steers by a reward, see ``pipelines.guidance``.
+        negative: the negative prompt of classifier-free guidance; None is the family's default.
+        guide: chooses among samples by a reward, see ``pipelines.guidance``.
         batch_size: pictures at a time.
         note: columns added to every row.
         origin: what this function cannot know of the pictures' making, by the names of `align-gen

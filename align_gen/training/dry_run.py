@@ -127,7 +127,7 @@ class Plan:
             parts = ", ".join(f"{name} {_mib(size)}" for name, size in asdict(self.memory).items())
             peak = _mib(self.memory.peak)
             lines.append(
-                f"memory                {peak} MiB at the peak, and reward models: {parts}"
+                f"memory                {peak} MiB at the peak, without reward models: {parts}"
             )
         if self.seconds is not None and self.speed is not None:
             lines.append(

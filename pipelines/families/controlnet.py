@@ -1,4 +1,4 @@
-"""ControlNet on Stable Diffusion 1.x, 2.x and XL: a control map steers the frozen U-Net."""
+"""ControlNet on Stable Diffusion 1.x, 2.x and XL: a control map conditions the frozen U-Net."""
 
 from typing import Any
 

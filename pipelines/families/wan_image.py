@@ -19,8 +19,8 @@ class WanImage(Wan):
 
     ``encode_prompts`` wants ``image``, the first frames, (B, 3, H, W) in [0, 1]. The network reads
     their latents beside the noisy ones, with a mask; 2.1 reads what CLIP sees in them too. 2.2 TI2V
-    reads them in the place of the noisy ones, at time 0: there, the first frame's output is what
-    leads from the noise to the image.
+    reads them in the place of the noisy ones, at time 0; for these models, the network's
+    output at the first frame is the velocity from the noise to the given image.
     """
 
     required_inputs = ("image",)

@@ -1,4 +1,4 @@
-"""Steering sampling by a reward. Names resolve on first use."""
+"""Sampling by a reward. Names resolve on first use."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -15,9 +15,10 @@ class Views(UncertainHead):
     """One head on several views of each picture, none of which changes what it shows.
 
     ``crops``: the picture, its mirror image, and as many of four corner crops, at 1 - ``strength``
-    of its sides and resized back, as ``count`` asks for. ``noise``: ``count`` noise levels from 0
-    to ``strength``, with the same noise: what Ctrl-U asks of two neighbouring timesteps (Zhang et
-    al. 2025, arXiv 2410.11236), asked of a clean picture.
+    of its sides and resized back, as ``count`` asks for. ``noise``: the finished picture
+    with the same noise at ``count`` levels from 0 to ``strength``. Ctrl-U (Zhang et al. 2025, arXiv
+    2410.11236) asks another question: it compares the rewards of predictions at two denoising
+    timesteps, which this head does not see.
 
     Args:
         head: a name of the table, or a head; of pictures.
