@@ -20,8 +20,8 @@ def load_prompts(source: str | Path) -> list[dict[str, Any]]:
     path = bundled.PROMPTS / f"{source}.jsonl" if str(source) in bundled.prompts() else Path(source)
     if not path.is_file():
         raise UserError(
-            f"prompts {str(source)!r}: no such file (looked in {Path.cwd()}; files of a recipe also "
-            f"beside it); want a .txt or .jsonl file, or one of {bundled.prompts()}"
+            f"prompts {str(source)!r}: no such file in {Path.cwd()}, nor beside the recipe; "
+            f"want a .txt or .jsonl file, or one of {bundled.prompts()}"
         )
     # By prompt and seed: the first of two equal rows stays.
     rows: dict[tuple[Any, Any], dict[str, Any]] = {}

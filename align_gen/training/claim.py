@@ -2,7 +2,6 @@
 
 import os
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,10 +73,11 @@ def claim(folder: RunFolder, recipe: Recipe, accelerator: "Accelerator") -> None
 def _require_resumable(folder: RunFolder, recipe: Recipe) -> None:
     """UserError where the folder's recipe differs in more than a run may."""
     theirs = _completed(folder.recipe)
-    mine = recipe.to_yaml()
-    if _decisive(mine) != _decisive(theirs):
+    mine = _decisive(recipe.to_yaml())
+    if mine != _decisive(theirs):
+        difference = yaml_diff(mine, _decisive(theirs))
         raise UserError(
-            f"{folder}: holds the run of another recipe; it differs in: {yaml_diff(mine, theirs)}; "
+            f"{folder}: holds the run of another recipe; it differs in: {difference}; "
             "want another --out, where model.adapter may name this run's export to go on from it"
         )
     last = max((line["step"] for line in read_lines(folder.metrics)), default=0)
@@ -113,22 +113,29 @@ def _completed(file: Path) -> str:
         return file.read_text()
 
 
-def _decisive(text: str) -> Any:
+def _decisive(text: str) -> str:
     """A recipe without what a run may change on its way."""
-    data = yaml.safe_load(text)
-    if not isinstance(data, dict):
-        return data
+    data = _plain(text)
     for key in (*FREE, "run.steps"):
         section, name = key.split(".")
         part = data.get(section)
         if isinstance(part, dict):
             part.pop(name, None)
-    return data
+    # What cannot be read as a recipe can only be compared as it is.
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True) if data else text
 
 
 def _steps(text: str) -> int:
     """How many steps a recipe asks for; 0 where it cannot be read."""
-    data = yaml.safe_load(text)
-    run: Any = data.get("run") if isinstance(data, Mapping) else None
-    steps = run.get("steps") if isinstance(run, Mapping) else None
+    run = _plain(text).get("run")
+    steps = run.get("steps") if isinstance(run, dict) else None
     return steps if isinstance(steps, int) else 0
+
+
+def _plain(text: str) -> dict[str, Any]:
+    """A recipe's plain data; empty where it cannot be read."""
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return {}
+    return data if isinstance(data, dict) else {}

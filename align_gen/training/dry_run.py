@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .. import bundled, pipelines
 from ..errors import UserError, user_mistakes
+from ..galleries.prompts import load_prompts, require_disjoint
 from ..methods.base import Cost
 from ..methods.denoising import Noised, conditional_guidance
 from ..peak_memory import PeakMemory, size_of
@@ -146,6 +147,9 @@ def describe(recipe: Recipe) -> Plan:
     sampling = recipe.sampling
     with user_mistakes():
         check_reward_options(recipe)
+        held_out = load_prompts(recipe.prompts.eval)
+        if recipe.prompts.train is not None:
+            require_disjoint(load_prompts(recipe.prompts.train), held_out)
         if recipe.model.path in TOYS:
             model = load_model(recipe)
             prepare_model(recipe, model)

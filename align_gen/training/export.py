@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+from .. import bundled
 from ..errors import writing
 from ..files import whole_folder
 from ..galleries.comparison import compare
@@ -13,13 +14,13 @@ from .sharding import unsharded
 
 LORA = """from diffusers import DiffusionPipeline
 
-pipeline = DiffusionPipeline.from_pretrained("{base}")
+pipeline = DiffusionPipeline.from_pretrained({source})
 pipeline.load_lora_weights("path/to/this/folder")
 image = pipeline("{prompt}").images[0]"""
 FULL = """from diffusers import DiffusionPipeline
 
 # Each folder here is a component of the pipeline, and takes the place of the original.
-pipeline = DiffusionPipeline.from_pretrained("{base}")
+pipeline = DiffusionPipeline.from_pretrained({source})
 print(pipeline.components.keys())"""
 
 
@@ -54,7 +55,13 @@ def model_card(recipe: Recipe, before: ScoresTable, after: ScoresTable) -> str:
     )
     prompt = str(after.rows[0].get("prompt", "")) if after.rows else ""
     # A quotation mark in the prompt would end the snippet's own text.
-    snippet = (LORA if kind == "lora" else FULL).format(base=base, prompt=prompt.replace('"', "'"))
+    source = f'"{base}"'
+    template = LORA if kind == "lora" else FULL
+    if base in bundled.models():
+        # Not on the hub: align_gen knows where it lies.
+        source = f'model_path("{base}")'
+        template = f"from align_gen.bundled import model_path\n{template}"
+    snippet = template.format(source=source, prompt=prompt.replace('"', "'"))
     changes = "\n".join(
         f"| {name} | {c.before:.4f} | {c.after:.4f} | [{c.ci_low:+.4f}, {c.ci_high:+.4f}] | {c.n} |"
         for name, c in compare(before, after).columns.items()
