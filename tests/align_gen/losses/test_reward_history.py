@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from align_gen.errors import UserError
 from align_gen.losses import advantages, history_advantages, remembered
 from align_gen.losses.reward_history import History
 from align_gen.methods import ddpo
@@ -112,14 +111,14 @@ def test_without_a_history_nothing_is_remembered() -> None:
 
 def test_what_a_history_needs() -> None:
     with pytest.raises(
-        UserError, match=r"method\.images_per_prompt: 1 has nothing to be compared with"
+        ValueError, match=r"method\.images_per_prompt: 1 has nothing to be compared with"
     ):
         require(ddpo.Options(images_per_prompt=1), Sampling())
     with pytest.raises(
-        UserError, match=r"method\.images_per_prompt: 1 has nothing to be compared with"
+        ValueError, match=r"method\.images_per_prompt: 1 has nothing to be compared with"
     ):
         require(ddpo.Options(images_per_prompt=1, prompts_per_step=1, history=32), Sampling())
-    with pytest.raises(UserError, match=r"method\.history: 8 never holds method\.min_count, 16"):
+    with pytest.raises(ValueError, match=r"method\.history: 8 never holds method\.min_count, 16"):
         require(ddpo.Options(history=8), Sampling())
     require(ddpo.Options(images_per_prompt=1, history=16), Sampling())
 

@@ -16,7 +16,7 @@ def test_only_new_texts_are_encoded_and_the_oldest_are_forgotten(
     """Vectors are the texts' lengths. Three are kept of four: the first is encoded again when it
     comes back.
     """
-    monkeypatch.setattr(text_cache, "KEPT", 3)
+    monkeypatch.setattr(text_cache, "LIMIT", 3)
     asked: list[str] = []
 
     def encode(part: Sequence[str]) -> Tensor:
@@ -33,7 +33,7 @@ def test_only_new_texts_are_encoded_and_the_oldest_are_forgotten(
 def test_more_texts_at_once_than_are_kept_all_get_their_vector(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(text_cache, "KEPT", 2)
+    monkeypatch.setattr(text_cache, "LIMIT", 2)
     found = TextCache()(
         [str(n) for n in range(5)], lambda part: torch.tensor([[float(text)] for text in part])
     )

@@ -303,10 +303,10 @@ def test_half_precision_is_said_and_close(small: Path) -> None:
     [
         ({"alpha": 1.5}, r"clip alpha: want a number in \[0, 1\], got 1.5"),
         ({"baseline": "a thing"}, "clip baseline: needs a goal"),
-        ({"resize": "stretch"}, "clip resize: want squash or shortest"),
+        ({"resize": "stretch"}, "resize: want squash or shortest"),
         ({"goal": []}, "clip goal: want one or more sentences"),
-        ({"goal": [3]}, "clip goal: want one or more sentences"),
-        ({"dtype": "int8"}, "dtype: want one of"),
+        ({"goal": [3]}, r"goal: want a list \(each a text\)"),
+        ({"dtype": "int8"}, "dtype: want float32, bfloat16"),
         ({"path": "ViT-Z-99"}, "path 'ViT-Z-99': want a folder, hf-hub"),
         ({"path": "ViT-B-32"}, "path 'ViT-B-32': an architecture needs pretrained"),
         ({"path": "./nowhere"}, r"path ./nowhere: want an open_clip folder"),
