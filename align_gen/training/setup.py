@@ -92,7 +92,7 @@ class Session:
         rewards.to(accelerator.device)
         all_rewards.to(accelerator.device)
         with user_mistakes():
-            try_rewards(all_rewards, loaded, recipe.sampling, data.prompts[0])
+            try_rewards(all_rewards, loaded, recipe.sampling, held_out[0]["prompt"])
         # Last: what is measured stays true, and only what is optimised is shuffled.
         if recipe.run.placebo:
             rewards = Shuffled.of(rewards, recipe.run.seed)

@@ -203,11 +203,11 @@ def test_a_callable_object_is_written_down_by_a_name_that_lasts(recipe: Recipe) 
 def test_a_nan_reward_stops_the_run_with_its_last_checkpoint_intact(
     recipe: Recipe, tmp_path: Path
 ) -> None:
-    """Call 1 is the gallery before, 2 and 3 are steps, 4 is the gallery at step 2, 5 is step 3:
-    NaN. Then a good one.
+    """Call 1 is the trial, 2 the gallery before, 3 and 4 are steps, 5 is the gallery at step 2, 6
+    is step 3: NaN. Then a good one.
     """
     with pytest.raises(RewardFailure, match="'Sour' returned 4 non-finite of 4"):
-        finetune(recipe.replace(rewards={Sour(5): 1.0}), tmp_path)
+        finetune(recipe.replace(rewards={Sour(6): 1.0}), tmp_path)
     assert json.loads((tmp_path / "state.json").read_text())["step"] == 2
     assert all(bool(value.isfinite().all()) for value in weights(tmp_path, 2).values())
     assert [line["step"] for line in lines(tmp_path)] == [0, 1, 2, 2]

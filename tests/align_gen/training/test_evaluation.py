@@ -34,12 +34,13 @@ class Watcher:
 
 
 def test_held_out_rewards_are_measured_and_never_optimised(recipe: Recipe, tmp_path: Path) -> None:
-    """They see held-out pictures alone, once each at the three measurements; without them the
-    weights are the same.
+    """They see held-out prompts alone, once each at the three measurements after a trial; without
+    them the weights are the same.
     """
     watcher = Watcher()
     finetune(recipe.replace(eval_rewards={watcher: 5.0}), tmp_path / "watched")
-    assert sorted(watcher.seen) == sorted(3 * HELD_OUT)
+    trial, *seen = watcher.seen
+    assert trial in HELD_OUT and sorted(seen) == sorted(3 * HELD_OUT)
     finetune(recipe.replace(eval_rewards={}), tmp_path / "alone")
     assert same(weights(tmp_path / "watched"), weights(tmp_path / "alone"))
 
@@ -90,7 +91,7 @@ def test_the_best_measurement_is_kept(recipe: Recipe, tmp_path: Path) -> None:
 
     class Peak:
         def __init__(self) -> None:
-            self.means = [0.0, 5.0, 2.0, 1.0]
+            self.means = [0.0, 0.0, 5.0, 2.0, 1.0]  # the first is the trial's
 
         def __call__(self, media: Tensor, prompts: Sequence[str]) -> Tensor:
             return torch.arange(len(media)) + self.means.pop(0)
