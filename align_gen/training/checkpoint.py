@@ -9,7 +9,6 @@ average, and a reference that was refreshed), ``optimizer.pt``, ``progress.json`
 import hashlib
 import json
 import logging
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from safetensors.torch import load, save_file
 
 from ..distributed import shard_like, unshard
 from ..errors import RunFailure, UserError, one_line
-from ..files import sync, whole_file
+from ..files import whole_file, whole_folder
 from ..methods.state import TrainState
 from ..pipelines.trainable import REFRESHED
 
@@ -84,37 +83,29 @@ def _save(
 ) -> None:
     name = f"step-{state.step:06d}"
     folder = run / "checkpoints" / name
-    part = run / "checkpoints" / f".{name}.part"
+    # Progress names its checkpoint, so that a folder that was renamed by hand is noticed.
+    progress = _progress(state) | more | {"checkpoint": name}
+    text = json.dumps(progress, indent=1)
+    files = (WEIGHTS, OPTIMIZER, PROGRESS)
     try:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        save_file({key: value.cpu().contiguous() for key, value in weights.items()}, part / WEIGHTS)
-        torch.save(optimizer, part / OPTIMIZER)
-        # Progress names its checkpoint, so that a folder that was renamed by hand is noticed.
-        progress = _progress(state) | more | {"checkpoint": name}
-        text = json.dumps(progress, indent=1)
-        (part / PROGRESS).write_text(text)
-        files = (WEIGHTS, OPTIMIZER, PROGRESS)
-        (part / SUMS).write_text("".join(f"{_digest(part / file)}  {file}\n" for file in files))
-        for file in (*files, SUMS):
-            sync(part / file)
-        # Files, then their folder, then the rename: a power cut leaves all or nothing.
-        sync(part)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(part, folder)
-        sync(folder.parent)
+        with whole_folder(folder) as part:
+            tensors = {key: value.cpu().contiguous() for key, value in weights.items()}
+            save_file(tensors, part / WEIGHTS)
+            torch.save(optimizer, part / OPTIMIZER)
+            (part / PROGRESS).write_text(text)
+            (part / SUMS).write_text("".join(f"{_digest(part / file)}  {file}\n" for file in files))
         with whole_file(run / "state.json") as stream:
             stream.write(text.encode())
     # a full disk speaks otherwise through safetensors, through torch and through Python
     except Exception as error:
-        shutil.rmtree(part, ignore_errors=True)
         raise RunFailure(f"{folder}: cannot be written ({one_line(error)})") from error
     _prune(folder.parent)
 
 
 def _prune(folder: Path) -> None:
-    """Remove what is older than the two newest, and what a kill left half-written."""
-    for old in (*sorted(folder.glob("step-*"))[:-KEEP], *folder.glob(".step-*.part")):
+    """Remove what is older than the two newest, and what a kill left half-written or aside."""
+    left = (*folder.glob(".step-*.part"), *folder.glob(".step-*.old"))
+    for old in (*sorted(folder.glob("step-*"))[:-KEEP], *left):
         shutil.rmtree(old, ignore_errors=True)
 
 
