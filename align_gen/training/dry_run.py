@@ -233,8 +233,9 @@ def measure(model: Model, recipe: Recipe) -> tuple[MemoryEstimate, Work]:
         learned = condition.repeat(min(micro, cost.images))
         half = dtype_of(recipe.model.dtype)
         with nullcontext() if half == torch.float32 else torch.autocast("cpu", half):
-            sampling, forward, final = _draw(model, drawn, recipe)
-            learning, both = _learn(model, learned, recipe)
+            sampling, final = _draw(model, drawn, recipe)
+            learning = _learn(model, learned, recipe)
+            work = _work(model, condition, recipe)
         decoding, picture = _decode(model, final, shapes)
 
     latents = FLOAT * (recipe.sampling.num_inference_steps + 1)
@@ -243,7 +244,7 @@ def measure(model: Model, recipe: Recipe) -> tuple[MemoryEstimate, Work]:
     memory = MemoryEstimate(
         weights, freed, training, stored, encoding, sampling, decoding, learning
     )
-    return memory, Work(forward, both)
+    return memory, work
 
 
 def _encode(model: Model, recipe: Recipe) -> tuple[int, Condition]:
@@ -258,36 +259,51 @@ def _encode(model: Model, recipe: Recipe) -> tuple[int, Condition]:
     return memory.peak, condition[:1]
 
 
-def _draw(model: Model, rows: Condition, recipe: Recipe) -> tuple[int, float, Tensor]:
-    """Peak bytes, operations of one row of the denoiser forward, and the finished latents."""
-    with PeakMemory() as memory, FlopCounterMode(display=False) as flops:
+def _draw(model: Model, rows: Condition, recipe: Recipe) -> tuple[int, Tensor]:
+    """Peak bytes of drawing, and the finished latents."""
+    with PeakMemory() as memory:
         final = _rollout(model, rows, recipe).final
-    calls = STEPS * len(rows) * model.rows_per_sample(recipe.sampling.guidance_scale)
-    return memory.peak, flops.get_total_flops() / calls, final
+    return memory.peak, final
 
 
-def _learn(model: Model, rows: Condition, recipe: Recipe) -> tuple[int, float]:
-    """Peak bytes besides the gradients, and operations of one row forward and backward."""
-    sampling = recipe.sampling
+def _learn(model: Model, rows: Condition, recipe: Recipe) -> int:
+    """Peak bytes of one micro-batch forward and backward, besides the gradients."""
     drawn = _rollout(model, rows, recipe)
-    options: dict[str, Any] = {"eta": sampling.eta, "guidance_scale": sampling.guidance_scale}
-    with PeakMemory() as memory, FlopCounterMode(display=False) as flops:
-        if len(drawn.stochastic):
-            passes = model.rows_per_sample(sampling.guidance_scale)
-            step = int(drawn.stochastic[0])
-            step_log_prob(model, drawn, step, rows, **options).sum().backward()
-        else:
-            # Methods that denoise need no noise in sampling, and learn without guidance.
-            passes = 1
-            t = drawn.times[:1, 0].expand(len(rows))
-            noise = torch.zeros_like(drawn.final)
-            x_t = model.process.add_noise(drawn.final, noise, t)
-            target = model.process.target(drawn.final, noise, t).float()
-            noised = Noised(x_t, t, target, rows, conditional_guidance(model, sampling))
-            noised.squared_errors(model).sum().backward()
+    with PeakMemory() as memory:
+        _objective(model, drawn, rows, recipe).backward()
     gradients = (each.grad for each in model.parameters() if each.grad is not None)
-    peak = memory.peak - sum(gradient.nbytes for gradient in gradients)
-    return peak, flops.get_total_flops() / (len(rows) * passes)
+    return memory.peak - sum(gradient.nbytes for gradient in gradients)
+
+
+def _work(model: Model, row: Condition, recipe: Recipe) -> Work:
+    """Operations of the denoiser for one row.
+
+    They are counted apart from the bytes: the counter's hooks keep tensors alive.
+    """
+    passes = model.rows_per_sample(recipe.sampling.guidance_scale)
+    with FlopCounterMode(display=False) as flops:
+        drawn = _rollout(model, row, recipe)
+    forward = flops.get_total_flops() / (STEPS * passes)
+    with FlopCounterMode(display=False) as flops:
+        _objective(model, drawn, row, recipe).backward()
+    # Methods that denoise learn without guidance.
+    return Work(forward, flops.get_total_flops() / (passes if len(drawn.stochastic) else 1))
+
+
+def _objective(model: Model, drawn: Rollout, rows: Condition, recipe: Recipe) -> Tensor:
+    """What one call of the denoiser learns from, as likelihoods or as denoising."""
+    sampling = recipe.sampling
+    options: dict[str, Any] = {"eta": sampling.eta, "guidance_scale": sampling.guidance_scale}
+    if len(drawn.stochastic):
+        step = int(drawn.stochastic[0])
+        return step_log_prob(model, drawn, step, rows, **options).sum()
+    # Methods that denoise need no noise in sampling, and learn without guidance.
+    t = drawn.times[:1, 0].expand(len(rows))
+    noise = torch.zeros_like(drawn.final)
+    x_t = model.process.add_noise(drawn.final, noise, t)
+    target = model.process.target(drawn.final, noise, t).float()
+    noised = Noised(x_t, t, target, rows, conditional_guidance(model, sampling))
+    return noised.squared_errors(model).sum()
 
 
 def _rollout(model: Model, rows: Condition, recipe: Recipe) -> Rollout:
