@@ -255,6 +255,7 @@ def test_no_file_imports_itself_through_others() -> None:
     assert engine < order.index(("align_gen", "demo"))
 
 
+@pytest.mark.slow
 def test_scripts_are_used_by_nothing() -> None:
     users = [
         path

@@ -7,6 +7,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from align_gen.methods import METHODS
 from align_gen.pipelines import LoraOptions
 from tests.tiny import PIPELINES
@@ -23,6 +25,7 @@ def test_the_page_has_every_method_and_family() -> None:
     assert (ROOT / "docs" / "matrix.md").read_text() == expected
 
 
+@pytest.mark.slow
 def test_a_cell_runs_and_a_cell_that_fails_says_why() -> None:
     assert matrix.cell("sd", "prdp", LoraOptions(rank=2)) == "yes"
     assert "modules {'nothing'} not found" in matrix.cell(

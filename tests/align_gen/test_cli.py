@@ -42,6 +42,7 @@ def light(code: str, *arguments: str) -> Any:
 # --- help -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_help_is_cheap_and_has_an_example() -> None:
     """One fresh interpreter asks for all of them; none brings torch or diffusers in."""
     code = (
@@ -121,6 +122,7 @@ def test_a_mistake_is_told_before_a_library_is_loaded() -> None:
 # --- what goes to stdout and to stderr ------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_line_is_logged_once_and_json_stands_alone(tiny_folder: Path, tmp_path: Path) -> None:
     """A whole run with a reward of open_clip, which logs through the root and so gives it a
     handler.

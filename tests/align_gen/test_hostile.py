@@ -177,6 +177,7 @@ PICTURES: dict[str, tuple[str, Callable[[], bytes], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", PICTURES)
 def test_a_hostile_picture_costs_its_own_row_alone(
     cli: Callable[..., Done], tmp_path: Path, case: str
@@ -278,6 +279,7 @@ LINES: dict[str, tuple[bytes, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", LINES)
 def test_hostile_metadata(cli: Callable[..., Done], tmp_path: Path, case: str) -> None:
     """A line that is refused is named, and nothing is written; all others are rows, the good one
@@ -343,6 +345,7 @@ RECIPES: dict[str, bytes] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", RECIPES)
 def test_a_hostile_recipe_is_one_line(
     cli: Callable[..., Done], tiny_folder: Path, tmp_path: Path, case: str
@@ -523,6 +526,7 @@ PIPELINES: dict[str, Callable[[Path, Path], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", PIPELINES)
 def test_a_hostile_pipeline_is_one_line(
     cli: Callable[..., Done], tiny_folder: Path, tmp_path: Path, case: str
@@ -561,6 +565,7 @@ ADAPTERS: dict[str, Callable[[Path, Path], Any]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ADAPTERS)
 def test_a_hostile_adapter_is_one_line(
     cli: Callable[..., Done], tiny_folder: Path, tmp_path: Path, case: str

@@ -54,6 +54,7 @@ def test_who_turned_the_newer_switch_is_no_trouble() -> None:
         cudnn.conv.fp32_precision = before
 
 
+@pytest.mark.slow
 def test_everything_that_runs_a_network_turns_it(
     tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

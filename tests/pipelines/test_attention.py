@@ -48,6 +48,7 @@ def test_a_kernel_is_softmax_of_query_key_times_value(name: str) -> None:
     assert torch.allclose(attend(name, query, key, value), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["sd", "sd3", "flux"])
 @pytest.mark.parametrize("name", HERE)
 def test_every_kernel_here_draws_what_math_draws(family: str, name: str) -> None:

@@ -27,6 +27,7 @@ def perturb(model: Model, scale: float = 0.2) -> None:
             parameter.add_(torch.randn(parameter.shape, generator=noise), alpha=scale)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -62,6 +63,7 @@ def test_an_exported_lora_in_a_fresh_pipeline(
     assert torch.allclose(pictures(again), ours, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_export_goes_on_and_is_exported_again(tiny_model: Maker, tmp_path: Path) -> None:
     """alpha != rank survives two generations, and the frozen start is not in the file."""
     options = LoraOptions(2, alpha=6)
@@ -83,6 +85,7 @@ def test_an_export_goes_on_and_is_exported_again(tiny_model: Maker, tmp_path: Pa
     assert torch.allclose(diffusers_pictures(fresh), pictures(second), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_reload_into_a_model_that_trains(tiny_model: Maker, tmp_path: Path) -> None:
     """An export loaded over a LoRA that is there already replaces it."""
     first = tiny_model()
@@ -96,6 +99,7 @@ def test_reload_into_a_model_that_trains(tiny_model: Maker, tmp_path: Path) -> N
     assert second.parameters()
 
 
+@pytest.mark.slow
 def test_a_reload_that_changes_nothing_is_an_error(tiny_model: Maker, tmp_path: Path) -> None:
     model = tiny_model()
     model.train_lora(LoraOptions(2))
@@ -125,6 +129,7 @@ def test_a_lora_for_something_else_is_an_error(tiny_model: Maker, tmp_path: Path
         tiny_model().reload(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", ["name", "shape", "cut"])
 def test_a_lora_that_does_not_fit_is_an_error(
     tiny_model: Maker, tmp_path: Path, broken: str
@@ -175,6 +180,7 @@ def test_no_export_is_an_error(tiny_model: Maker, tmp_path: Path) -> None:
         tiny_model().reload(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_full_export(tiny_model: Maker, tmp_path: Path) -> None:
     """Loaded by us, and as a UNet by diffusers itself."""
     model = tiny_model()

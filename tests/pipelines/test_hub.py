@@ -78,6 +78,7 @@ def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
 HUBS = pytest.mark.parametrize("hub", [sampling_hub, reward_hub], ids=["pipelines", "reward_heads"])
 
 
+@pytest.mark.slow
 @HUBS
 @pytest.mark.parametrize(
     ("repository", "said"),
@@ -122,6 +123,7 @@ def test_offline(hub: ModuleType, nobody: str, monkeypatch: pytest.MonkeyPatch) 
             ask()
 
 
+@pytest.mark.slow
 @HUBS
 def test_a_repository_without_the_file_is_reached(hub: ModuleType, server: str) -> None:
     hub.reach("a/no-file")

@@ -102,6 +102,7 @@ def test_half_precision_ends_at_the_networks_output(process: Process, unit: floa
 # -- one step against the schedulers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("clip", [None, 0.5])
 @pytest.mark.parametrize("alpha_to_one", [False, True])
@@ -330,6 +331,7 @@ def marginal_error(process: Process, grid: Tensor, eta: float) -> float:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("name", ["diffusion", "flow"])
 @pytest.mark.parametrize("end", [0.0, 0.5])

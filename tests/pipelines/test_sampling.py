@@ -68,6 +68,7 @@ def ours(model: Model, scale: float, steps: int = 3) -> tuple[Tensor, Tensor]:
 # -- eta=0 is DDIM
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
 @pytest.mark.parametrize("alpha_to_one", [False, True])
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
@@ -92,6 +93,7 @@ def test_eta_zero_is_the_pipeline_with_ddim(
     assert torch.allclose(pictures, diffusers_own(pipeline, scale, "pt"), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -281,6 +283,7 @@ def replayed(
     return torch.stack(columns, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("batch_size", "prediction"),
     [(1, "epsilon"), (3, "v_prediction"), (4, "epsilon"), (8, "epsilon")],
@@ -326,6 +329,7 @@ def test_a_step_without_noise_has_no_density_to_ask_for(pipeline: StableDiffusio
 # -- a sample's own randomness
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_samples_do_not_depend_on_batch_mates(
     pipeline: StableDiffusionPipeline, eta: float
@@ -352,6 +356,7 @@ def test_samples_do_not_depend_on_batch_mates(
     assert torch.allclose(draw([4, 0], 2), whole[[4, 0]], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 @pytest.mark.parametrize(
     "latents", [None, torch.randn(4, 4, 8, 8, generator=Generator().manual_seed(0))]

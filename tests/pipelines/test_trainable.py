@@ -102,6 +102,7 @@ def test_full_training_trains_the_unet_only(tiny_model: Maker) -> None:
     assert not model.pipeline.unet.training
 
 
+@pytest.mark.slow
 def test_what_stands_in_trainable_is_what_runs(tiny_model: Maker) -> None:
     """DDP and torch.compile replace the entry; nothing may go past them to the pipeline's own
     module.
@@ -172,6 +173,7 @@ def refreshed(tiny_model: Maker, folder: Path) -> tuple[Model, Tensor]:
 REFERENCES = {"off": lora_off, "start": lora_start, "copy": full_copy, "refreshed": refreshed}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrap", [False, True], ids=["bare", "wrapped"])
 @pytest.mark.parametrize("kind", sorted(REFERENCES))
 def test_the_reference_is_where_training_began(
@@ -209,6 +211,7 @@ def test_the_reference_is_where_training_began(
         assert all(".policy." in name for name in names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["off", "start"])
 def test_a_refreshed_reference_is_the_policy_of_that_moment(
     tiny_model: Maker, tmp_path: Path, kind: str
@@ -250,6 +253,7 @@ def test_a_refreshed_reference_has_the_policys_precision(tiny_model: Maker) -> N
     )
 
 
+@pytest.mark.slow
 def test_another_adapter_is_refreshed_at_its_own_scale(tiny_model: Maker, tmp_path: Path) -> None:
     """Into a model whose reference was refreshed, a LoRA of another alpha is loaded and
     trained on.
@@ -277,6 +281,7 @@ def test_a_reference_without_a_lora_is_not_refreshed(tiny_model: Maker) -> None:
             model.refresh_reference()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", sorted(REFERENCES))
 def test_reference_densities(tiny_model: Maker, tmp_path: Path, kind: str) -> None:
     """A trajectory drawn before training keeps, under the reference, the density it was drawn
@@ -299,6 +304,7 @@ def test_reference_densities(tiny_model: Maker, tmp_path: Path, kind: str) -> No
         assert float((now - found).detach().abs().max()) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", sorted(REFERENCES))
 def test_references_nest(tiny_model: Maker, tmp_path: Path, kind: str) -> None:
     """A helper that asks for the reference inside the reference must not bring the policy back too
@@ -314,6 +320,7 @@ def test_references_nest(tiny_model: Maker, tmp_path: Path, kind: str) -> None:
     assert torch.equal(predicted(model), policy)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["copy", "off", "start"])
 def test_untraining_goes_back_to_where_it_began(
     tiny_model: Maker, tmp_path: Path, kind: str
@@ -335,6 +342,7 @@ def test_untraining_goes_back_to_where_it_began(
         assert torch.allclose(predicted(model), begun, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_frozen_start_never_moves(tiny_model: Maker, tmp_path: Path) -> None:
     """An optimiser step after the reference was used, which switches adapters, still reaches the
     policy alone.
@@ -358,6 +366,7 @@ def test_an_untrained_model_is_its_own_reference(tiny_model: Maker) -> None:
         assert torch.equal(predicted(model), before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "named"), [(LoraOptions(8), "rank"), (LoraOptions(2, alpha=5), "alpha")]
 )

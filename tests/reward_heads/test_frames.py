@@ -23,6 +23,7 @@ def test_frames_to_measure_are_the_first_of_each_segment() -> None:
     assert segment_frames(3, 1).tolist() == [0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("frames", "segments"), [(16, 4), (10, 4), (7, 3)])
 def test_frames_to_train_on_are_uniform_in_their_segments(frames: int, segments: int) -> None:
     """Every frame of a segment about equally often, none of another: 4000 draws, to .05."""

@@ -27,6 +27,7 @@ def test_a_bundled_model_passes_and_denoises(name: str) -> None:
     assert any(finding.name.startswith("denoises") for finding in found)
 
 
+@pytest.mark.slow
 def test_the_model_is_left_as_it_was() -> None:
     """Weights, pipeline, scheduler and adapters: the same after as before."""
     one = subject("sd")
@@ -283,6 +284,7 @@ def test_a_model_with_a_lora_is_not_checked_and_keeps_it() -> None:
     assert one.model.parameters()
 
 
+@pytest.mark.slow
 def test_prompts_are_encoded_anew_though_the_disk_has_them(tmp_path: Path) -> None:
     """An encoder whose rows depend on their batch mates is caught: the cache on disk is not
     asked.

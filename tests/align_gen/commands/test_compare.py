@@ -36,6 +36,7 @@ def test_compare_and_its_conditions(cli: Cli, two: tuple[Path, Path]) -> None:
     assert sliced.code == 0 and sliced.out.count("[p") == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "named"),
     [

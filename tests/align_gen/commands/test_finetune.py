@@ -45,6 +45,7 @@ def test_a_mistake_is_one_line(cli: Cli, recipe: Path, tmp_path: Path, case: str
     assert sorted(tmp_path.rglob("*")) == before  # nothing half-written
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("out", ["file/run", "file", "/proc/align-gen-run"])
 def test_an_unwritable_out_is_one_line(cli: Cli, recipe: Path, tmp_path: Path, out: str) -> None:
     before = sorted(tmp_path.rglob("*"))
@@ -66,6 +67,7 @@ def test_no_such_recipe_is_one_line(cli: Cli) -> None:
     assert "'emoji-sd-prdp'" in mistake(cli("finetune", "nowhere.yaml"))
 
 
+@pytest.mark.slow
 def test_a_dry_run_counts_and_writes_nothing(cli: Cli, recipe: Path, tmp_path: Path) -> None:
     """2 pictures x 2 steps, doubled by guidance: 8 a pass; K = 2: 5 passes forward, 2 of them
     backward.
@@ -118,6 +120,7 @@ def test_an_interruption_says_how_to_go_on_where_there_is_a_checkpoint(
     assert done.code == 130 and "the same command goes on" in done.err
 
 
+@pytest.mark.slow
 def test_a_finished_run_says_that_nothing_was_run(cli: Cli, recipe: Path, tmp_path: Path) -> None:
     first = cli("finetune", recipe, "--out", tmp_path / "run")
     assert first.code == 0, first.err

@@ -10,6 +10,7 @@ from align_gen.galleries.gallery import write_gallery
 from tests.kits.command_line import Cli, mistake
 
 
+@pytest.mark.slow
 def test_from_scores_to_pairs_to_a_reward_that_scores(cli: Cli, tmp_path: Path) -> None:
     """Eight pictures of four prompts, the lighter of each two preferred; what is trained is scored
     with in the end.

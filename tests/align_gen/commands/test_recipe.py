@@ -12,6 +12,7 @@ from align_gen.training.recipe import Recipe
 from tests.kits.command_line import Cli, mistake
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", sorted(methods.METHODS))
 def test_every_methods_recipe_loads(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str

@@ -46,6 +46,7 @@ def test_sample_writes_a_gallery(cli: Cli, recipe: Path, tiny_folder: Path, tmp_
     )
 
 
+@pytest.mark.slow
 def test_best_of_never_scores_less(cli: Cli, tiny_folder: Path, tmp_path: Path) -> None:
     """Candidate 0 is the plain sample, so the best of 3 has at least its score."""
     scores = []
@@ -58,6 +59,7 @@ def test_best_of_never_scores_less(cli: Cli, tiny_folder: Path, tmp_path: Path) 
     assert scores[1] >= scores[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "named"),
     [
@@ -90,6 +92,7 @@ def test_counts_start_at_one(cli: Cli, tiny_folder: Path, tmp_path: Path, option
     assert option in line and "align-gen sample --help" in line
 
 
+@pytest.mark.slow
 def test_the_reports_command_makes_the_picture_again(
     cli: Cli, recipe: Path, tmp_path: Path
 ) -> None:
@@ -157,6 +160,7 @@ def test_a_model_that_draws_nothing_lists_the_bundled_ones_that_do(
         assert str(bundled.generators()) in line
 
 
+@pytest.mark.slow
 def test_one_picture_is_one_and_json_counts_it(cli: Cli, tiny_folder: Path, tmp_path: Path) -> None:
     options = ["--prompt", "a", "--steps", 1, "--size", "16x16", "--out", tmp_path / "g"]
     done = cli("sample", tiny_folder, *options)

@@ -236,6 +236,7 @@ def test_wrong_media_write_nothing(tmp_path: Path, media: torch.Tensor, says: st
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_videos_come_back(tmp_path: Path) -> None:
     """Two of five frames, a square that moves over a ramp of grey; H.264 at this quality is within
     3 % of it.
@@ -336,6 +337,7 @@ def killed_at(step: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     return lambda: calls
 
 
+@pytest.mark.slow
 def test_a_write_killed_anywhere_leaves_the_old_or_the_new_gallery(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -110,6 +110,7 @@ def test_published_averages_are_those_of_their_styles() -> None:
 # --- from pictures to the table -------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_pictures_are_scored_with_their_own_prompts_into_their_own_cells(root: Path) -> None:
     """Levels of 10, 11, 12 thousandths, times 100; of photo one group of ten is 3.3 and nine are
     1.3: mean 1.5, deviation 2 * sqrt(.1 * .9) = 0.6; average (1.0 + 1.1 + 1.2 + 1.5) / 4 = 1.2.
@@ -263,6 +264,7 @@ def test_a_missing_style_is_missing_pictures(root: Path) -> None:
         read_hpdv2(root)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "stray", ["sketches/", "anime/00800.jpg", "anime/00000.png", "photo/notes.txt", "notes.json"]
 )
@@ -277,6 +279,7 @@ def test_what_lies_there_besides_is_named(root: Path, stray: str) -> None:
         read_hpdv2(root)
 
 
+@pytest.mark.slow
 def test_an_unreadable_picture_fails_the_run(root: Path) -> None:
     (root / "photo" / "00005.jpg").unlink()
     (root / "photo" / "00005.jpg").write_bytes(b"nothing")
@@ -284,6 +287,7 @@ def test_an_unreadable_picture_fails_the_run(root: Path) -> None:
         run_hpdv2(root, None, {"mine": {"name": Level(cosine=True)}})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "held"),
     [

@@ -132,6 +132,7 @@ def test_a_pool_of_k_is_curated_as_the_formula_says(k: int, expected: float) -> 
     assert chance == pytest.approx(expected, abs=5e-6)
 
 
+@pytest.mark.slow
 def test_the_draw_follows_its_probabilities() -> None:
     """r = 0, 1, 2 at temperature 1: the chosen is 2 with e / (1 + e) = .731, as 0 lies above
     nothing.
@@ -266,6 +267,7 @@ def test_the_schema_is_the_one_the_datasets_library_writes(
     assert str(schema.field("chosen").type) == "struct<bytes: binary, path: string>"
 
 
+@pytest.mark.slow
 def test_videos_are_called_videos(tmp_path: Path) -> None:
     clips = torch.rand(2, 4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     gallery = write_gallery(tmp_path / "g", clips, [{"prompt": "a"}] * 2)

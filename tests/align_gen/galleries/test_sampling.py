@@ -18,6 +18,7 @@ from align_gen.reward_heads import reward_set
 SETTINGS: dict[str, Any] = {"num_inference_steps": 3, "guidance_scale": 2.0}
 
 
+@pytest.mark.slow
 def test_a_rows_seed_makes_the_picture_again_in_diffusers(
     tiny_folder: Path, tmp_path: Path
 ) -> None:
@@ -68,6 +69,7 @@ def brightness(media: torch.Tensor, prompts: Any) -> torch.Tensor:
     return media.mean((1, 2, 3))
 
 
+@pytest.mark.slow
 def test_the_rows_of_best_of_say_n_the_rewards_and_the_winning_score(
     tiny_folder: Path, tmp_path: Path
 ) -> None:
@@ -93,6 +95,7 @@ def test_the_rows_of_best_of_say_n_the_rewards_and_the_winning_score(
     assert min(brighter) > -0.51 / 255 and max(brighter) > 1 / 255
 
 
+@pytest.mark.slow
 def test_what_the_caller_says_of_a_guide_stands(tiny_folder: Path, tmp_path: Path) -> None:
     """The command line's own text of the reward says more than names; another guide says nothing.
 
@@ -138,6 +141,7 @@ sample(sys.argv[1], prompts, out=sys.argv[2], accelerator=Accelerator(), **optio
 """
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_rows_of_one(tiny_folder: Path, tmp_path: Path) -> None:
     """One draws a cat, the other a dog and a bird; the scores stand in the rows of their pictures.
 

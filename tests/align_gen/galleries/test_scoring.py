@@ -55,6 +55,7 @@ def mixed_shapes(folder: Path, count: int) -> Gallery:
     return gallery
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 64])
 def test_rows_keep_their_order_over_shapes_and_batches(tmp_path: Path, batch_size: int) -> None:
     """Picture and prompt n are both n, so both heads give n in row n, whatever the batches were."""
@@ -211,6 +212,7 @@ def test_a_head_that_fails_in_a_worker_stops_the_scoring(tmp_path: Path) -> None
         score(levels(tmp_path / "g", *range(50)), {"bad": {"name": Broken()}}, batch_size=2)
 
 
+@pytest.mark.slow
 def test_a_score_does_not_depend_on_its_batch(tmp_path: Path) -> None:
     """A real network: alone, in a batch, and among pictures of other sizes, to 1e-4 (and
     better).
@@ -321,6 +323,7 @@ def test_a_kill_loses_one_chunk(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["g", "s.parquet"]
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_chunks(tmp_path: Path) -> None:
     """The command itself, started as accelerate does: one file, the same as one process's but for
     the time.

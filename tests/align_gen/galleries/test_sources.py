@@ -264,6 +264,7 @@ def test_a_dataset_wants_its_library(
 # --- videos ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_videos_that_cannot_be_read_are_null_rows_and_the_others_are_scored(tmp_path: Path) -> None:
     """Truncated, empty, without frames, and text by the name of one."""
     media = torch.linspace(0, 1, 5 * 4 * 3 * 32 * 32).view(5, 4, 3, 32, 32)
@@ -279,6 +280,7 @@ def test_videos_that_cannot_be_read_are_null_rows_and_the_others_are_scored(tmp_
     assert all(found.errors[1:]) and found.heads["mean_hue"][1:] == [None] * 4
 
 
+@pytest.mark.slow
 def test_videos_of_several_sizes_and_lengths_beside_pictures(tmp_path: Path) -> None:
     """Each is scored by itself: the mean level of every one is its own."""
     rows = []

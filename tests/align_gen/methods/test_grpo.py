@@ -76,6 +76,7 @@ def test_the_divergence_of_gaussians_of_one_width(reduction: Any) -> None:
 # --- the step -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["toy-diffusion", "toy-flow"])
 @pytest.mark.parametrize(
     ("micro_batch", "std", "reduction"),
@@ -132,6 +133,7 @@ def test_at_the_reference_the_divergence_changes_nothing() -> None:
     assert take(toy(**MIXTURE), kl=50.0)[0]["kl"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", [1, 2])
 def test_a_window_is_all_that_is_learned_from(window: int) -> None:
     """Of the toy's shifts, one a time, those of the window's times get a gradient and no others;

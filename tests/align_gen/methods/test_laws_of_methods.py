@@ -205,6 +205,7 @@ def test_every_method_has_a_row() -> None:
     assert {run.method["name"] for run in RUNS.values()} == set(METHODS)
 
 
+@pytest.mark.slow
 @rows
 @pytest.mark.parametrize("micro_batch", [1, 5])
 def test_micro_batches_change_nothing(row: Row, micro_batch: int) -> None:

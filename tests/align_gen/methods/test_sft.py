@@ -105,6 +105,7 @@ def test_every_step_has_noise_of_its_own_and_repeats_it() -> None:
 # --- what it converges to -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_it_learns_the_datas_mean() -> None:
     """N(0, 1) learns from pictures around 0.7: shift .7 (1 - alpha_t^2), and samples move as that
     predicts, to 0.03.

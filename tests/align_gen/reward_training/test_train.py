@@ -27,6 +27,7 @@ NAN = math.nan
 # --- learning -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["vit", "resnet"])
 def test_a_tuned_clip_learns_the_rule_and_loads_as_any_other(
     kind: str, tmp_path: Path, request: pytest.FixtureRequest
@@ -46,6 +47,7 @@ def test_a_tuned_clip_learns_the_rule_and_loads_as_any_other(
     assert json.loads((tmp_path / "hps" / "measured.json").read_text()) == found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hidden", [0, 8])
 def test_a_head_on_frozen_features_learns_the_rule(vit: Path, tmp_path: Path, hidden: int) -> None:
     found = train_reward(
@@ -63,6 +65,7 @@ def test_a_head_on_frozen_features_learns_the_rule(vit: Path, tmp_path: Path, hi
     assert order(scores, brightness) > 0.85
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["lora", "frozen"])
 def test_swapped_labels_mirror_the_order(vit: Path, tmp_path: Path, mode: Any) -> None:
     """The same pairs the other way round: what scored high scores low."""
@@ -171,6 +174,7 @@ def two_rules() -> list[dict[str, Any]]:
     return rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["bt", "btt"])
 def test_dimensions_learn_apart(vit: Path, tmp_path: Path, loss: Any) -> None:
     """Each follows its own rule and not the other's; the sum and one of them are what the parts
@@ -221,6 +225,7 @@ def test_pairs_that_nobody_could_judge_teach_nothing(vit: Path, tmp_path: Path) 
     )
 
 
+@pytest.mark.slow
 def test_ties_pull_scores_together(vit: Path, tmp_path: Path) -> None:
     """The same pairs, first with a better one, then all ties: with btt, differences shrink to a
     fraction.
@@ -235,6 +240,7 @@ def test_ties_pull_scores_together(vit: Path, tmp_path: Path) -> None:
     assert spread[1] < 0.3 * spread[0]
 
 
+@pytest.mark.slow
 def test_votes_and_margins_set_how_far_scores_part(vit: Path, tmp_path: Path) -> None:
     """Close votes hold the lead of the better one back, a margin drives it on."""
     leads = {}
@@ -341,6 +347,7 @@ def test_pairs_that_cannot_be_learned_from_are_named(vit: Path, tmp_path: Path) 
     assert (tmp_path / "out" / "kept.txt").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_a_head_that_is_worse_than_its_base_is_warned_of(
     vit: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

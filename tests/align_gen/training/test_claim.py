@@ -44,6 +44,7 @@ def test_a_torn_line_of_metrics_is_dropped(recipe: Recipe, tmp_path: Path) -> No
     assert [line["step"] for line in lines(tmp_path)] == [0, 1, 2, 2, 3, 3]
 
 
+@pytest.mark.slow
 def test_what_a_kill_left_beside_the_recipe_does_not_lock_the_folder(
     recipe: Recipe, tmp_path: Path
 ) -> None:
@@ -82,6 +83,7 @@ def test_a_finished_run_goes_on_with_more_steps(
         finetune(recipe.replace(run={"steps": steps - 1}), tmp_path)
 
 
+@pytest.mark.slow
 def test_what_bounds_memory_or_logs_may_change(recipe: Recipe, tmp_path: Path) -> None:
     """Stopped, and gone on with smaller calls and other checkpoints; a learning rate may not."""
     two = recipe.replace(run={"steps": 2})
@@ -119,6 +121,7 @@ def test_a_folder_of_something_else_is_refused(recipe: Recipe, tmp_path: Path) -
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "out",
     ["{file}/run", "/proc/align-gen-run", "{folder}/" + "x" * 300],

@@ -32,6 +32,7 @@ def gradient(options: Memory, family: str = "sd") -> list[Tensor]:
     return [p.grad for p in model.parameters() if p.grad is not None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["sd", "sd3", "flux"])
 def test_checkpointing_computes_the_same_gradient(family: str) -> None:
     plain, saved = gradient(Memory(), family), gradient(Memory(checkpointing=True), family)
@@ -124,6 +125,7 @@ def test_offloaded_rewards_come_to_score_and_go() -> None:
     assert moved == ["cpu", "cuda", "scored", "cpu"]
 
 
+@pytest.mark.slow
 def test_a_model_is_given_back_as_it_samples_attends_and_saves(tmp_path: Path) -> None:
     """A run that ends well leaves its LoRA; the rest of what it set was for the run."""
     model = pipelines.load(PIPELINES["sd3"]())

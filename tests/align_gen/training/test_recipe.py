@@ -64,6 +64,7 @@ def line_of(error: pytest.ExceptionInfo[UserError]) -> str:
 # --- what ships -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_bundled_recipe_loads_and_survives_being_written_down(tmp_path: Path) -> None:
     """to_yaml spells out every default, and reading it gives the same recipe, to the same text."""
     assert set(bundled.recipes()) == BUNDLED

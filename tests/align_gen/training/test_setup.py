@@ -108,6 +108,7 @@ def test_a_reward_without_options_has_weight_one() -> None:
     assert reward_set({"jpeg_size": None}).weights == {"jpeg_size": 1.0}
 
 
+@pytest.mark.slow
 def test_a_failure_before_the_first_step_gives_the_model_back(
     recipe: Recipe, tiny_folder: Path, tmp_path: Path
 ) -> None:

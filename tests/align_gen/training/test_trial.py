@@ -26,6 +26,7 @@ def broken(media: Tensor, prompts: Sequence[str]) -> Tensor:
     raise KeyError("no such column")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("reward", "said"),
     [

@@ -185,6 +185,7 @@ def test_every_sample_may_have_its_own_time(tiny_model: Maker, scale: float) -> 
             assert torch.allclose(both[i : i + 1], alone, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

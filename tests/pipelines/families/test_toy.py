@@ -111,6 +111,7 @@ def test_log_likelihood_is_the_mixtures() -> None:
     assert torch.allclose(found, mixture.log_prob(x), atol=1e-4, rtol=1e-5)
 
 
+@pytest.mark.slow
 @both
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_samples_have_the_mixtures_moments(make: Callable[..., Toy], eta: float) -> None:

@@ -22,6 +22,7 @@ REFUSED = [  # height, width, frames
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "size"), REFUSED)
 def test_a_size_it_cannot_take_is_refused_in_one_line(
     name: str, size: tuple[int, int, int]
@@ -39,6 +40,7 @@ def test_image_to_video_wants_an_image_a_prompt(image: Tensor | None) -> None:
         model.encode_prompts(["a", "b"], height=32, width=48, num_frames=5, image=image)
 
 
+@pytest.mark.slow
 def test_wan_ti2v_ends_in_its_image() -> None:
     """Whatever the network says, the first frame's latents finish as the image's."""
     model = pipelines.load(PIPELINES["wan-image-2.2-ti2v"]())
@@ -50,6 +52,7 @@ def test_wan_ti2v_ends_in_its_image() -> None:
     assert torch.allclose(final[:, :, :1], condition.tensors["image_latents"], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_animatediff_takes_no_lora_around_its_motion_modules() -> None:
     """diffusers calls them by the name of their argument; the model is left as it was, and other
     targets go.

@@ -35,6 +35,7 @@ def test_one_candidate_is_no_guidance(tiny_model: Callable[..., Any]) -> None:
     assert torch.equal(plain, guided)
 
 
+@pytest.mark.slow
 def test_every_sample_is_its_own_best_candidate(tiny_model: Callable[..., Any]) -> None:
     """Candidates are consecutive draws of each generator; the brightest, sample by sample, is
     kept.

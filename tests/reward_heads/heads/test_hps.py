@@ -495,6 +495,7 @@ def test_a_score_depends_on_no_batch_mate(head: HpsHead) -> None:
 # --- weights --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_kind_of_path_gives_the_same_scores(
     head: HpsHead, checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -545,6 +546,7 @@ def test_half_precision_is_said_and_close(head: HpsHead, checkpoint: Path) -> No
     torch.testing.assert_close(scores, head(media, ["a", "b"]), rtol=0, atol=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "pattern"),
     [

@@ -243,6 +243,7 @@ def test_equals_blip_written_out(folder: Path, head: ImageReward) -> None:
     assert found.dtype == torch.float32 and found.shape == (4,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(60, 101), (101, 60), (48, 51)], ids=str)
 def test_other_sizes_are_cropped_as_torchvision_does(
     folder: Path, head: ImageReward, size: tuple[int, int]
@@ -322,6 +323,7 @@ def test_half_precision_is_said_and_close(folder: Path, head: ImageReward) -> No
 LAYER = "blip.text_encoder.encoder.layer.1"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "pattern"),
     [

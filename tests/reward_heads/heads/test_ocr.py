@@ -107,10 +107,12 @@ def test_the_right_text_scores_one_and_others_low(head: TextAccuracy) -> None:
     torch.testing.assert_close(head(media.flip(0), prompts[::-1]), found.flip(0))
 
 
+@pytest.mark.slow
 def test_one_picture_is_a_batch(head: TextAccuracy) -> None:
     assert head(sign("OPEN")[None], ['"open"']).tolist() == [1.0]
 
 
+@pytest.mark.slow
 def test_several_quotations_are_wanted_one_after_the_other(head: TextAccuracy) -> None:
     assert head(sign("NORTH\nSOUTH")[None], ['"north" above "south"']).tolist() == [1.0]
     assert head(sign("NORTH\nSOUTH")[None], ['"south" above "north"']).item() < 0.7
@@ -144,6 +146,7 @@ def test_a_text_may_be_given_instead(head: TextAccuracy) -> None:
     assert TextAccuracy(text="{prompt}")(media, ["a shop"]).item() < 0.3
 
 
+@pytest.mark.slow
 def test_an_unsure_line_does_not_count(head: TextAccuracy) -> None:
     """No line is read with full confidence."""
     media = sign("OPEN")[None]

@@ -139,6 +139,7 @@ def test_the_logit_is_scale_times_cosine_plus_bias_and_the_probability_its_sigmo
     assert list(head.range) == pytest.approx([-0.7 - 4.4816890703, -0.7 + 4.4816890703])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resample", [2, 3])
 @pytest.mark.parametrize("size", [(48, 48), (20, 44)], ids=str)
 def test_other_sizes_are_squashed_as_the_processor_does(

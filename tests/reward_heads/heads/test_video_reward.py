@@ -173,6 +173,7 @@ def smooth_or_jumpy(count: int, seed: int) -> list[dict[str, Any]]:
     return rows
 
 
+@pytest.mark.slow
 def test_it_learns_motion_apart_from_looks(base: Path, tmp_path: Path) -> None:
     """Through the path of several dimensions and ties; alignment, of which nobody knows, is left
     out and finite.
