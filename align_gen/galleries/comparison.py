@@ -42,6 +42,10 @@ class Comparison:
     unmatched: tuple[int, int]
     pairs: tuple[tuple[int, int], ...] = ()
 
+    def __repr__(self) -> str:
+        changes = ", ".join(f"{name} {each.delta:+.4f}" for name, each in self.columns.items())
+        return f"Comparison({len(self.pairs)} pairs; {changes})"
+
     def to_json(self) -> dict[str, Any]:
         """Plain dicts and lists, without ``pairs``; NaN becomes null, as JSON has no NaN."""
         # They are row numbers, of use only beside the two tables.
