@@ -187,7 +187,8 @@ def _index(table: ScoresTable, on: Sequence[str], side: str) -> dict[str, int]:
         if missing:
             columns = ", ".join(row)
             raise UserError(
-                f"{side} row {number}: no column {missing[0]!r} to pair on; it has {columns}"
+                f"{side} row {number}: no column {missing[0]!r} to pair on; "
+                f"it has {columns}, and --on names others"
             )
         # Text, as values may be lists.
         key = json.dumps({name: row[name] for name in on}, ensure_ascii=False)
