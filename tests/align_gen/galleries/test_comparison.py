@@ -488,3 +488,12 @@ def test_verdict_without_a_side() -> None:
     )  # nothing was optimised
     with pytest.raises(UserError, match="column 'clip': not compared"):
         verdict(made(heldout=UP), ["clip"], ["heldout"])
+
+
+def test_a_comparison_prints_as_one_short_line() -> None:
+    """B is A plus a half everywhere."""
+    rows = [{"file_name": f"{i}.png", "prompt": str(i), "seed": 0} for i in range(3)]
+    none: list[str | None] = [None] * 3
+    a = ScoresTable(rows, {"a": [0.0, 1.0, 2.0]}, none, {}, {})
+    b = ScoresTable(rows, {"a": [0.5, 1.5, 2.5]}, none, {}, {})
+    assert repr(compare(a, b)) == "Comparison(3 pairs; a +0.5000)"
