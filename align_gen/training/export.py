@@ -90,7 +90,9 @@ Made with align_gen. The licence is that of the base model, {name}; see there be
   {_text(recipe.prompts.eval)}.
 - {recipe.run.steps} steps, seed {recipe.run.seed}. The weights are {weights}.
 
-{_fenced("python", _snippet(base, kind, after))}
+```python
+{_snippet(base, kind, after)}
+```
 
 {prompts} held-out prompts, {pictures} pictures; a pair is one prompt and seed before and after.
 
@@ -100,7 +102,9 @@ Made with align_gen. The licence is that of the base model, {name}; see there be
 
 The complete recipe:
 
-{_fenced("yaml", portable_yaml(recipe.to_yaml()).rstrip())}
+```yaml
+{portable_yaml(recipe.to_yaml()).rstrip()}
+```
 """
 
 
@@ -119,13 +123,6 @@ def _snippet(base: str, kind: str, after: ScoresTable) -> str:
 def _literal(text: str) -> str:
     """A text as Python writes it, in the quotes of the other lines where it has none itself."""
     return repr(text) if '"' in text or "'" in text else f'"{repr(text)[1:-1]}"'
-
-
-def _fenced(language: str, text: str) -> str:
-    """A block of code that no line of its text can end."""
-    longest = max(map(len, re.findall("`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}{language}\n{text}\n{fence}"
 
 
 def _text(name: object) -> str:
