@@ -11,6 +11,7 @@ from dataclasses import fields
 from align_gen.errors import UserError
 from align_gen.galleries.comparison import Comparison
 from align_gen.galleries.intervals import Change
+from align_gen.galleries.table import ScoresTable
 
 LEAST_PROMPTS = 10  # the interval of fewer is too narrow, as a bootstrap of few clusters is
 LEVEL = 0.05  # of p
@@ -60,6 +61,19 @@ def verdict(comparison: Comparison, optimised: Sequence[str], held_out: Sequence
     if any(map(rose, aims)):
         return "not confirmed" if guards else "unchecked"
     return "no change"
+
+
+def independent(
+    scores: ScoresTable, held_out: Sequence[str], optimised: Sequence[str]
+) -> list[str]:
+    """The held-out columns that are not an optimised one under another name.
+
+    Columns of equal provenance (weights, preprocessing, dtype, options) are one reward; where the
+    scores name none, the columns are taken as they are named.
+    """
+    aims = [scores.provenance.get(name) for name in optimised]
+    origins = {name: scores.provenance.get(name) for name in held_out}
+    return [name for name, origin in origins.items() if not origin or origin not in aims]
 
 
 def rose(change: Change) -> bool:

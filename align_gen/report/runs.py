@@ -10,6 +10,7 @@ from ..errors import UserError
 from ..galleries.comparison import Comparison, compare
 from ..galleries.folders import load_followed
 from ..galleries.table import SCORES, ScoresTable
+from ..galleries.verdicts import independent
 from ..portable import portable_data, portable_name, portable_names, portable_yaml
 from ..reward_heads.base import label
 from ..run_folder import RunFolder
@@ -42,15 +43,10 @@ class Roles:
     def of(cls, recipe: Recipe, scores: ScoresTable) -> "Roles":
         """The roles of a recipe, whose final gallery has these scores."""
         optimised = {label(key): spec for key, spec in recipe.rewards.items()}
-        # The same weights and options are the same judge, whatever its name.
-        judges = [scores.provenance.get(name) for name in optimised]
+        held_out = [label(key) for key in recipe.eval_rewards]
         return cls(
             optimised=list(optimised),
-            held_out=[
-                name
-                for name in map(label, recipe.eval_rewards)
-                if not scores.provenance.get(name) or scores.provenance[name] not in judges
-            ],
+            held_out=independent(scores, held_out, list(optimised)),
             lowered=[name for name, spec in optimised.items() if _weight(spec) < 0],
         )
 

@@ -1,7 +1,7 @@
 """Export the result of a run: weights that diffusers loads, and their model card."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 from .. import bundled
@@ -10,6 +10,7 @@ from ..files import whole_folder
 from ..galleries.comparison import compare
 from ..galleries.intervals import Change
 from ..galleries.table import ScoresTable
+from ..galleries.verdicts import independent
 from ..methods.state import TrainState
 from ..portable import portable_name, portable_yaml
 from ..reward_heads.base import label
@@ -64,6 +65,8 @@ def model_card(recipe: Recipe, before: ScoresTable, after: ScoresTable) -> str:
         library_name="diffusers",
         tags=[recipe.method.name, kind, "align_gen"],
     )
+    optimised = [label(reward) for reward in recipe.rewards]
+    held_out = independent(after, [label(reward) for reward in recipe.eval_rewards], optimised)
     name = _text(base)
     changes = "\n".join(
         f"| {_text(column)} | {c.before:.4f} | {c.after:.4f} | {_interval(c)} | {c.n} |"
@@ -84,8 +87,8 @@ def model_card(recipe: Recipe, before: ScoresTable, after: ScoresTable) -> str:
 
 Made with align_gen. The licence is that of the base model, {name}; see there before you share this.
 
-- Optimised: {_names(recipe.rewards)}.
-- Measured and never optimised: {_names(recipe.eval_rewards)}.
+- Optimised: {_names(optimised)}.
+- Measured and never optimised: {_names(held_out)}.
 - Learned from: {_text(source)}; measured on
   {_text(recipe.prompts.eval)}.
 - {recipe.run.steps} steps, seed {recipe.run.seed}. The weights are {weights}.
@@ -130,8 +133,8 @@ def _text(name: object) -> str:
     return MARKS.sub(r"\\\1", printable(portable_name(str(name))))
 
 
-def _names(rewards: Iterable[object]) -> str:
-    return ", ".join(_text(label(reward)) for reward in rewards) or "nothing"
+def _names(rewards: Sequence[str]) -> str:
+    return ", ".join(map(_text, rewards)) or "nothing"
 
 
 def _interval(change: Change) -> str:

@@ -9,7 +9,8 @@ import pytest
 from align_gen.errors import UserError
 from align_gen.galleries.comparison import Comparison
 from align_gen.galleries.intervals import Change, paired_change
-from align_gen.galleries.verdicts import LEAST_PROMPTS, fell, rose, verdict
+from align_gen.galleries.table import ScoresTable
+from align_gen.galleries.verdicts import LEAST_PROMPTS, fell, independent, rose, verdict
 
 PLAIN = Change(
     n=40, prompts=20, before=0.0, after=0.0, std=1.0, delta=0.0, ci_low=-1.0, ci_high=1.0, p=0.5,
@@ -95,6 +96,15 @@ def test_five_prompts_cannot_say_that_a_model_improved() -> None:
 def test_a_column_that_is_optimised_checks_nothing() -> None:
     both = Comparison({"clip": UP}, {}, {}, (0, 0))
     assert verdict(both, ["clip"], ["clip"]) == "unchecked"
+
+
+def test_an_optimised_reward_under_another_name_is_not_independent() -> None:
+    """Equal weights and options are one reward; without a provenance the names are believed."""
+    blue = {"weights_sha256": None, "options": {"hue": 240.0}}
+    origins = {"blue": blue, "alias": dict(blue), "hue": {**blue, "options": {"hue": 0.0}}}
+    for known, left in ((origins, ["hue", "new"]), ({}, ["alias", "hue", "new"])):
+        scores = ScoresTable([], {}, [], known, {})
+        assert independent(scores, ["alias", "hue", "new"], ["blue"]) == left
 
 
 def test_one_fallen_column_of_several_is_enough() -> None:

@@ -29,6 +29,7 @@ from align_gen.galleries.gallery import write_gallery
 from align_gen.galleries.table import ScoresTable
 from align_gen.report.again import Again
 from align_gen.report.page import build_report, inert_json
+from align_gen.report.tiles import tiles
 from align_gen.report.words import digits_of, facts, number, summary, towards
 
 # One browser, and the two pages that it shows: made once.
@@ -337,6 +338,8 @@ def test_few_prompts_are_said_to_be_few(good: Made, hacked: Made) -> None:
 
     for count, prompts in ((18, 9), (1, 1)):
         found = summary(first(good, count), OPTIMISED, HELD_OUT)
+        said = {tile.direction for tile in tiles(first(good, count), OPTIMISED, HELD_OUT)}
+        assert said == {"too few prompts"}
         assert found.state == "neutral"
         assert found.verdict == f"Too few prompts to say ({prompts} of at least 10)"
     assert summary(first(good, 20), OPTIMISED, HELD_OUT).verdict == "Improved"
