@@ -1,10 +1,12 @@
-"""Shares of a whole among processes: of a list, and of a tensor in shards."""
+"""Shares of a whole among processes, of a list or a tensor in shards; and one value for all."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import Tensor
+
+Value = TypeVar("Value")
 
 
 def rank_slice(total: int, accelerator: "Accelerator | None") -> range:
@@ -17,6 +19,16 @@ def rank_slice(total: int, accelerator: "Accelerator | None") -> range:
     rank = accelerator.process_index
     ranks = accelerator.num_processes
     return range(rank * total // ranks, (rank + 1) * total // ranks)
+
+
+def from_first(value: Value, accelerator: "Accelerator | None") -> Value:
+    """The first process's value, in all of them; every process must call this."""
+    if accelerator is None or accelerator.num_processes == 1:
+        return value
+    from accelerate.utils import broadcast_object_list
+
+    received: list[Value] = broadcast_object_list([value])
+    return received[0]
 
 
 def unshard(value: "Tensor") -> "Tensor":

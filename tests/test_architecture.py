@@ -20,6 +20,7 @@ HALL = {
     "errors",
     "strict",
     "files",
+    "locks",
     "distributed",
     "precision",
     "progress",

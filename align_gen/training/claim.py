@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ..errors import UserError
-from ..files import partial, whole_file
+from ..files import is_leftover, whole_file
 from ..run_folder import RunFolder
 from .journal import read_lines
 from .recipe import Recipe
@@ -47,9 +47,8 @@ def require_same_recipe(folder: RunFolder, recipe: Recipe) -> None:
     if exists:
         _require_resumable(folder, recipe)
     elif folder.path.exists():
-        unfinished = partial(folder.recipe).name
         is_folder = folder.path.is_dir()
-        if not is_folder or any(path.name != unfinished for path in folder.path.iterdir()):
+        if not is_folder or not all(map(is_leftover, folder.path.iterdir())):
             raise UserError(f"{folder}: want a new or empty folder, or one of the same recipe")
 
 

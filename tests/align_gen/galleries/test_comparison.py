@@ -446,3 +446,12 @@ def test_a_gate_that_cannot_measure_does_not_pass() -> None:
         parse_condition("heldout.ci_low < 0")(made(clip=(1, 2)))
     with pytest.raises(UserError, match=r"clip\.ci_low is not a number"):
         parse_condition("clip.ci_low < 0")(made(clip=(math.nan, math.nan)))
+
+
+def test_a_comparison_prints_as_one_short_line() -> None:
+    """B is A plus a half everywhere."""
+    rows = [{"file_name": f"{i}.png", "prompt": str(i), "seed": 0} for i in range(3)]
+    none: list[str | None] = [None] * 3
+    a = ScoresTable(rows, {"a": [0.0, 1.0, 2.0]}, none, {}, {})
+    b = ScoresTable(rows, {"a": [0.5, 1.5, 2.5]}, none, {}, {})
+    assert repr(compare(a, b)) == "Comparison(3 pairs; a +0.5000)"

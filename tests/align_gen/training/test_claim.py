@@ -51,7 +51,7 @@ def test_what_a_kill_left_beside_the_recipe_does_not_lock_the_folder(
     """A kill while recipe.yaml was being written leaves only its part; the same command must
     go on.
     """
-    (tmp_path / ".recipe.yaml.part").write_text("model:")
+    (tmp_path / ".recipe.yaml.0123456789abcdef.part").write_text("model:")
     finetune(recipe.replace(run={"steps": 1}), tmp_path)
     assert (tmp_path / "samples/final/scores.parquet").is_file()
 
