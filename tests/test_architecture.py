@@ -24,6 +24,7 @@ HALL = {
     "distributed",
     "precision",
     "progress",
+    "portable",
     "bundled",
     "run_folder",
     "peak_memory",
