@@ -1,8 +1,10 @@
 """The trained networks of a generator, and the frozen reference that they are compared with."""
 
 import copy
+import fnmatch
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -28,12 +30,13 @@ class LoraOptions:
     Attributes:
         rank: of the update B A, from 1.
         alpha: the update is alpha / rank B A x; None: the rank, so that it is B A x.
-        target_modules: names of layers, or one regular expression; None: the family's default.
+        target_modules: names of layers, or their last parts; "*" stands for any letters; None: the
+            family's default.
     """
 
     rank: int
     alpha: float | None = None
-    target_modules: str | tuple[str, ...] | None = None
+    target_modules: str | Sequence[str] | None = None
 
 
 class Trainable:
@@ -103,23 +106,25 @@ class Trainable:
 
         Raises:
             ValueError: the loaded LoRA has another rank or alpha, another LoRA is loaded besides,
-                or peft finds no layer of ``target_modules``.
+                peft finds no layer of ``target_modules``, or they are no names.
         """
         from peft import LoraConfig
 
         self._require_no_foreign_lora()
         self._freeze()
         targets = options.target_modules or self.default_lora_targets
-        config = LoraConfig(
-            r=options.rank,
-            lora_alpha=options.alpha or options.rank,
-            target_modules=targets if isinstance(targets, str) else list(targets),
-            init_lora_weights=True,
-        )
+        names = [targets] if isinstance(targets, str) else list(targets)
+        _require_names(names)
         for module in map(unwrap, self.trainable.values()):
             if has_policy(module):
                 self._go_on_from_loaded_lora(module, options)
             else:
+                config = LoraConfig(
+                    r=options.rank,
+                    lora_alpha=options.alpha or options.rank,
+                    target_modules=_layers_named(module, names),
+                    init_lora_weights=True,
+                )
                 _add_lora(module, config)
             self._activate(module, POLICY)
 
@@ -276,6 +281,25 @@ class Trainable:
 def has_policy(module: nn.Module) -> bool:
     """Whether a component holds the LoRA that is trained."""
     return POLICY in getattr(module, "peft_config", {})
+
+
+def _require_names(names: Sequence[str]) -> None:
+    """Refuse a regular expression: some take longer than anyone waits, on names of any model."""
+    for name in names:
+        if not re.fullmatch(r"[\w.*\-]+", name):
+            raise ValueError(
+                f"lora target_modules: {name!r}: want names of layers, as to_q, where * stands "
+                "for any letters; regular expressions are not taken"
+            )
+
+
+def _layers_named(module: nn.Module, names: Sequence[str]) -> list[str]:
+    """Names for peft: as they are, or, of one with ``*``, every layer's whole name that it fits."""
+    layers = [name for name, layer in module.named_modules() if not [*layer.children()]]
+    found: list[str] = []
+    for name in names:
+        found += fnmatch.filter(layers, name) or [name] if "*" in name else [name]
+    return found
 
 
 def _copy_lora(module: Any, name: str) -> None:

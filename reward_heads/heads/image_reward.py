@@ -67,6 +67,7 @@ class ImageReward(RewardHead):
     """
 
     differentiable = True
+    reads_prompt = True
 
     def __init__(
         self,

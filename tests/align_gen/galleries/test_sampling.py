@@ -13,7 +13,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from align_gen import sample
 from align_gen.galleries.gallery import Gallery
 from align_gen.pipelines.guidance.best_of import BestOf
-from align_gen.reward_heads import reward_set
+from align_gen.reward_heads import RewardFailure, reward_set
 
 SETTINGS: dict[str, Any] = {"num_inference_steps": 3, "guidance_scale": 2.0}
 
@@ -114,7 +114,7 @@ def test_what_the_caller_says_of_a_guide_stands(tiny_folder: Path, tmp_path: Pat
 
 def test_a_reward_of_another_shape_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
     guide = BestOf(lambda media, prompts: media.mean(), 2)
-    with pytest.raises(ValueError, match=r"BestOf: want a score for each of 1 samples"):
+    with pytest.raises(RewardFailure, match=r"returned shape \(\), want \(1,\)"):
         sample(str(tiny_folder), "a cat", out=tmp_path / "g", guide=guide, **SETTINGS)
     assert not (tmp_path / "g").exists()
 
