@@ -143,10 +143,11 @@ def _check_network(file: Path, config: Mapping[str, Any]) -> None:
             raise _wrong(file, key, f"at most {most} ({known})", value)
 
     for key in ("scaling_factor", "shift_factor"):
-        value = config.get(key)
-        bad = value is not None and not _is_number(value)
-        if bad or (key == "scaling_factor" and value is not None and not 1e-6 < value < 1e6):
-            raise _wrong(file, key, "a number", value)
+        scale = config.get(key)
+        # Latents are divided by the one; the other is added to them.
+        least = 1e-6 if key == "scaling_factor" else -1e6
+        if scale is not None and not (_is_number(scale) and least < scale < 1e6):
+            raise _wrong(file, key, f"a number above {least:g}", scale)
     for key in ("latents_mean", "latents_std"):
         values = config.get(key)
         is_list = isinstance(values, list) and all(map(_is_number, values))

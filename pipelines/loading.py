@@ -32,8 +32,8 @@ def read_model_index(
     index = read_json(file)
     if not isinstance(index, dict):
         raise ValueError(f"{file}: want a JSON object")
-    name = index.get("_class_name", "")
-    if not isinstance(name, str):
+    name = index.get("_class_name")
+    if not isinstance(name, str | None):
         raise ValueError(f"{file}: _class_name: want text, got {reprlib.repr(name)}")
     return index
 

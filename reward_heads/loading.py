@@ -38,9 +38,9 @@ def load(name: str | Callable[..., Any], **options: Any) -> RewardHead:
         return CallableHead(made, name, sha256)
     if made is not source:
         require_new_names(made, name)
-    # Of a named file the whole of it counts, not the class alone.
+    # Of a named file the whole of it counts, not the class alone. Past a frozen dataclass.
     if sha256 is not None:
-        made.code_sha256 = sha256
+        vars(made)["code_sha256"] = sha256
     return made
 
 
