@@ -63,8 +63,6 @@ def open_rewards(spec: Any, device: "torch.device | str | None" = None) -> "Rewa
 
     if isinstance(spec, RewardSet):
         rewards = spec
-    elif isinstance(spec, str):
-        rewards = reward_set([spec])
     else:
         rewards = reward_set(bundled.reward_spec(spec) if isinstance(spec, dict) else spec)
     return rewards if device is None else rewards.to(device)
@@ -85,8 +83,7 @@ def open_guide(guide: "Guide | None", device: "torch.device | str | None" = None
     # A set is the caller's own, and stays where it is.
     if not isinstance(guide, BestOf) or isinstance(guide.reward, RewardSet):
         return guide
-    spec = guide.reward
-    rewards = open_rewards([spec] if callable(spec) else spec, device)
+    rewards = open_rewards(guide.reward, device)
     rewards.require(())
     return replace(guide, reward=rewards)
 

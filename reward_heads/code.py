@@ -2,6 +2,7 @@
 
 import importlib.util
 import inspect
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from importlib import import_module
@@ -29,6 +30,18 @@ def code_in(spec: Mapping[Any, Any]) -> Iterator[tuple[str, str]]:
             yield from _code_of(options["name"], options, f"{key}.name")
         else:
             yield from _code_of(key, options, str(key))
+
+
+def text_names_code(text: str) -> bool:
+    """Whether a reward in the command line's spelling, [LABEL=]NAME[:key=value,…], names code.
+
+    Of a wrapper, any colon in its options counts, as one of them may be a name. So does a text of
+    another form.
+    """
+    match = re.fullmatch(r"(?:[\w-]+=)?([^=]+?)(?::(\w+=.*))?", text, re.DOTALL)
+    if match is None or is_code(match[1]):
+        return True
+    return HEADS.get(match[1], "").startswith("wrappers.") and ":" in (match[2] or "")
 
 
 def _code_of(name: Any, options: Mapping[Any, Any], where: str) -> Iterator[tuple[str, str]]:

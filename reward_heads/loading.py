@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from .base import CallableHead, RewardHead, label, require_new_names
@@ -64,8 +64,8 @@ def _make(source: Any, name: str, options: Mapping[str, Any]) -> Any:
     return made
 
 
-def reward_set(spec: RewardSet | Sequence[Any] | Mapping[Any, Any]) -> RewardSet:
-    """A RewardSet from names, callables, or a mapping to weights or options.
+def reward_set(spec: Any) -> RewardSet:
+    """A RewardSet from a name or a callable, several of them, or a mapping to weights or options.
 
     ``["clip"]``, ``{"clip": 1.0, my_function: 0.2}`` and ``{"shiny": {"name": "clip", "weight":
     2.0, "path": …}}`` are all accepted; ``name`` defaults to the key. ``offload: true`` lets a head
@@ -73,8 +73,15 @@ def reward_set(spec: RewardSet | Sequence[Any] | Mapping[Any, Any]) -> RewardSet
     """
     if isinstance(spec, RewardSet):
         return spec
+    if isinstance(spec, str) or callable(spec):
+        spec = [spec]
+    if not isinstance(spec, Mapping | Sequence):
+        raise ValueError(
+            f"rewards: want names, callables, or a mapping to weights or options, got {spec!r}"
+        )
 
     # A list is a mapping to weights of 1.
+    rows: Iterable[tuple[Any, Any]]
     rows = spec.items() if isinstance(spec, Mapping) else [(entry, 1.0) for entry in spec]
     heads: dict[str, RewardHead] = {}
     weights: dict[str, float] = {}

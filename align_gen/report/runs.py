@@ -8,6 +8,7 @@ from typing import Any
 from ..errors import UserError
 from ..galleries.comparison import compare
 from ..galleries.table import SCORES, ScoresTable
+from ..reward_heads.code import text_names_code
 from ..run_folder import RunFolder
 from ..training.journal import read_lines
 from ..training.recipe import Recipe
@@ -109,6 +110,9 @@ def command_for(row: Mapping[str, Any], **other: str) -> str | None:
         return None
     # A guide of Python's, whose rewards the row names without their options.
     if "rewards" in made:
+        return None
+    # A reader would paste it and run code of the gallery's author.
+    if "reward" in made and text_names_code(str(made["reward"])):
         return None
     settings = {key: value for key, value in {**made, **other}.items() if key != "model"}
     words = ["align-gen", "sample", made["model"], "--prompt", row["prompt"], "--seed", row["seed"]]

@@ -5,8 +5,9 @@ from typing import Any, get_type_hints
 
 import pytest
 
+from align_gen.commands.arguments import parse_reward
 from align_gen.reward_heads import RewardHead, load
-from align_gen.reward_heads.code import code_in, is_code
+from align_gen.reward_heads.code import code_in, is_code, text_names_code
 from align_gen.reward_heads.registry import HEADS, head_class
 
 # A specification, and where it names code.
@@ -37,6 +38,30 @@ SPECS: dict[str, tuple[dict[Any, Any], dict[str, str]]] = {
 def test_every_name_of_code_is_found(case: str) -> None:
     spec, expected = SPECS[case]
     assert dict(code_in(spec)) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("mean_hue", False),
+        ("mean_hue:hue=120", False),
+        ("red=mean_hue:hue=120", False),
+        ("clip:path=emoji-clip,goal='like this: red'", False),
+        ("a=clip:path=a=b", False),
+        ("my.py:f", True),
+        ("x=my.py:f", True),
+        ("x=subprocess:Popen:args=[touch, x]", True),
+        ("views:head=my.py:f", True),
+        ("e=ensemble:members=[colour, {name: 'os:system'}]", True),
+        ("views:head=clip,path=emoji-clip", False),
+        ("nothing:x=1", False),
+        ("my.py:x:y=1", True),
+    ],
+)
+def test_the_command_lines_spelling(text: str, code: bool) -> None:
+    assert text_names_code(text) == code
+    label, options = parse_reward(text)
+    assert code == bool([*code_in({label: options})])
 
 
 def test_every_option_that_takes_a_head_is_looked_at() -> None:

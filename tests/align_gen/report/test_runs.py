@@ -46,3 +46,14 @@ def test_a_picture_of_pythons_guide_has_no_command() -> None:
     assert command is not None and "--best-of 2 --reward h:x=1" in command
     row["made"] = {"model": "m", "best-of": "2", "rewards": ["h"]}
     assert command_for(row) is None
+
+
+@pytest.mark.parametrize(
+    "reward", ["x=subprocess:Popen:args=[touch, sprung]", "my.py:f", "views:head=os:system"]
+)
+def test_a_picture_by_code_of_its_author_has_no_command(reward: str) -> None:
+    """A reader who pastes the command would run that code."""
+    made = {"model": "m", "best-of": "2"}
+    row = {"prompt": "a", "seed": 1}
+    assert command_for({**row, "made": {**made, "reward": "mean_hue:hue=120"}}) is not None
+    assert command_for({**row, "made": {**made, "reward": reward}}) is None
