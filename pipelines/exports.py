@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .folder_checks import require_sound
 from .lora_files import write_plain
 from .trainable import POLICY, Trainable, has_policy, unwrap
 
@@ -86,7 +87,14 @@ class Exports(Trainable):
         """Load a component's weights; whether they differ from those that it had."""
         component = getattr(self.pipeline, name)
         before = component.state_dict()
-        after = type(component).from_pretrained(folder / name).state_dict()
+        kind = type(component)
+        require_sound(folder, {name: [kind.__module__.partition(".")[0], kind.__name__]})
+        try:
+            after = kind.from_pretrained(folder / name).state_dict()
+        # an untrusted folder, as below
+        except Exception as error:
+            said = " ".join(str(error).split())
+            raise ValueError(f"{folder}: its {name} cannot be loaded: {said}") from error
         if _shapes(after) != _shapes(before):
             raise ValueError(f"{folder}: its {name} is of another shape than this model's")
         # Compared before loading, which writes into the tensors of ``before``.

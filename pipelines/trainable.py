@@ -1,8 +1,6 @@
 """The trained networks of a generator, and the frozen reference that they are compared with."""
 
 import copy
-import fnmatch
-import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -11,6 +9,8 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
+
+from .lora_targets import layers_named, require_names
 
 Self = TypeVar("Self", bound="Trainable")
 Reference = Literal["off", "start", "copy", "refreshed"]
@@ -114,7 +114,7 @@ class Trainable:
         self._freeze()
         targets = options.target_modules or self.default_lora_targets
         names = [targets] if isinstance(targets, str) else list(targets)
-        _require_names(names)
+        require_names(names)
         for module in map(unwrap, self.trainable.values()):
             if has_policy(module):
                 self._go_on_from_loaded_lora(module, options)
@@ -122,7 +122,7 @@ class Trainable:
                 config = LoraConfig(
                     r=options.rank,
                     lora_alpha=options.alpha or options.rank,
-                    target_modules=_layers_named(module, names),
+                    target_modules=layers_named(module, names),
                     init_lora_weights=True,
                 )
                 _add_lora(module, config)
@@ -281,25 +281,6 @@ class Trainable:
 def has_policy(module: nn.Module) -> bool:
     """Whether a component holds the LoRA that is trained."""
     return POLICY in getattr(module, "peft_config", {})
-
-
-def _require_names(names: Sequence[str]) -> None:
-    """Refuse a regular expression: some take longer than anyone waits, on names of any model."""
-    for name in names:
-        if not re.fullmatch(r"[\w.*\-]+", name):
-            raise ValueError(
-                f"lora target_modules: {name!r}: want names of layers, as to_q, where * stands "
-                "for any letters; regular expressions are not taken"
-            )
-
-
-def _layers_named(module: nn.Module, names: Sequence[str]) -> list[str]:
-    """Names for peft: as they are, or, of one with ``*``, every layer's whole name that it fits."""
-    layers = [name for name, layer in module.named_modules() if not [*layer.children()]]
-    found: list[str] = []
-    for name in names:
-        found += fnmatch.filter(layers, name) or [name] if "*" in name else [name]
-    return found
 
 
 def _copy_lora(module: Any, name: str) -> None:

@@ -9,6 +9,10 @@ from pathlib import PurePath
 from types import CodeType, FunctionType, MethodType
 from typing import Any
 
+from torch import Tensor, nn
+
+from .backbones.weights import sha256_of as weights_sha256
+
 SIMPLE = (type(None), bool, int, float, complex, str, bytes, PurePath)
 # Values that hold others and are written down with them.
 HOLDERS = (list, tuple, set, frozenset, dict)
@@ -24,7 +28,8 @@ def source_sha256(thing: Any) -> str:
 
     A function counts with its defaults, the values and functions of its own module that it uses,
     and what it closes over; a partial with its arguments; an object with its class and its plain
-    attributes. A function without source, as one of the console's, counts by its compiled code.
+    attributes; tensors and networks with their numbers. A function without source, as one of the
+    console's, counts by its compiled code.
     """
     digest = sha256()
     for part in _parts(thing, {}, _home(thing)):
@@ -57,6 +62,8 @@ def _parts(value: Any, seen: dict[int, Any], home: str) -> Iterator[str]:
         for key, item in items:
             yield f"{key!r}:"
             yield from _parts(item, seen, home)
+    elif isinstance(value, Tensor):
+        yield f"{value.dtype} {tuple(value.shape)} {weights_sha256({'': value})}"
     elif isinstance(value, FunctionType):
         yield from _function(value, seen, home)
     elif isinstance(value, MethodType):
@@ -71,6 +78,8 @@ def _parts(value: Any, seen: dict[int, Any], home: str) -> Iterator[str]:
     else:
         yield from _class(type(value), seen, home)
         plain = {key: item for key, item in _attributes(value) if _is_plain(item)}
+        if isinstance(value, nn.Module):
+            plain = {**plain, "training": None, "weights": weights_sha256(value.state_dict())}
         yield from _parts(plain, seen, home)
 
 
@@ -87,7 +96,8 @@ def _function(function: FunctionType, seen: dict[int, Any], home: str) -> Iterat
     names = {name: function.__globals__[name] for name in _names(code, function.__globals__)}
     for name, value in sorted({**names, **used}.items()):
         is_ours = isinstance(value, FunctionType | type) and _home(value) == home
-        if isinstance(value, SIMPLE) or is_ours or (name in used and callable(value)):
+        is_whole = isinstance(value, (*SIMPLE, Tensor, nn.Module))
+        if is_whole or is_ours or (name in used and callable(value)):
             yield f"{name}:"
             yield from _parts(value, seen, home)
 
@@ -127,7 +137,7 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, HOLDERS):
         inside = [*value, *value.values()] if isinstance(value, Mapping) else value
         return all(map(_is_plain, inside))
-    return isinstance(value, (*SIMPLE, FunctionType))
+    return isinstance(value, (*SIMPLE, FunctionType, Tensor))
 
 
 def _names(code: CodeType, scope: Mapping[str, Any]) -> set[str]:

@@ -16,6 +16,7 @@ from align_gen.reward_heads.source import source_sha256
 
 MODULE = """\
 import functools
+import torch
 from dataclasses import dataclass
 from align_gen.reward_heads import RewardHead
 
@@ -55,19 +56,41 @@ class Frozen(RewardHead):
     def __call__(self, media, prompts, **context):
         return self.hue * media.mean((1, 2, 3))
 
+class Network(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+        torch.nn.init.constant_(self.layer.weight, 0.25)
+        torch.nn.init.constant_(self.layer.bias, 0.0)
+        self.register_buffer("centre", torch.tensor([0.75]))
+    def forward(self, media, prompts):
+        return self.layer(media.mean((1, 2, 3))[:, None])[:, 0]
+
+def towards(direction):
+    def score(media, prompts):
+        return media.mean((2, 3)) @ direction
+    return score
+
+def by_network(network):
+    return lambda media, prompts: network(media, prompts)
+
+network = Network()
+closed = by_network(Network())
+along = towards(torch.tensor([1.0, 2.0, 4.0]))
+fixed = functools.partial(f, by=torch.tensor(8.0))
 wanted = make(7.0)
 scorer = Scorer()
 part = functools.partial(f, by=4.0)
 bound = scorer.__call__
 """
-THINGS = ("f", "wanted", "scorer", "part", "bound", "Scorer")
+THINGS = ("f", "wanted", "scorer", "part", "bound", "Scorer", "network", "closed", "along", "fixed")
 # An edit, and the things that it changes.
 EDITS = {
-    "the function": ("SCALE * helper", "SCALE + helper", {"f", "part"}),
+    "the function": ("SCALE * helper", "SCALE + helper", {"f", "part", "fixed"}),
     "a function that it calls": ("def helper(media):\n    return media", "def helper(media):\n"
-                                 "    return 2 * media", {"f", "part"}),
-    "a number of its module": ("SCALE = 2.0", "SCALE = 2.5", {"f", "part"}),
-    "a default": ("by=3.0", "by=3.5", {"f", "part"}),
+                                 "    return 2 * media", {"f", "part", "fixed"}),
+    "a number of its module": ("SCALE = 2.0", "SCALE = 2.5", {"f", "part", "fixed"}),
+    "a default": ("by=3.0", "by=3.5", {"f", "part", "fixed"}),
     "what a partial fixes": ("by=4.0", "by=4.5", {"part"}),
     "what a lambda closes over": ("make(7.0)", "make(7.5)", {"wanted"}),
     "the lambda": ("k * media", "k + media", {"wanted"}),
@@ -76,6 +99,10 @@ EDITS = {
     "an attribute of a class": ("offset = 0.0", "offset = 0.5", {"scorer", "bound", "Scorer"}),
     "an attribute of an object": ("scorer = Scorer()", "scorer = Scorer(['c'])",
                                   {"scorer", "bound"}),
+    "weights of a network": ("weight, 0.25", "weight, 0.5", {"network", "closed"}),
+    "a buffer of one": ("tensor([0.75])", "tensor([0.5])", {"network", "closed"}),
+    "a tensor that is closed over": ("[1.0, 2.0, 4.0]", "[1.0, 2.0, 3.0]", {"along"}),
+    "a tensor that a partial fixes": ("tensor(8.0)", "tensor(9.0)", {"fixed"}),
     "something else": ("SCALE = 2.0", "SCALE = 2.0\nOTHER = 5", set[str]()),
 }  # fmt: skip
 
@@ -104,6 +131,12 @@ def test_what_counts_changes_the_hash_and_nothing_else_does(
         hashes.append({name: source_sha256(getattr(module, name)) for name in THINGS})
     before, after = hashes
     assert {name for name in THINGS if before[name] != after[name]} == changed
+
+
+def test_neither_training_mode_nor_place_changes_the_hash(tmp_path: Path) -> None:
+    network = module_of(MODULE, tmp_path, console=False).network
+    before = source_sha256(network)
+    assert source_sha256(network.eval()) == source_sha256(network.train()) == before
 
 
 def test_two_lambdas_of_one_line_differ(tmp_path: Path) -> None:
