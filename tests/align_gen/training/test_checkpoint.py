@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from align_gen import pipelines
 from align_gen.errors import RunFailure, UserError
 from align_gen.methods.state import TrainState
-from align_gen.training import checkpoint
+from align_gen.training import checkpoint, saved
 
 
 def state_of(*, ema: bool = True) -> TrainState:
@@ -213,7 +213,7 @@ def test_the_sums_are_those_of_sha256sum(tmp_path: Path) -> None:
         cwd=tmp_path / "checkpoints/step-000002",
         capture_output=True,
     )
-    assert done.returncode == 0 and done.stdout.count(b": OK") == 3
+    assert done.returncode == 0 and done.stdout.count(b": OK") == 4
 
 
 def test_a_full_disk_leaves_the_checkpoints_that_stand(
@@ -278,7 +278,7 @@ def test_the_first_format_still_loads(tiny_folder: Path) -> None:
 def test_a_format_of_the_future_is_refused(tmp_path: Path, early: bool) -> None:
     state = state_of()
     checkpoint.save(state, tmp_path, {})
-    folder, future = tmp_path / "checkpoints/step-000000", {"format": checkpoint.FORMAT + 1}
+    folder, future = tmp_path / "checkpoints/step-000000", {"format": saved.FORMAT + 1}
     if early:
         for name in ("progress.json", "SHA256SUMS"):
             (folder / name).unlink()
