@@ -76,13 +76,30 @@ def train_reward(
             something.
     """
     # Everything that can be refused is looked at before a model is loaded.
-    began = time.monotonic()
     asked = RewardTraining.parse(options, more)
     rows = list(read_pairs(pairs) if isinstance(pairs, str | Path) else pairs)
     kind = kind_of(rows)
     if kind == "video" and asked.mode == "lora":
         raise UserError("mode lora: one dimension of pictures, got videos; want mode frozen")
     target = export.new_folder(Path(out))
+    with export.held(target):
+        measured = _train(rows, kind, base, target, asked, device, progress)
+    for sentence in worse_than_base(measured):
+        log.warning("%s: %s", out, sentence)
+    return measured
+
+
+def _train(
+    rows: Sequence[Row],
+    kind: Literal["image", "video"],
+    base: str,
+    target: Path,
+    asked: RewardTraining,
+    device: str,
+    progress: ProgressCallback,
+) -> dict[str, Any]:
+    """Learn, measure, and write the folder ``target``; returns what was measured."""
+    began = time.monotonic()
     targets = Targets.of(rows, asked.dimensions, asked.label_smoothing, asked.margin)
     learn, hold = split(rows, asked.held_out, asked.seed)
 
@@ -115,8 +132,8 @@ def train_reward(
         _save(folder, target, learner, start, asked, after)
         (folder / export.MEASURED).write_text(json.dumps(measured, indent=1) + "\n")
         (folder / export.CARD).write_text(export.model_card(measured, base, kind, target))
-    for sentence in worse_than_base(measured):
-        log.warning("%s: %s", out, sentence)
+        # Hours have passed: what was put there meanwhile stays.
+        export.new_folder(target)
     return measured
 
 

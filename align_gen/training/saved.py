@@ -101,9 +101,11 @@ def is_ours(folder: Path, pointer: Path) -> bool:
     A copy under another name says the name that it is a copy of.
     """
     try:
-        if not is_early(folder) and not (folder / SUMS).is_file():
+        early = is_early(folder)
+        needed = (WEIGHTS, OPTIMIZER) if early else (SUMS,)
+        if not all((folder / name).is_file() for name in needed):
             return False
-        source = pointer if is_early(folder) else folder / PROGRESS
+        source = pointer if early else folder / PROGRESS
         return bool(json.loads(source.read_text())["checkpoint"] == folder.name)
     except Exception:  # whatever a damaged file makes its reader say
         return False
