@@ -87,8 +87,8 @@ def _diverged(
     if saved:
         kept = f"step {saved[-1]} is kept and finite; "
         back = (
-            f". run.steps={saved[-1]} ends this run there, "
-            "and model.adapter of another one goes on from its export"
+            f". run.steps={saved[-1]} ends this run there: where its pictures are good still, "
+            "model.adapter of another run goes on from its export"
         )
     return Diverged(f"diverged at step {step}: {what}; {kept}want {change}, and a new --out{back}")
 

@@ -15,7 +15,7 @@ from .divergence import blamed_rightly, require_finite
 from .early_stopping import EarlyStopping
 from .evaluation import BEFORE, evaluate, measurement, show_pictures
 from .export import export
-from .journal import Journal
+from .journal import Journal, read_lines
 from .pieces import files_below, is_whole, require_pieces
 from .setup import Session
 from .signals import Stopped, StopSignals
@@ -50,6 +50,9 @@ class Recorder:
         steps = session.recipe.run.steps
         self.restored = checkpoint.restore(self.state, folder.path, steps)
         kept = self.restored.pop("metrics", None)
+        taken = max((line["step"] for line in read_lines(folder.metrics)), default=0)
+        if taken and not self.restored:
+            log.warning("%s: has no checkpoint; takes its %d steps again", folder, taken)
         self.journal = Journal(folder.metrics, self.state.step, writes=self.writes, kept=kept)
         self.saved_step = self.state.step if self.restored else None
         self._require_pieces()
