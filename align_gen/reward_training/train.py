@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import bundled
-from ..errors import UserError, user_mistakes, writing
+from ..errors import RunFailure, UserError, user_mistakes, writing
 from ..files import whole_folder
 from ..galleries.pairs import read_pairs
 from ..losses import bradley_terry, bradley_terry_ties, centring
@@ -73,7 +73,8 @@ def train_reward(
 
     Raises:
         UserError: an option that is none, pairs that cannot be read or split, an ``out`` that holds
-            something.
+            something, or is being written.
+        RunFailure: it diverged, or could not be written; nothing is.
     """
     # Everything that can be refused is looked at before a model is loaded.
     asked = RewardTraining.parse(options, more)
@@ -115,6 +116,7 @@ def _train(
         learner.merge(dtype_of(asked.dtype))
     with torch.no_grad():
         after = torch.cat([learner.scores(part) for part in hold.split(asked.batch_size)])
+    _require_finite(float(after.abs().max()), "the end", asked)
 
     labels = targets.labels[hold]
     measured = {
@@ -220,6 +222,7 @@ def _fit(
             # A batch without any known label teaches nothing; the learning rate still moves on.
             if len(values):
                 loss = float(values.detach().mean())
+                _require_finite(loss, f"step {done}", options)
                 # Pairs know only differences: without this term, the scores' level would drift.
                 off_centre = centring(scores[:, 0], scores[:, 1]).mean()
                 total = values.mean() + options.centre * off_centre
@@ -229,6 +232,15 @@ def _fit(
                 optimizer.step()
             schedule.step()
             progress("train", done, steps, {"loss": loss})
+
+
+def _require_finite(value: float, where: str, options: RewardTraining) -> None:
+    """RunFailure where the training has diverged: nothing of it is worth to be written."""
+    if not math.isfinite(value):
+        raise RunFailure(
+            f"train-reward: diverged at {where}: the loss, or a score, is {value}; "
+            f"want lr below {options.learning_rate:g}"
+        )
 
 
 def warm_cosine(step: int, steps: int) -> float:

@@ -19,7 +19,7 @@ from ..run_folder import RunFolder
 from .claim import claim, held, require_same_recipe
 from .divergence import blamed_rightly, require_finite_step
 from .export import export, model_card
-from .inputs import inputs_of
+from .inputs import Sums, inputs_of
 from .recipe import Recipe
 from .recorder import Recorder
 from .setup import Session, mismatches, open_session, start_accelerator
@@ -94,7 +94,9 @@ def finetune(
         require_same_recipe(folder, recipe)
         session = stack.enter_context(open_session(recipe, accelerator, model))
         # Nothing was written until here: a mistake leaves no folder behind.
-        inputs = inputs_of(recipe, session.data, session.all_rewards)
+        inputs: dict[str, Sums] = {}
+        if accelerator.is_main_process:
+            inputs = inputs_of(recipe, session.data, session.all_rewards)
         claim(folder, recipe, inputs, accelerator)
         log.info("attention: %s", describe(attention_of(session.model)))
         for mismatch in mismatches(recipe, session.model):

@@ -9,7 +9,9 @@ from align_gen import Recipe, finetune
 from align_gen.errors import UserError
 from align_gen.files import remove
 from align_gen.galleries.table import ScoresTable
+from align_gen.run_folder import RunFolder
 from align_gen.training.engine import Run
+from align_gen.training.pieces import require_pieces
 from tests.kits.runs import STEPS, Stopped, digests, lines, same, stop_at, weights
 
 pytestmark = pytest.mark.slow
@@ -138,3 +140,23 @@ def test_the_first_gallery_of_every_weight_is_its_copy(recipe: Recipe, tmp_path:
         name: value for name, value in whole.items() if name.endswith("png")
     }
     assert digests(tmp_path / "run/samples/final")["00000.png"] != whole["00000.png"]
+
+
+def test_the_best_export_is_whole_or_removed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of step 2, at step 3: its weights are gone."""
+    folder = RunFolder(tmp_path)
+    progress = {"step": 3, "best_step": 2, "best_files": ["a/config.json", "a/w.safetensors"]}
+    (folder.best / "a").mkdir(parents=True)
+    for name in progress["best_files"]:  # type: ignore[attr-defined]
+        (folder.best / name).write_text("")
+    require_pieces(folder, [], progress)
+    (folder.best / "a/w.safetensors").unlink()
+    with pytest.raises(UserError, match=r"best: has lost a/w\.safetensors, and the weights"):
+        require_pieces(folder, [], progress)
+    # Where it is the best of just now, the measurement exports it again.
+    require_pieces(folder, [], {**progress, "step": 2})
+    remove(folder.best)
+    require_pieces(folder, [], progress)
+    assert "best: is gone" in caplog.text
