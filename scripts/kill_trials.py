@@ -67,7 +67,7 @@ def fingerprint(run: Path) -> dict[str, str]:
         name = str(file.relative_to(run))
         if file.name == "SHA256SUMS":  # of such files
             continue
-        if name == "metrics.jsonl":
+        if file.name == "metrics.jsonl":  # of the run, and of each checkpoint
             lines = [json.loads(line) for line in file.read_text().splitlines()]
             content = json.dumps(
                 [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
