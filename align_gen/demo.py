@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,9 @@ def _seconds_before(run: RunFolder) -> tuple[float, bool]:
     if not run.exists():
         return 0.0, False
     if run.summary.is_file():
-        return float(json.loads(run.summary.read_text())["seconds"]), True
+        # One that is no summary is written anew at the end.
+        with suppress(ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            return float(json.loads(run.summary.read_text())["seconds"]), True
     return sum(line.get("seconds", 0.0) for line in read_lines(run.metrics)), False
 
 

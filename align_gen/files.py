@@ -69,7 +69,11 @@ def whole_folder(target: Path) -> Iterator[Path]:
     """
     with part_of(target) as part:
         yield part
+        # As any new file: some libraries make theirs readable to their owner alone.
+        mode = part.stat().st_mode & 0o666
         for path in part.rglob("*"):
+            if path.is_file() and not path.is_symlink():
+                path.chmod(mode)
             sync(path)
         publish(part, target)
 

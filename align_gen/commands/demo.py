@@ -1,13 +1,13 @@
 """`align-gen demo`: the whole loop on a bundled model."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from ..distributed import processes
 from ..errors import UserError, printable
 from .arguments import Json
 from .resuming import resumable
@@ -37,7 +37,7 @@ def demo(
 ) -> None:
     """Sample, fine-tune, sample again, score, compare and report, in minutes on a CPU."""
     # Its summary compares whole galleries, and a laptop's few cores gain nothing from processes.
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if processes()[1] > 1:
         raise UserError("demo: one process; align-gen finetune emoji-sd-prdp runs on several")
 
     from ..demo import RECIPES

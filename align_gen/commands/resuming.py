@@ -18,6 +18,7 @@ def resumable(folder: Path) -> Iterator[None]:
 
     A run that was asked to stop ends with its signal's exit code, 128 + number.
     """
+    from ..training.divergence import Diverged
     from ..training.signals import Stopped
 
     try:
@@ -30,8 +31,8 @@ def resumable(folder: Path) -> Iterator[None]:
     except KeyboardInterrupt:
         print(f"align-gen: interrupted{_hint_of(folder)}", file=sys.stderr)
         raise SystemExit(130) from None
-    except UserError:
-        # The same command would meet the same mistake.
+    except (UserError, Diverged):
+        # The same command would meet the same mistake, or the same step.
         raise
     except Exception as error:
         setattr(error, ATTRIBUTE, _hint_of(folder))
@@ -44,5 +45,4 @@ def resume_hint(error: BaseException) -> str:
 
 
 def _hint_of(folder: Path) -> str:
-    has_checkpoint = any(RunFolder(folder).checkpoints.glob("step-*"))
-    return HINT if has_checkpoint else ""
+    return HINT if RunFolder(folder).saved_steps() else ""

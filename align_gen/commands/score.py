@@ -80,8 +80,7 @@ def score(
     target = _target(source, out)
     specs = parse_rewards(reward)
 
-    from accelerate import Accelerator
-
+    from ..distributed import start_accelerator
     from ..errors import user_mistakes
     from ..galleries.scoring import score_file
     from ..progress import ProgressBar
@@ -89,7 +88,7 @@ def score(
     # What a user named may be missing or wrong: a library's error about it is the user's to mend.
     with user_mistakes():
         rewards = _open(specs, combine, calibrate)
-    accelerator = Accelerator()
+    accelerator = start_accelerator()
     with ProgressBar() as progress:
         shown = progress if accelerator.is_main_process else None
         result = score_file(

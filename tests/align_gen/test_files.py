@@ -62,6 +62,19 @@ def test_the_mode_is_that_of_any_new_file(tmp_path: Path) -> None:
     assert (tmp_path / "f").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
+def test_all_files_of_a_folder_have_the_mode_of_any_new_file(tmp_path: Path) -> None:
+    """Also those that a library makes readable to their owner alone, or to everybody."""
+    (tmp_path / "plain").write_bytes(b"")
+    with files.whole_folder(tmp_path / "g") as part:
+        (part / "deeper").mkdir()
+        for name, mode in (("a", 0o600), ("deeper/b", 0o666), ("c", 0o755)):
+            (part / name).write_text("")
+            (part / name).chmod(mode)
+    wanted = (tmp_path / "plain").stat().st_mode
+    found = [path for path in (tmp_path / "g").rglob("*") if path.is_file()]
+    assert [path.stat().st_mode for path in found] == [wanted] * 3
+
+
 @pytest.mark.parametrize("kind", ["link", "link to nowhere", "folder", "pipe"])
 def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path, kind: str) -> None:
     target, canary = tmp_path / "f", tmp_path / "canary"
