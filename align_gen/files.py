@@ -8,7 +8,7 @@ import fcntl
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
@@ -157,6 +157,37 @@ def remove(path: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink()
+
+
+def move(source: Path, target: Path) -> None:
+    """Rename a file or folder to a name that nothing has.
+
+    Raises:
+        FileExistsError: there is something; a link to nowhere, too.
+    """
+    if _kind(target) != "nothing":
+        raise FileExistsError(f"{target}: is there already")
+    os.replace(source, target)
+
+
+def append(path: Path, content: bytes) -> None:
+    """Add to the end of a file, on disk afterwards; it is made where there is none.
+
+    Raises:
+        OSError: it cannot be written, or is a link.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+    with open(os.open(path, flags, 0o666), "ab") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove those of the folders, in this order, that hold nothing."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def require_file(path: Path, *suffixes: str) -> None:
