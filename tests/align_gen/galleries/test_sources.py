@@ -135,12 +135,18 @@ def test_a_shard_writes_nothing_whatever_its_members_are_called(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_member_that_claims_to_be_huge_is_refused(tmp_path: Path) -> None:
-    info = tarfile.TarInfo("a.png")
+def test_a_member_that_claims_to_be_huge_costs_its_own_row(
+    gallery: Gallery, tmp_path: Path
+) -> None:
+    """Its bytes are not there, so the shard also ends early."""
+    info = tarfile.TarInfo("b.png")
     info.size = MAX_BYTES + 1
-    (tmp_path / "a.tar").write_bytes(info.tobuf() + b"\0" * 10240)
-    with pytest.raises(UserError, match=r"'a\.png' is larger than"):
-        scores(tmp_path / "a.tar")
+    good = write_tar(tmp_path / "a.tar", [("a.png", pictures(gallery)[0])]).read_bytes()
+    (tmp_path / "a.tar").write_bytes(good[:1024] + info.tobuf() + b"\0" * 10240)
+    table = score(tmp_path / "a.tar", {"level": {"name": level}})
+    assert table.heads["level"] == [10, None, None]
+    assert table.errors[1] == f"'b.png' is larger than {MAX_BYTES} bytes"
+    assert "the shard is damaged" in str(table.errors[2])
 
 
 @pytest.mark.parametrize("kind", ["bytes", "struct"])
