@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Sequence
@@ -17,8 +18,7 @@ def read_beneath(folder: Path, name: str, limit: int) -> bytes:
 
     Raises:
         UnreadablePicture: the file lies outside, or has more than ``limit`` bytes.
-        FileNotFoundError: there is none, or no regular file.
-        OSError: a link took the place of the file, or of a folder above it, just now.
+        FileNotFoundError: there is none, or no regular file; or a link took its place just now.
     """
     parts = PurePath(name).parts
     if not parts or ".." in parts or PurePath(name).is_absolute():
@@ -29,7 +29,13 @@ def read_beneath(folder: Path, name: str, limit: int) -> bytes:
         raise
     except OSError:
         # A link on the way. It is resolved once; whatever becomes a link later is not followed.
-        descriptor = _open_beneath(folder.resolve(), _resolved_beneath(folder, name))
+        parts = _resolved_beneath(folder, name)
+        try:
+            descriptor = _open_beneath(folder.resolve(), parts)
+        except OSError as error:
+            if error.errno in (errno.ENOTDIR, errno.ELOOP):
+                raise FileNotFoundError from error
+            raise
     try:
         about = os.fstat(descriptor)
         if not stat.S_ISREG(about.st_mode):

@@ -191,8 +191,10 @@ def _bytes_of(source: Path | bytes) -> bytes:
     try:
         file = source.resolve()
         return read_beneath(file.parent, file.name, MAX_BYTES)
-    except (OSError, RuntimeError) as error:
+    except (FileNotFoundError, RuntimeError) as error:
         raise UnreadablePicture("no such file") from error
+    except OSError as error:
+        raise UnreadablePicture(f"{type(error).__name__}: {one_line(error, 160)}") from error
 
 
 def _upright_rgb(picture: Image.Image) -> Image.Image:

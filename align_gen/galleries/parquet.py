@@ -131,13 +131,13 @@ class _Rows:
         if _has_none(pictures):
             # Millions of nulls fit into a few bytes.
             own = max(0, min(len(batch), NULL_ROWS - self.nulls))
-            self.nulls += len(batch) - own
         else:
             own = len(batch)
         for row in range(own):
             item = self._item(pictures[row], others, row, first + row)
             if item is not None:
                 yield item
+        self.nulls += len(batch) - own
 
     def lost(self, where: str, reason: str) -> Item:
         """An item for all rows that are not read."""

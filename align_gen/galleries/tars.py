@@ -24,7 +24,7 @@ from .rows import with_prompt
 
 PROMPTS = (".txt", ".prompt", ".caption")
 MAX_HEADER = 2**18  # bytes of a long name, or of the attributes of a member
-MAX_UNPACKED = 2**30  # bytes that a packed shard may give, and PACKED_RATIO for each of its own
+MAX_UNPACKED = 2**28  # bytes that a packed shard may give, and PACKED_RATIO for each of its own
 PACKED_RATIO = 100
 MAX_PADDING = 2**26  # zeros after the end
 EMPTY_READS = 100  # after the last byte
@@ -45,7 +45,7 @@ def read_tar(file: str, opener: Opener) -> Iterator[Item]:
     """
     shard = PurePosixPath(file).name
     sample = _Sample(shard, "")
-    previous: frozenset[str] = frozenset()
+    previous: _Sample | None = None
     try:
         with opener.open(file, "rb") as packed:
             stream = _Unpacked(packed)
@@ -60,16 +60,17 @@ def read_tar(file: str, opener: Opener) -> Iterator[Item]:
                     # A new name ends the sample, as its members follow each other.
                     if key != sample.key:
                         yield from sample.items()
-                        previous = frozenset(sample.parts)
+                        previous = sample if sample.parts else previous
                         sample = _Sample(shard, key)
                     sample.add(archive, member, f".{extension.lower()}")
                 _require_end(archive.fileobj)
     except Exception as error:
+        reason = f"the shard is damaged: {one_line(error, 160) or type(error).__name__}"
         # Texts of the last sample may be in what is lost: without a prompt its scores were wrong.
-        if previous <= sample.parts.keys():
-            yield from sample.items()
-        reason = UnreadablePicture(f"the shard is damaged: {one_line(error, 160) or 'no memory'}")
-        yield Item({"file_name": f"{shard}/(the rest)"}, reason)
+        if previous is None or not previous.parts.keys() <= sample.parts.keys():
+            sample.fault = reason
+        yield from sample.items()
+        yield Item({"file_name": f"{shard}/(the rest)"}, UnreadablePicture(reason))
         return
     yield from sample.items()
 
@@ -98,14 +99,15 @@ class _Sample:
             limit = MAX_TEXT
         else:
             return
-        self.parts[extension] = b""
         if member.size > limit:
             self.fault = f"{member.name[-80:]!r} is larger than {limit} bytes"
+            self.parts[extension] = b""
             return
-        content = archive.extractfile(member)
-        self.parts[extension] = b"" if content is None else read_all(content, limit, member.size)
-        if len(self.parts[extension]) < member.size:
+        stream = archive.extractfile(member)
+        content = b"" if stream is None else read_all(stream, limit, member.size)
+        if len(content) < member.size:
             raise tarfile.ReadError("unexpected end of data")
+        self.parts[extension] = content
 
     def items(self) -> Iterator[Item]:
         """The item of the sample, none without a picture; texts are its prompt and columns."""
