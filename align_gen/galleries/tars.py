@@ -27,6 +27,7 @@ MAX_HEADER = 2**18  # bytes of a long name, or of the attributes of a member
 MAX_UNPACKED = 2**28  # bytes that a packed shard may give, and PACKED_RATIO for each of its own
 PACKED_RATIO = 100
 MAX_PADDING = 2**26  # zeros after the end
+BUFFER = 2**18  # bytes that are read at once
 EMPTY_READS = 100  # after the last byte
 LONG_HEADERS = (
     tarfile.GNUTYPE_LONGNAME,
@@ -48,8 +49,9 @@ def read_tar(file: str, opener: Opener) -> Iterator[Item]:
     previous: _Sample | None = None
     try:
         with opener.open(file, "rb") as packed:
-            stream = _Unpacked(packed)
-            with tarfile.open(fileobj=stream, mode="r|", tarinfo=_Header) as archive:  # type: ignore[call-overload]
+            stream: Any = _Unpacked(packed)
+            options: dict[str, Any] = {"mode": "r|", "tarinfo": _Header, "bufsize": BUFFER}
+            with tarfile.open(fileobj=stream, **options) as archive:
                 for member in archive:
                     # tarfile would keep every header that it has read.
                     archive.members = []
