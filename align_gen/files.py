@@ -10,6 +10,7 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from secrets import token_hex
 from stat import S_ISDIR, S_ISLNK, S_ISREG
@@ -20,6 +21,7 @@ from .errors import UserError
 # Fails where the name exists, be it a link to nowhere.
 NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 TOKEN = "[0-9a-f]{16}"
+MAX_LINE = 2**20  # bytes of a line of JSON: a row of metadata, a preference pair
 
 
 @contextmanager
@@ -237,13 +239,28 @@ def sync(path: Path) -> None:
 
 
 def lines_of(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Numbered lines that are not blank, as bytes.
+    """Numbered lines of a file that are not blank, as bytes; see ``numbered_lines``."""
+    with path.open("rb") as file:
+        yield from numbered_lines(file, str(path))
+
+
+def numbered_lines(file: BinaryIO, name: str) -> Iterator[tuple[int, bytes]]:
+    """Numbered lines that are not blank, as bytes, of which only one is in memory.
 
     They are split at newlines alone: a prompt may hold U+2028, where ``str.splitlines`` would cut
     it in two.
+
+    Raises:
+        UserError: a line of more than MAX_LINE bytes.
     """
-    with path.open("rb") as file:
-        yield from ((n, line) for n, line in enumerate(file, start=1) if line.strip())
+    for number in count(1):
+        line = file.readline(MAX_LINE + 1)
+        if not line:
+            return
+        if len(line) > MAX_LINE:
+            raise UserError(f"{name} line {number}: longer than {MAX_LINE} bytes; want JSON lines")
+        if line.strip():
+            yield number, line
 
 
 def _fresh(target: Path, kind: str) -> Path:
