@@ -51,8 +51,8 @@ def read_tar(file: str, opener: Opener) -> Iterator[Item]:
         with opener.open(file, "rb") as packed:
             stream: Any = _Unpacked(packed)
             options: dict[str, Any] = {"mode": "r|", "tarinfo": _Header, "bufsize": BUFFER}
-            opened: Any = tarfile.open(fileobj=stream, **options)
-            with opened as archive:
+            archive: Any
+            with tarfile.open(fileobj=stream, **options) as archive:
                 for member in archive:
                     # tarfile would keep every header that it has read.
                     archive.members = []
