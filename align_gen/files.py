@@ -1,22 +1,41 @@
-"""Files and folders that appear complete or not at all, whatever moment a process is killed at."""
+"""The one way to write and to remove: whole files and folders, whatever moment a kill comes at.
 
+Everything is written beside its target, under a new name, synced and renamed. No link is followed
+to what is written or removed. What is there already is replaced only where it is of the same kind.
+"""
+
+import fcntl
 import os
+import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from secrets import token_hex
+from stat import S_ISDIR, S_ISLNK, S_ISREG
 from typing import BinaryIO
+
+from .errors import UserError
+
+# Fails where the name exists, be it a link to nowhere.
+NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+TOKEN = "[0-9a-f]{16}"
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A binary file that appears at ``path`` complete or not at all.
 
-    It is written beside ``path``, synced to disk and renamed.
+    Raises:
+        UserError: there is something else than a regular file.
     """
-    part = partial(path)
+    require_file(path)
+    clear(path)
+    part = _fresh(path, "part")
     try:
-        with open(part, "wb") as file:
+        with open(os.open(part, NEW, 0o666), "wb") as file:
+            # Held while it is written, so that ``clear`` of another process leaves it alone.
+            fcntl.flock(file, fcntl.LOCK_EX)
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -26,20 +45,56 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """A binary file that is not there yet, on disk afterwards; for a folder that is being written.
+
+    Raises:
+        FileExistsError: the name is taken.
+    """
+    with open(os.open(path, NEW, 0o666), "wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
     """A folder that appears at ``target`` complete or not at all, in place of one that is there.
 
-    Yields the folder to write into. An old folder survives until the new one is whole.
+    Yields the folder to write into. An old folder survives until the new one is whole. Whether it
+    may be replaced is for the caller to know.
+
+    Raises:
+        UserError: there is something else than a folder.
     """
-    part = partial(target)
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
+    with part_of(target) as part:
         yield part
+        # As any new file: some libraries make theirs readable to their owner alone.
+        mode = part.stat().st_mode & 0o666
         for path in part.rglob("*"):
+            if path.is_file() and not path.is_symlink():
+                path.chmod(mode)
             sync(path)
         publish(part, target)
+
+
+@contextmanager
+def part_of(target: Path) -> Iterator[Path]:
+    """A new folder beside ``target`` to write into; it is removed unless ``publish`` renames it.
+
+    Raises:
+        UserError: at ``target`` is something else than a folder.
+    """
+    require_folder(target)
+    clear(target)
+    part = _fresh(target, "part")
+    part.mkdir(parents=True)
+    descriptor = os.open(part, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield part
     finally:
+        os.close(descriptor)
         shutil.rmtree(part, ignore_errors=True)
 
 
@@ -49,28 +104,96 @@ def publish(part: Path, target: Path) -> None:
     A kill between the two renames leaves the old folder aside, where ``surviving`` finds it.
     """
     sync(part)
+    require_folder(target)
+    aside = _fresh(target, "old")
     if target.exists():
-        shutil.rmtree(aside(target), ignore_errors=True)
-        os.replace(target, aside(target))
+        os.replace(target, aside)
     os.replace(part, target)
     sync(target.parent)
-    shutil.rmtree(aside(target), ignore_errors=True)
-
-
-def partial(target: Path) -> Path:
-    """Where ``target`` is written until it is whole."""
-    return target.with_name(f".{target.name}.part")
-
-
-def aside(folder: Path) -> Path:
-    """Where the old folder waits while the new one takes its place."""
-    return folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def surviving(folder: Path) -> Path:
     """The folder, or the old one put aside by a write that was killed between its two renames."""
-    old = aside(folder.resolve())
-    return old if old.is_dir() and not folder.exists() else folder
+    if folder.exists():
+        return folder
+    old = [path for path in _leftovers(folder.resolve()) if path.suffix == ".old"]
+    return max(old, key=lambda path: path.stat().st_mtime, default=folder)
+
+
+def clear(target: Path) -> None:
+    """Remove what killed writes of ``target`` left beside it; an old folder comes back.
+
+    What another process is writing stays.
+    """
+    old = surviving(target)
+    if old != target:
+        with suppress(OSError):
+            os.replace(old, target)
+    for path in _leftovers(target):
+        if not _being_written(path):
+            remove(path)
+
+
+def clear_below(folder: Path) -> None:
+    """Remove what killed writes of anything in ``folder`` left there."""
+    for path in _named(folder, ".+"):
+        if not _being_written(path):
+            remove(path)
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a name is one that a killed write left."""
+    return re.fullmatch(rf"\..+\.{TOKEN}\.(part|old)", path.name, re.DOTALL) is not None
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with everything in it; of a link, the link alone.
+
+    What is gone already, or cannot be removed, is passed over.
+    """
+    with suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
+
+
+def require_file(path: Path, *suffixes: str) -> None:
+    """Refuse a target that is there and is no regular file, or has another suffix.
+
+    Raises:
+        UserError: says what is there.
+    """
+    if suffixes and path.suffix.lower() not in suffixes:
+        raise UserError(f"{path}: want a name that ends in {' or '.join(suffixes)}")
+    kind = _kind(path)
+    if kind not in ("nothing", "a file"):
+        raise UserError(f"{path}: is {kind}; want a new name, or a file to replace")
+
+
+def require_folder(path: Path) -> None:
+    """Refuse a target that is there and is no folder: a link to one is none.
+
+    Raises:
+        UserError: says what is there.
+    """
+    kind = _kind(path)
+    if kind not in ("nothing", "a folder"):
+        raise UserError(f"{path}: is {kind}; want a new name, or a folder")
+
+
+def require_no_links(folder: Path) -> None:
+    """Refuse a folder in which a link stands, at any depth: it may have come from someone else.
+
+    Raises:
+        UserError: names the link.
+    """
+    for where, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = Path(where, name)
+            if path.is_symlink():
+                raise UserError(f"{path}: is a link; want the folder of a run without links")
 
 
 def sync(path: Path) -> None:
@@ -90,3 +213,52 @@ def lines_of(path: Path) -> Iterator[tuple[int, bytes]]:
     """
     with path.open("rb") as file:
         yield from ((n, line) for n, line in enumerate(file, start=1) if line.strip())
+
+
+def _fresh(target: Path, kind: str) -> Path:
+    """A name beside ``target`` that nobody else has: ``.NAME.0123456789abcdef.part``."""
+    return target.with_name(f".{target.name}.{token_hex(8)}.{kind}")
+
+
+def _leftovers(target: Path) -> list[Path]:
+    """What stands beside ``target`` under a name of ``_fresh``."""
+    return _named(target.parent, re.escape(target.name))
+
+
+def _named(folder: Path, name: str) -> list[Path]:
+    """What stands in a folder under a name of ``_fresh``, links aside; ``name`` is a pattern."""
+    ours = re.compile(rf"\.{name}\.{TOKEN}\.(part|old)", re.DOTALL)
+    try:
+        entries = list(os.scandir(folder))
+    except OSError:
+        return []
+    return [
+        Path(entry.path)
+        for entry in entries
+        if ours.fullmatch(entry.name) and not entry.is_symlink()
+    ]
+
+
+def _being_written(path: Path) -> bool:
+    """Whether a process holds the part of a file or folder."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _kind(path: Path) -> str:
+    """What stands at a path, in words; a link is not followed."""
+    try:
+        mode = os.lstat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return "nothing"
+    kinds = {S_ISREG: "a file", S_ISDIR: "a folder", S_ISLNK: "a link"}
+    return next((name for test, name in kinds.items() if test(mode)), "a device or a pipe")

@@ -1,9 +1,12 @@
-"""Names in the folder of a run. Nothing is read or written here."""
+"""Names in the folder of a run. Nothing is written here, and no file is read."""
 
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 RECIPE = "recipe.yaml"
+CHECKPOINT = re.compile("step-([0-9]{6,18})")
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,16 @@ class RunFolder:
     @property
     def recipe(self) -> Path:
         return self.path / RECIPE
+
+    @property
+    def inputs(self) -> Path:
+        """Sums of the files and the code that the recipe names."""
+        return self.path / "inputs.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the process that writes here."""
+        return self.path / ".lock"
 
     @property
     def state(self) -> Path:
@@ -49,6 +62,18 @@ class RunFolder:
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"step-{step:06d}"
+
+    def saved_steps(self) -> list[int]:
+        """The steps that have a folder of a checkpoint's very name, from the first to the last."""
+        try:
+            entries = list(os.scandir(self.checkpoints))
+        except OSError:
+            return []
+        steps = (_step(entry.name) for entry in entries if entry.is_dir(follow_symlinks=False))
+        return sorted(step for step in steps if step is not None)
+
     @property
     def best(self) -> Path:
         """The export at the best held-out measurement."""
@@ -71,3 +96,10 @@ class RunFolder:
     def exists(self) -> bool:
         """Whether a run was begun here."""
         return self.recipe.is_file()
+
+
+def _step(name: str) -> int | None:
+    """The step in a checkpoint's name: step-000010; None for any other, a copy's among them."""
+    match = CHECKPOINT.fullmatch(name)
+    step = int(match[1]) if match else None
+    return step if step is not None and name == f"step-{step:06d}" else None

@@ -238,6 +238,19 @@ class Trainable:
                     stack.callback(self._activate, module, POLICY)
             yield
 
+    @contextmanager
+    def as_began(self) -> Iterator[None]:
+        """Inside, ``predict`` runs what training began with, whatever the reference is by now."""
+        networks = [unwrap(module) for module in self.trainable.values()]
+        started = any(START in getattr(network, "peft_config", {}) for network in networks)
+        reference = self.reference
+        self.reference = "copy" if self.reference_copies else "start" if started else "off"
+        try:
+            with self.as_reference():
+                yield
+        finally:
+            self.reference = reference
+
     def _run_copies(self, stack: ExitStack) -> None:
         """Put the copies in the place of the trained modules, until the stack closes."""
         for module in self.reference_copies.values():

@@ -20,7 +20,13 @@ class MissingContext(ValueError):
 
 
 class RewardFailure(RuntimeError):
-    """A head gave no usable score; names the head."""
+    """A head gave no usable score; names the head.
+
+    Attributes:
+        broken_media: what it was given holds NaN or infinity, so that no head is to blame.
+    """
+
+    broken_media: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,9 @@ class RewardSet:
 
     def __post_init__(self) -> None:
         self.weights = {name: float(self.weights.get(name, 1.0)) for name in self.heads}
+
+    def __repr__(self) -> str:
+        return f"RewardSet({', '.join(self.heads)})"
 
     def __call__(self, media: Tensor, prompts: Sequence[str], **context: Any) -> Scores:
         """Score B samples.
@@ -142,26 +151,34 @@ class RewardSet:
             # Some heads answer from the CPU whatever they are given; scores of a set must add up.
             columns = tuple(column.to(media.device, torch.float32) for column in columns)
         except Exception as error:
-            raise RewardFailure(
-                f"reward {name!r} failed: {type(error).__name__}: {error}"
+            raise _failure(
+                f"reward {name!r} failed: {type(error).__name__}: {error}", media
             ) from error
         finally:
             if name in self.offload:
                 head.to("cpu")
         for column in columns:
-            _require_scores(name, column, len(media))
+            _require_scores(name, column, media)
         return columns
 
 
-def _require_scores(name: str, scores: Tensor, count: int) -> None:
+def _failure(text: str, media: Tensor) -> RewardFailure:
+    """The error of a head, and whether what it was given is to blame."""
+    failure = RewardFailure(text)
+    failure.broken_media = not bool(media.isfinite().all())
+    return failure
+
+
+def _require_scores(name: str, scores: Tensor, media: Tensor) -> None:
     """RewardFailure unless there is a finite score for each sample."""
+    count = len(media)
     if scores.shape != (count,):
-        raise RewardFailure(
-            f"reward {name!r} returned shape {tuple(scores.shape)}, want ({count},)"
+        raise _failure(
+            f"reward {name!r} returned shape {tuple(scores.shape)}, want ({count},)", media
         )
     bad = int((~scores.isfinite()).sum())
     if bad:
-        raise RewardFailure(f"reward {name!r} returned {bad} non-finite of {count} scores")
+        raise _failure(f"reward {name!r} returned {bad} non-finite of {count} scores", media)
 
 
 def _in_batches(

@@ -30,6 +30,7 @@ import torch
 from safetensors import safe_open
 
 from align_gen import Recipe, finetune
+from align_gen.run_folder import RunFolder
 
 WRITES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree")
 
@@ -66,7 +67,7 @@ def fingerprint(run: Path) -> dict[str, str]:
         name = str(file.relative_to(run))
         if file.name == "SHA256SUMS":  # of such files
             continue
-        if name == "metrics.jsonl":
+        if file.name == "metrics.jsonl":  # of the run, and of each checkpoint
             lines = [json.loads(line) for line in file.read_text().splitlines()]
             content = json.dumps(
                 [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
@@ -107,7 +108,7 @@ def killed_before_write(recipe: Recipe, out: Path, number: int) -> None:
 
     def audit(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal count
-        writes = event == "open" and isinstance(arguments[1], str) and arguments[1][:1] in "wax"
+        writes = event == "open" and opens_to_write(*arguments[1:3])
         if (writes or event in WRITES) and str(out) in str(arguments[0]):
             count += 1
             if count == number:
@@ -118,6 +119,13 @@ def killed_before_write(recipe: Recipe, out: Path, number: int) -> None:
     Path(f"{out}.count").write_text(str(count))
 
 
+def opens_to_write(mode: Any, flags: Any) -> bool:
+    """Whether a file is opened to be written, by ``open`` with a mode or ``os.open`` with flags."""
+    if isinstance(mode, str):
+        return mode[:1] in "wax"
+    return isinstance(flags, int) and bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+
+
 def killed_after(seconds: float) -> Callable[[int], None]:
     return lambda pid: threading.Timer(seconds, os.kill, (pid, signal.SIGKILL)).start()
 
@@ -125,7 +133,7 @@ def killed_after(seconds: float) -> Callable[[int], None]:
 def where(run: Path) -> str:
     """What the run was at, from what it left."""
     parts = [path for path in run.rglob("*") if path.name.endswith(".part")]
-    step = max((int(path.name[5:]) for path in run.glob("checkpoints/step-*")), default=0)
+    step = max(RunFolder(run).saved_steps(), default=0)
     doing = ", ".join(sorted({path.name for path in parts})) or "no file half-written"
     return f"step {step} saved; {doing}"
 

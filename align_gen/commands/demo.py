@@ -1,14 +1,14 @@
 """`align-gen demo`: the whole loop on a bundled model."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ..errors import UserError
+from ..distributed import processes
+from ..errors import UserError, printable
 from .arguments import Json
 from .resuming import resumable
 from .tables import Column, print_table
@@ -37,7 +37,7 @@ def demo(
 ) -> None:
     """Sample, fine-tune, sample again, score, compare and report, in minutes on a CPU."""
     # Its summary compares whole galleries, and a laptop's few cores gain nothing from processes.
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if processes()[1] > 1:
         raise UserError("demo: one process; align-gen finetune emoji-sd-prdp runs on several")
 
     from ..demo import RECIPES
@@ -54,7 +54,8 @@ def demo(
     print_table(COLUMNS, [_row(name, summary[name]) for name in ("reward", "heldout", "alignment")])
     counts = f"{summary['images']} pictures of {summary['prompts']} held-out prompts"
     print(f"{counts}, {summary['seconds']:.0f} s")
-    print(f"open {out / 'report.html'}")
+    print(printable(summary["verdict"]))
+    print(f"open {printable(out / 'report.html')}")
 
 
 def _row(name: str, figures: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..run_folder import RunFolder
 
 HINT = "; the same command goes on from the last checkpoint"
@@ -18,18 +18,21 @@ def resumable(folder: Path) -> Iterator[None]:
 
     A run that was asked to stop ends with its signal's exit code, 128 + number.
     """
+    from ..training.divergence import Diverged
     from ..training.signals import Stopped
 
     try:
         yield
     except Stopped as stopped:
-        print(f"align-gen: {stopped}; the same command goes on from there", file=sys.stderr)
+        print(
+            f"align-gen: {one_line(stopped)}; the same command goes on from there", file=sys.stderr
+        )
         raise SystemExit(128 + stopped.signum) from None
     except KeyboardInterrupt:
         print(f"align-gen: interrupted{_hint_of(folder)}", file=sys.stderr)
         raise SystemExit(130) from None
-    except UserError:
-        # The same command would meet the same mistake.
+    except (UserError, Diverged):
+        # The same command would meet the same mistake, or the same step.
         raise
     except Exception as error:
         setattr(error, ATTRIBUTE, _hint_of(folder))
@@ -42,5 +45,4 @@ def resume_hint(error: BaseException) -> str:
 
 
 def _hint_of(folder: Path) -> str:
-    has_checkpoint = any(RunFolder(folder).checkpoints.glob("step-*"))
-    return HINT if has_checkpoint else ""
+    return HINT if RunFolder(folder).saved_steps() else ""

@@ -6,9 +6,7 @@ The datasets library reads the same layout (ImageFolder).
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -16,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align_gen.distributed import rank_slice
+from align_gen.distributed import from_first, rank_slice
 from align_gen.errors import UserError, writing, writing_to
-from align_gen.files import aside, lines_of, partial, publish, surviving, whole_file
+from align_gen.files import lines_of, new_file, part_of, publish, surviving
 from align_gen.galleries.formats import MEDIA, VIDEOS
 from align_gen.galleries.media import encoded, read_picture, read_pixels, read_video, write_media
 
@@ -57,6 +55,9 @@ class Gallery:
         """
         folder = surviving(Path(folder))
         return cls(folder, list(read_rows(folder)))
+
+    def __repr__(self) -> str:
+        return f"Gallery({str(self.folder)!r}, {len(self.rows)} rows)"
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -231,16 +232,13 @@ def write_gallery(
         ValueError: shapes disagree, or a pixel is not finite or leaves [0,1].
     """
     target = Path(folder).resolve()
-    part = partial(target)
     first = accelerator is None or accelerator.is_main_process
     wait = (lambda: None) if accelerator is None else accelerator.wait_for_everyone
     with ExitStack() as stack:
-        if first:
-            stack.callback(shutil.rmtree, part, ignore_errors=True)
-            _prepare(target, part)
+        made = _prepare(target, stack) if first else target
         # From here on, an error of the disk is a failure of the run and not the user's mistake.
         stack.enter_context(writing(target))
-        wait()
+        part = from_first(made, accelerator)
 
         # Each process writes its own share of the files.
         mine = rank_slice(len(rows), accelerator)
@@ -263,21 +261,16 @@ def write_gallery(
 def _write_rows(folder: Path, rows: Sequence[Mapping[str, Any]], suffix: str) -> None:
     named = [{**row, "file_name": f"{number:05d}{suffix}"} for number, row in enumerate(rows)]
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in named]
-    with whole_file(folder / METADATA) as file:
+    with new_file(folder / METADATA) as file:
         file.write("".join(lines).encode())
 
 
-def _prepare(target: Path, part: Path) -> None:
-    """Make ``part`` an empty folder beside ``target``, without what a killed write left behind.
+def _prepare(target: Path, stack: ExitStack) -> Path:
+    """Make an empty folder beside ``target``, which goes with the stack unless it is published.
 
     Raises:
         UserError: ``target`` may not be written.
     """
     require_gallery(target)
     with writing_to(target, "a folder that can"):
-        if target.exists():
-            shutil.rmtree(aside(target), ignore_errors=True)
-        elif aside(target).exists():
-            os.replace(aside(target), target)
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
+        return stack.enter_context(part_of(target))

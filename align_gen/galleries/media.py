@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from align_gen.errors import one_line
-from align_gen.files import whole_file
+from align_gen.files import new_file
 from align_gen.galleries.formats import FORMATS, PICTURES, VIDEOS, UnreadablePicture
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def write_media(folder: Path, number: int, pixels: Any, fps: int) -> str:
     """Write a uint8 picture (H,W,3) as PNG or video (F,H,W,3) as MP4; returns the file's name."""
     if pixels.ndim == 3:
         name = f"{number:05d}.png"
-        with whole_file(folder / name) as file:
+        with new_file(folder / name) as file:
             Image.fromarray(pixels).save(file, "PNG")
         return name
     import imageio.v3 as iio

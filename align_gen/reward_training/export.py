@@ -3,14 +3,16 @@
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, writing_to
+from ..locks import beside, locked
 from ..reward_heads.backbones.open_clip_model import OpenClip
 from .agreement import worse_than_base
 
@@ -25,6 +27,20 @@ def new_folder(out: Path) -> Path:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{out}: is there already; want a new or empty folder")
     return target
+
+
+@contextmanager
+def held(target: Path) -> Iterator[None]:
+    """Hold a folder that ``new_folder`` allowed, so that of two trainings one is refused at once.
+
+    Raises:
+        UserError: another process holds it, or it cannot be written.
+    """
+    with ExitStack() as stack:
+        with writing_to(target, "a folder that can"):
+            stack.enter_context(locked(beside(target), target))
+        new_folder(target)
+        yield
 
 
 def normalisation(scores: Tensor) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import bundled
-from ..errors import UserError, user_mistakes, writing
+from ..errors import RunFailure, UserError, user_mistakes, writing
 from ..files import whole_folder
 from ..galleries.pairs import read_pairs
 from ..losses import bradley_terry, bradley_terry_ties, centring
@@ -73,16 +73,34 @@ def train_reward(
 
     Raises:
         UserError: an option that is none, pairs that cannot be read or split, an ``out`` that holds
-            something.
+            something, or is being written.
+        RunFailure: it diverged, or could not be written; nothing is.
     """
     # Everything that can be refused is looked at before a model is loaded.
-    began = time.monotonic()
     asked = RewardTraining.parse(options, more)
     rows = list(read_pairs(pairs) if isinstance(pairs, str | Path) else pairs)
     kind = kind_of(rows)
     if kind == "video" and asked.mode == "lora":
         raise UserError("mode lora: one dimension of pictures, got videos; want mode frozen")
     target = export.new_folder(Path(out))
+    with export.held(target):
+        measured = _train(rows, kind, base, target, asked, device, progress)
+    for sentence in worse_than_base(measured):
+        log.warning("%s: %s", out, sentence)
+    return measured
+
+
+def _train(
+    rows: Sequence[Row],
+    kind: Literal["image", "video"],
+    base: str,
+    target: Path,
+    asked: RewardTraining,
+    device: str,
+    progress: ProgressCallback,
+) -> dict[str, Any]:
+    """Learn, measure, and write the folder ``target``; returns what was measured."""
+    began = time.monotonic()
     targets = Targets.of(rows, asked.dimensions, asked.label_smoothing, asked.margin)
     learn, hold = split(rows, asked.held_out, asked.seed)
 
@@ -98,6 +116,7 @@ def train_reward(
         learner.merge(dtype_of(asked.dtype))
     with torch.no_grad():
         after = torch.cat([learner.scores(part) for part in hold.split(asked.batch_size)])
+    _require_finite(float(after.abs().max()), "the end", asked)
 
     labels = targets.labels[hold]
     measured = {
@@ -115,8 +134,8 @@ def train_reward(
         _save(folder, target, learner, start, asked, after)
         (folder / export.MEASURED).write_text(json.dumps(measured, indent=1) + "\n")
         (folder / export.CARD).write_text(export.model_card(measured, base, kind, target))
-    for sentence in worse_than_base(measured):
-        log.warning("%s: %s", out, sentence)
+        # Hours have passed: what was put there meanwhile stays.
+        export.new_folder(target)
     return measured
 
 
@@ -203,6 +222,7 @@ def _fit(
             # A batch without any known label teaches nothing; the learning rate still moves on.
             if len(values):
                 loss = float(values.detach().mean())
+                _require_finite(loss, f"step {done}", options)
                 # Pairs know only differences: without this term, the scores' level would drift.
                 off_centre = centring(scores[:, 0], scores[:, 1]).mean()
                 total = values.mean() + options.centre * off_centre
@@ -212,6 +232,15 @@ def _fit(
                 optimizer.step()
             schedule.step()
             progress("train", done, steps, {"loss": loss})
+
+
+def _require_finite(value: float, where: str, options: RewardTraining) -> None:
+    """RunFailure where the training has diverged: nothing of it is worth to be written."""
+    if not math.isfinite(value):
+        raise RunFailure(
+            f"train-reward: diverged at {where}: the loss, or a score, is {value}; "
+            f"want lr below {options.learning_rate:g}"
+        )
 
 
 def warm_cosine(step: int, steps: int) -> float:

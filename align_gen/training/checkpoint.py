@@ -1,47 +1,58 @@
 """Checkpoints that a kill at any moment cannot tear, and that show whether they were damaged since.
 
 ``checkpoints/step-000010`` is whole in itself: ``weights.safetensors`` (what is trained, its
-average, and a reference that was refreshed), ``optimizer.pt``, ``progress.json`` (counters) and
-``SHA256SUMS`` of these, which ``sha256sum -c`` reads too. It is written aside, synced and renamed.
-``state.json`` in the run directory says which is the newest, for whoever looks.
+average, and a reference that was refreshed), ``optimizer.pt``, ``progress.json`` (counters),
+``metrics.jsonl`` (the run's lines until then) and ``SHA256SUMS`` of these, which ``sha256sum -c``
+reads too. It is written aside, synced and renamed. ``state.json`` in the run directory says which
+is the newest, for whoever looks.
+
+Only folders of the very name, which say themselves that they are the checkpoint of that name, are
+loaded, counted or removed.
 """
 
-import hashlib
 import json
 import logging
-import shutil
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load, save_file
+from safetensors.torch import save_file
 
 from ..distributed import shard_like, unshard
 from ..errors import RunFailure, UserError, one_line
-from ..files import whole_file, whole_folder
+from ..files import clear_below, remove, whole_file, whole_folder
 from ..methods.state import TrainState
 from ..pipelines.trainable import REFRESHED
+from ..run_folder import RunFolder
+from .divergence import require_finite
+from .journal import Numbers, as_lines
+from .saved import FORMAT, METRICS, OPTIMIZER, PROGRESS, SUMS, WEIGHTS, Saved, digest, is_ours
 
 log = logging.getLogger("align_gen")
-FORMAT = 1
 KEEP = 2
-WEIGHTS = "weights.safetensors"
-OPTIMIZER = "optimizer.pt"
-PROGRESS = "progress.json"
-SUMS = "SHA256SUMS"
 
 
-def save(state: TrainState, run: Path, more: dict[str, Any]) -> None:
+def save(
+    state: TrainState, run: Path, more: dict[str, Any], metrics: Sequence[Numbers] = ()
+) -> None:
     """Write the checkpoint of ``state.step``, one process for all; the two newest are kept.
 
+    Args:
+        more: what else the run needs to go on, as JSON.
+        metrics: the run's lines until now, from which a lost metrics.jsonl is made again.
+
     Raises:
-        RunFailure: it cannot be written; the checkpoints before it stand as they did.
+        Diverged: what is learned is not finite; the checkpoints before it stand as they did.
+        RunFailure: it cannot be written; the same.
     """
+    require_finite(state, run)
     writes = state.accelerator.is_main_process
     if writes or state.sharded:
         weights, optimizer = _gathered(state)
     if writes:
-        _save(state, run, more, weights, optimizer)
+        _save(state, run, more, metrics, weights, optimizer)
     state.accelerator.wait_for_everyone()
 
 
@@ -78,35 +89,52 @@ def _save(
     state: TrainState,
     run: Path,
     more: dict[str, Any],
+    metrics: Sequence[Numbers],
     weights: dict[str, torch.Tensor],
     optimizer: dict[str, Any],
 ) -> None:
-    name = f"step-{state.step:06d}"
-    folder = run / "checkpoints" / name
+    place = RunFolder(run)
+    folder = place.checkpoint(state.step)
     # Progress names its checkpoint, so that a folder that was renamed by hand is noticed.
-    progress = _progress(state) | more | {"checkpoint": name}
+    progress = _progress(state) | more | {"checkpoint": folder.name}
     text = json.dumps(progress, indent=1)
-    files = (WEIGHTS, OPTIMIZER, PROGRESS)
+    files = (WEIGHTS, OPTIMIZER, PROGRESS, METRICS)
     try:
+        if folder.exists() and not is_ours(folder, place.state):
+            _put_aside(folder)
         with whole_folder(folder) as part:
             tensors = {key: value.cpu().contiguous() for key, value in weights.items()}
             save_file(tensors, part / WEIGHTS)
             torch.save(optimizer, part / OPTIMIZER)
             (part / PROGRESS).write_text(text)
-            (part / SUMS).write_text("".join(f"{_digest(part / file)}  {file}\n" for file in files))
-        with whole_file(run / "state.json") as stream:
-            stream.write(text.encode())
+            (part / METRICS).write_bytes(as_lines(metrics))
+            (part / SUMS).write_text("".join(f"{digest(part / file)}  {file}\n" for file in files))
+        _point(place, text)
     # a full disk speaks otherwise through safetensors, through torch and through Python
     except Exception as error:
         raise RunFailure(f"{folder}: cannot be written ({one_line(error)})") from error
-    _prune(folder.parent)
+    _prune(place)
 
 
-def _prune(folder: Path) -> None:
-    """Remove what is older than the two newest, and what a kill left half-written or aside."""
-    left = (*folder.glob(".step-*.part"), *folder.glob(".step-*.old"))
-    for old in (*sorted(folder.glob("step-*"))[:-KEEP], *left):
-        shutil.rmtree(old, ignore_errors=True)
+def _point(place: RunFolder, text: str) -> None:
+    with whole_file(place.state) as stream:
+        stream.write(text.encode())
+
+
+def _prune(place: RunFolder) -> None:
+    """Remove our checkpoints but the two newest, and what killed writes left."""
+    folders = map(place.checkpoint, place.saved_steps())
+    for old in [folder for folder in folders if is_ours(folder, place.state)][:-KEEP]:
+        remove(old)
+    clear_below(place.checkpoints)
+
+
+def _put_aside(folder: Path) -> None:
+    """Rename a folder that is damaged, or none of ours, from where a checkpoint belongs."""
+    names = (f"{folder.name}.damaged{number}" for number in ("", *range(2, 10**6)))
+    aside = next(path for path in map(folder.with_name, names) if not path.exists())
+    os.rename(folder, aside)
+    log.warning("%s: is no whole checkpoint; kept as %s", folder, aside.name)
 
 
 def _progress(state: TrainState) -> dict[str, Any]:
@@ -125,28 +153,39 @@ def _progress(state: TrainState) -> dict[str, Any]:
     return progress
 
 
-def restore(state: TrainState, run: Path) -> dict[str, Any]:
+def restore(state: TrainState, run: Path, steps: int | None = None) -> dict[str, Any]:
     """Load the newest whole checkpoint; returns what ``save`` was given besides, {} without one.
 
-    A damaged one is passed over, with a warning, for the one before.
+    "metrics" are the lines of the run, or None in an early checkpoint. A damaged checkpoint, or one
+    whose content cannot be true, is passed over, with a warning, for the one before; nothing of it
+    reaches ``state``.
+
+    Args:
+        steps: of the run; a checkpoint of a later step cannot be its own.
 
     Raises:
         UserError: there are checkpoints, and none of them can be read; or one is of a later format.
     """
-    folders = sorted((run / "checkpoints").glob("step-*"), reverse=True)
+    place = RunFolder(run)
+    named = dict(zip(*trained(state), strict=True))
+    damaged = []
+    folders = [*map(place.checkpoint, reversed(place.saved_steps()))]
     for folder in folders:
         try:
-            progress, weights, optimizer = _read(folder, run / "state.json")
+            saved = Saved.read(folder, place.state)
+            saved.require_fit(state, named, 10**12 if steps is None else steps)
         except UserError:
             raise
         except Exception as error:  # whatever a damaged file makes its reader say
             reason = one_line(error, 200)
             log.warning("%s: damaged (%s); going back to the checkpoint before it", folder, reason)
+            damaged.append(folder)
             continue
-        _put(state, progress, weights, optimizer)
+        _put(state, saved.progress, saved.weights, saved.optimizer)
+        state.accelerator.wait_for_everyone()
         if state.accelerator.is_main_process:
-            _prune(folder.parent)
-        return progress
+            _tidy(place, saved.progress, damaged)
+        return {**saved.progress, "metrics": saved.metrics}
     if folders:
         raise UserError(
             f"{run}: none of its checkpoints can be read; want another copy of it, or a new folder"
@@ -154,23 +193,15 @@ def restore(state: TrainState, run: Path) -> dict[str, Any]:
     return {}
 
 
-def _read(folder: Path, pointer: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor], Any]:
-    """A checkpoint's progress, weights and optimizer; any error: it is damaged."""
-    source = pointer if _early(folder) else folder / PROGRESS
-    if source != pointer:
-        sums = (folder / SUMS).read_text().splitlines()
-        for name in (WEIGHTS, OPTIMIZER, PROGRESS):
-            if f"{_digest(folder / name)}  {name}" not in sums:
-                raise ValueError(f"{name} is not what was written")
-    progress: dict[str, Any] = json.loads(source.read_text())
-    if progress["format"] > FORMAT:
-        raise UserError(
-            f"{source}: format {progress['format']} is newer than this version reads ({FORMAT})"
-        )
-    if progress["checkpoint"] != folder.name:
-        raise ValueError(f"its progress is that of {progress['checkpoint']}")
-    optimizer = torch.load(folder / OPTIMIZER, weights_only=True, map_location="cpu")
-    return progress, load((folder / WEIGHTS).read_bytes()), optimizer
+def _tidy(place: RunFolder, progress: dict[str, Any], damaged: list[Path]) -> None:
+    """Leave the run as a kill right after this checkpoint was written would have."""
+    # Ours, and torn since: it would count as one of the two that are kept. Copies stay as they are.
+    for folder in damaged:
+        if is_ours(folder, place.state):
+            _put_aside(folder)
+    _prune(place)
+    if not place.state.is_file():
+        _point(place, json.dumps(progress, indent=1))
 
 
 def _put(
@@ -194,7 +225,9 @@ def _put(
             for key, value in moments.items()
             if value.shape == like.shape
         }
-    state.optimizer.load_state_dict(optimizer)
+    # Learning rate and the like are the recipe's: the file has them too, and decides nothing.
+    groups = state.optimizer.state_dict()["param_groups"]
+    state.optimizer.load_state_dict({"state": optimizer["state"], "param_groups": groups})
     if state.ema is not None:
         for key, shadow in zip(names, state.ema.shadow_params, strict=True):
             shadow.copy_(shard_like(weights[f"ema.{key}"], shadow))
@@ -227,16 +260,3 @@ def _refreshed(state: TrainState) -> dict[str, torch.nn.Parameter]:
         for name, parameter in module.named_parameters()
         if f".{REFRESHED}." in name
     }
-
-
-def _early(folder: Path) -> bool:
-    """Whether a checkpoint is of the first kind: no sums, and its progress in state.json alone."""
-    return not any((folder / name).exists() for name in (PROGRESS, SUMS))
-
-
-def _digest(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -1,16 +1,19 @@
-"""A run's folder belongs to one recipe."""
+"""A run's folder belongs to one recipe, and to one process at a time."""
 
 import os
-import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from ..distributed import from_first
 from ..errors import UserError
-from ..files import partial, whole_file
+from ..files import is_leftover, remove, require_no_links, whole_file
+from ..locks import locked
 from ..run_folder import RunFolder
-from .journal import read_lines
+from .inputs import Sums, require_same_inputs, write_inputs
 from .recipe import Recipe
 from .yaml_text import yaml_diff
 
@@ -32,6 +35,71 @@ FREE = (
 )
 
 
+@contextmanager
+def held(folder: RunFolder, accelerator: "Accelerator") -> Iterator[None]:
+    """Hold a run's folder; of several processes of one run, the first one holds it for all.
+
+    Folders that are made for the lock and stay empty are removed afterwards.
+
+    Raises:
+        UserError: another process holds it, named by its number; or it is no folder for a run. All
+            processes raise alike.
+    """
+    fault = None
+    with ExitStack() as stack:
+        if accelerator.is_main_process:
+            try:
+                require_place(folder)
+                path = folder.path.absolute()
+                with _writable(folder):
+                    made = [each for each in (path, *path.parents) if not each.exists()]
+                    stack.callback(_remove_empty, made)
+                    stack.enter_context(locked(folder.lock, folder))
+            except UserError as error:
+                fault = str(error)
+        if message := from_first(fault, accelerator):
+            raise UserError(message)
+        yield
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for each in folders:
+        with suppress(OSError):
+            each.rmdir()
+
+
+@contextmanager
+def _writable(folder: RunFolder) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror})") from error
+
+
+def require_place(folder: RunFolder) -> None:
+    """Check that a folder is new or empty, or holds a run, and no link.
+
+    Raises:
+        UserError: says what is there.
+    """
+    with _writable(folder):
+        if not folder.path.exists():
+            return
+        is_folder = folder.path.is_dir()
+        names = [path.name for path in folder.path.iterdir()] if is_folder else ["a file"]
+    if folder.exists():
+        require_no_links(folder.path)
+        return
+    if folder.saved_steps() or folder.state.name in names:
+        raise UserError(
+            f"{folder}: holds a run whose {folder.recipe.name} is gone; want it back, "
+            "or another --out"
+        )
+    foreign = [name for name in names if name != folder.lock.name and not is_leftover(Path(name))]
+    if foreign:
+        raise UserError(f"{folder}: want a new or empty folder, or one of the same recipe")
+
+
 def require_same_recipe(folder: RunFolder, recipe: Recipe) -> None:
     """Check that a folder is new or empty, or holds a run of this recipe.
 
@@ -40,34 +108,43 @@ def require_same_recipe(folder: RunFolder, recipe: Recipe) -> None:
     Raises:
         UserError: it holds something else; says what differs.
     """
-    try:
-        exists = folder.exists()
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror})") from error
-    if exists:
+    require_place(folder)
+    if folder.exists():
         _require_resumable(folder, recipe)
-    elif folder.path.exists():
-        unfinished = partial(folder.recipe).name
-        is_folder = folder.path.is_dir()
-        if not is_folder or any(path.name != unfinished for path in folder.path.iterdir()):
-            raise UserError(f"{folder}: want a new or empty folder, or one of the same recipe")
 
 
-def claim(folder: RunFolder, recipe: Recipe, accelerator: "Accelerator") -> None:
+def claim(
+    folder: RunFolder, recipe: Recipe, inputs: Mapping[str, Sums], accelerator: "Accelerator"
+) -> None:
     """Write the recipe into its folder; of a run that ended and goes on, put its end aside.
 
+    Args:
+        inputs: the sums of what the recipe names; all processes raise alike where they are others.
+
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the folder cannot be written, or what the run began with has changed.
     """
+    fault = None
     if accelerator.is_main_process:
         try:
-            folder.path.mkdir(parents=True, exist_ok=True)
-            _put_end_aside(folder, recipe)
-            with whole_file(folder.recipe) as file:
-                file.write(recipe.to_yaml().encode())
-        except OSError as error:
-            raise UserError(f"{folder}: cannot be written ({error.strerror})") from error
-    accelerator.wait_for_everyone()
+            with _writable(folder):
+                require_same_inputs(folder, recipe, inputs)
+                folder.path.mkdir(parents=True, exist_ok=True)
+                _put_end_aside(folder, recipe)
+                # Of a run from before they were kept, they are those of now.
+                if not folder.inputs.is_file():
+                    write_inputs(folder, inputs)
+                write_recipe(folder, recipe)
+        except UserError as error:
+            fault = str(error)
+    if message := from_first(fault, accelerator):
+        raise UserError(message)
+
+
+def write_recipe(folder: RunFolder, recipe: Recipe) -> None:
+    """Write the recipe down, complete."""
+    with whole_file(folder.recipe) as file:
+        file.write(recipe.to_yaml().encode())
 
 
 def _require_resumable(folder: RunFolder, recipe: Recipe) -> None:
@@ -80,7 +157,7 @@ def _require_resumable(folder: RunFolder, recipe: Recipe) -> None:
             f"{folder}: holds the run of another recipe; it differs in: {difference}; "
             "want another --out, where model.adapter may name this run's export to go on from it"
         )
-    last = max((line["step"] for line in read_lines(folder.metrics)), default=0)
+    last = max(folder.saved_steps(), default=0)
     if recipe.run.steps < last:
         raise UserError(
             f"{folder}: run.steps: this run is at step {last}; want as many or more, "
@@ -94,10 +171,10 @@ def _put_end_aside(folder: RunFolder, recipe: Recipe) -> None:
         return
     steps = _steps(_completed(folder.recipe))
     if recipe.run.steps > steps:
-        last = max((line["step"] for line in read_lines(folder.metrics)), default=steps)
+        last = max(folder.saved_steps(), default=steps)
         here = folder.samples(f"step-{last:06d}")
         if here.exists():
-            shutil.rmtree(folder.final)
+            remove(folder.final)
         else:
             os.replace(folder.final, here)
 

@@ -71,16 +71,21 @@ class PairData:
 
     Left out, and counted: ties (``label`` 0), labels that say nothing, pairs of one and the same
     file, and files that are missing or no pictures.
+
+    Attributes:
+        content: SHA-256 of all that is learned from, prompts and pictures, in order.
     """
 
     rows: list[dict[str, Any]]
     prompts: list[str]
     skipped: dict[str, int]
+    content: str
 
     @classmethod
     def load(cls, source: str) -> "PairData":
         """Raises UserError where nothing is left."""
         rows = []
+        content = hashlib.sha256()
         skipped = dict.fromkeys(("ties", "unlabelled", "the same picture twice", "unreadable"), 0)
         for row in read_pairs(source):
             label = row.get("label", 1)
@@ -90,11 +95,14 @@ class PairData:
                 skipped["unlabelled"] += 1
             elif any(_fault(row[side].path or row[side].data, row[side].name) for side in SIDES):
                 skipped["unreadable"] += 1
-            # The same bytes on both sides teach nothing, whatever the label says.
-            elif len({_digest(row[side].path or row[side].data) for side in SIDES}) == 1:
-                skipped["the same picture twice"] += 1
             else:
                 better, worse = SIDES if label == 1 else SIDES[::-1]
+                sums = [_digest(row[side].path or row[side].data) for side in (better, worse)]
+                # The same bytes on both sides teach nothing, whatever the label says.
+                if sums[0] == sums[1]:
+                    skipped["the same picture twice"] += 1
+                    continue
+                content.update(f"{sums} {row['prompt']}\n".encode())
                 rows.append({**row, "chosen": row[better], "rejected": row[worse]})
         skipped = {reason: count for reason, count in skipped.items() if count}
         if not rows:
@@ -102,7 +110,7 @@ class PairData:
                 f"data.pairs: {source}: no pair to learn from ({skipped}); "
                 "want two pictures that differ"
             )
-        return cls(rows, [row["prompt"] for row in rows], skipped)
+        return cls(rows, [row["prompt"] for row in rows], skipped, content.hexdigest())
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ from ..pipelines.attention import attention_of, describe
 from ..precision import exact_float32
 from ..progress import ProgressBar, ProgressCallback, silent
 from ..run_folder import RunFolder
-from .claim import claim, require_same_recipe
+from .claim import claim, held, require_same_recipe
+from .divergence import blamed_rightly, require_finite_step
 from .export import export, model_card
+from .inputs import Sums, inputs_of
 from .recipe import Recipe
 from .recorder import Recorder
 from .setup import Session, mismatches, open_session, start_accelerator
@@ -75,6 +77,7 @@ def finetune(
     Raises:
         UserError: a mistake in the recipe, its files or ``out``; nothing is written then.
         Stopped: SIGTERM or Ctrl-C came, and everything done until then is saved.
+        Diverged: a loss, a gradient or a weight is not finite; the last finite checkpoint stands.
         RunFailure: a checkpoint could not be written; those before it stand.
     """
     if progress is None:
@@ -83,12 +86,18 @@ def finetune(
 
     recipe = Recipe.load(recipe) if isinstance(recipe, str) else recipe
     folder = RunFolder(Path(out or recipe.run.out or "runs/latest"))
-    # Before anything is loaded: the folder of another recipe is refused at once.
-    require_same_recipe(folder, recipe)
+    log.info("run directory: %s", folder.path.absolute())
     accelerator = start_accelerator(recipe, folder.path)
-    with open_session(recipe, accelerator, model) as session:
+    # Held before anything of it is read: of two that start at once, one is refused.
+    with held(folder, accelerator), ExitStack() as stack:
+        # Before anything is loaded: the folder of another recipe is refused at once.
+        require_same_recipe(folder, recipe)
+        session = stack.enter_context(open_session(recipe, accelerator, model))
         # Nothing was written until here: a mistake leaves no folder behind.
-        claim(folder, recipe, accelerator)
+        inputs: dict[str, Sums] = {}
+        if accelerator.is_main_process:
+            inputs = inputs_of(recipe, session.data, session.all_rewards)
+        claim(folder, recipe, inputs, accelerator)
         log.info("attention: %s", describe(attention_of(session.model)))
         for mismatch in mismatches(recipe, session.model):
             log.warning("%s", mismatch)
@@ -106,14 +115,15 @@ def learn(session: Session, folder: RunFolder, progress: ProgressCallback) -> Ru
         # Above 0 in a run that is resumed; the recorder has restored the checkpoint.
         first = state.step
         record.measure_before()
-        while True:
-            record.stop_if_asked()
-            # Before the end is looked for: a run that was resumed at its last step measures too.
-            record.measure_if_due()
-            if state.step == steps or record.should_stop:
-                break
-            record.add(take_step(session))
+        # Before the end is looked for: a run that was resumed at its last step measures too.
+        record.pause()
+        while state.step < steps and not record.should_stop:
+            with blamed_rightly(state, folder.path, state.step + 1):
+                metrics = take_step(session)
+            require_finite_step(metrics, state, folder.path)
+            record.add(metrics)
             record.save_if_due()
+            record.pause()
         record.save()
         after = record.measure("final")
 

@@ -8,17 +8,20 @@ import torch
 
 from ..distributed import rank_slice
 from ..galleries.diversity import diversity, embeddings
-from ..galleries.gallery import METADATA, Gallery
+from ..galleries.gallery import Gallery
 from ..galleries.sampling import sample
 from ..galleries.scoring import score
 from ..galleries.table import SCORES, ScoresTable
 from ..methods.state import TrainState
+from ..portable import portable_name
 from ..progress import ProgressCallback
 from ..reward_heads import RewardSet
+from .pieces import is_whole, remove_torn
 from .recipe import Recipe
 from .setup import Session
 from .signals import Stopped, StopSignals
 
+BEFORE = "before"
 PICTURES_SHOWN = 16  # by trackers
 
 
@@ -31,7 +34,7 @@ def evaluate(
 ) -> ScoresTable:
     """Draw held-out prompts with the averaged weights, and score them.
 
-    What is in the folder already is not made again.
+    What is in the folder already is not made again; a gallery that has lost a picture is.
 
     Raises:
         Stopped: a signal came while pictures were drawn; the last step is saved.
@@ -49,8 +52,13 @@ def evaluate(
         progress(phase, done, total, numbers)
 
     # All decide alike, even where a network disk shows a file to one process later than to another.
-    if not state.anywhere((folder / METADATA).is_file()):
-        with state.averaged():
+    if not state.anywhere(is_whole(folder)):
+        if accelerator.is_main_process:
+            remove_torn(folder)
+        accelerator.wait_for_everyone()
+        # Of a run that has lost its first gallery since, what it began with is its reference.
+        began = phase == BEFORE and state.step > 0
+        with state.model.as_began() if began else state.averaged():
             sample(
                 state.model,
                 session.held_out,
@@ -98,9 +106,10 @@ def origin(recipe: Recipe) -> dict[str, str]:
     The adapter being trained is not among them.
     """
     section = recipe.model
-    made = {"model": section.path}
+    # Galleries are passed on: of a folder of this machine, its name.
+    made = {"model": portable_name(section.path)}
     if section.adapter is not None:
-        made["adapter"] = section.adapter
+        made["adapter"] = portable_name(section.adapter)
     if section.dtype != "fp32":
         made["dtype"] = section.dtype
     return made

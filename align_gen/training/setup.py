@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.distributed.tensor import DTensor
 
-from .. import methods
+from .. import distributed, methods
 from ..errors import UserError, user_mistakes
 from ..galleries.prompts import load_prompts, require_disjoint
 from ..galleries.table import check_names
@@ -21,6 +21,7 @@ from ..pipelines.attention import use_attention
 from ..pipelines.seeding import seed_of
 from ..precision import dtype_of
 from ..reward_heads import RewardSet
+from .bounds import require_memory, require_single_precision
 from .calibration import combination
 from .data import Data, draw_batch, load_data
 from .memory import as_it_was, encode_and_free, save_memory
@@ -72,7 +73,9 @@ class Session:
             all_rewards.require(())
             check_names(held_out, all_rewards.heads)
             require_shares(accelerator, recipe, len(held_out))
+            require_single_precision(recipe)
             loaded = load_model(recipe, model)
+            require_memory(recipe, loaded, len(held_out), accelerator)
             section = recipe.model
             dtype = dtype_of(section.dtype)
             use_attention(loaded, section.attention, dtype, accelerator.device)
@@ -147,17 +150,15 @@ def start_accelerator(recipe: Recipe, folder: Path) -> "Accelerator":
     Raises:
         UserError: the tracker is not installed.
     """
-    from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
     tracker = None if recipe.run.tracker == "none" else recipe.run.tracker
     precision = {"fp32": "no"}.get(recipe.model.dtype, recipe.model.dtype)
     # An earlier run of this process may have had another precision.
     AcceleratorState._reset_state(reset_partial_state=False)
-    with user_mistakes():
-        accelerator = Accelerator(
-            mixed_precision=precision, log_with=tracker, project_dir=str(folder)
-        )
+    accelerator = distributed.start_accelerator(
+        mixed_precision=precision, log_with=tracker, project_dir=str(folder)
+    )
     if tracker and not accelerator.log_with:
         raise UserError(f"run.tracker: {tracker!r} is not installed (pip install {tracker})")
     return accelerator

@@ -1,5 +1,6 @@
 """What reward training writes beside the weights: the model card, whose snippet runs."""
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import yaml
 
 from align_gen.errors import UserError
 from align_gen.reward_training import train_reward
-from align_gen.reward_training.export import model_card, new_folder
+from align_gen.reward_training.export import held, model_card, new_folder
 from tests.kits.preferences import bright_pairs, pictures
 
 
@@ -57,3 +58,20 @@ def test_only_a_new_or_empty_folder_is_written(tmp_path: Path) -> None:
     (tmp_path / "kept.txt").write_text("mine")
     with pytest.raises(UserError, match="is there already; want a new or empty folder"):
         new_folder(tmp_path)
+
+
+def test_of_two_trainings_into_one_folder_the_second_is_told(tmp_path: Path) -> None:
+    target = new_folder(tmp_path / "mine")
+    told = rf"mine: is being written by process {os.getpid()} on"
+    with held(target), pytest.raises(UserError, match=told), held(target):
+        pass
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_what_came_between_look_and_lock_is_refused(tmp_path: Path) -> None:
+    target = new_folder(tmp_path / "mine")
+    target.mkdir()
+    (target / "kept.txt").write_text("mine")
+    with pytest.raises(UserError, match="is there already"), held(target):
+        pass
+    assert (target / "kept.txt").read_text() == "mine"

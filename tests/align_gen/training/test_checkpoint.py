@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from align_gen import pipelines
 from align_gen.errors import RunFailure, UserError
 from align_gen.methods.state import TrainState
-from align_gen.training import checkpoint
+from align_gen.training import checkpoint, saved
 
 
 def state_of(*, ema: bool = True) -> TrainState:
@@ -130,6 +130,88 @@ def test_a_kill_while_saving_leaves_a_whole_checkpoint(
     ]
 
 
+# --- neighbours -----------------------------------------------------------------------------------
+
+
+def names(run: Path) -> list[str]:
+    return sorted(path.name for path in (run / "checkpoints").iterdir())
+
+
+def test_copies_beside_checkpoints_stay_and_are_not_counted(tmp_path: Path) -> None:
+    """Names that are near to ours, with a whole checkpoint or anything in them."""
+    two_saved(tmp_path)
+    folder = tmp_path / "checkpoints"
+    copies = ["step-000002.bak", "step-000002.bak2", "step-0000002", "step-000099", "step-000001-x"]
+    for name in copies:
+        shutil.copytree(folder / "step-000002", folder / name)
+    others = ["step-000000-thesis", "step-000000", "step-00001", "STEP-000001", ".step-000002.part"]
+    for name in others:
+        (folder / name).mkdir()
+        (folder / name / "mine.txt").write_text("mine")
+    (folder / "step-000007").write_text("a file")
+    state = state_of()
+    assert checkpoint.restore(state, tmp_path)["worse"] == 2
+    for _ in range(3):
+        learn(state)
+        checkpoint.save(state, tmp_path, {})
+    kept = {"step-000004", "step-000005"}
+    assert {*names(tmp_path)} == {*copies, *others, "step-000007", *kept}
+    assert checkpoint.restore(state_of(), tmp_path)["step"] == 5
+
+
+def test_steps_of_seven_digits_come_last(tmp_path: Path) -> None:
+    """As text, step-1000000 stands before step-999999."""
+    state = state_of()
+    for state.step in (999_998, 999_999, 1_000_000, 1_000_001):
+        checkpoint.save(state, tmp_path, {})
+    assert names(tmp_path) == ["step-1000000", "step-1000001"]
+    assert checkpoint.restore(state_of(), tmp_path)["step"] == 1_000_001
+
+
+def test_what_stands_where_a_checkpoint_belongs_is_put_aside(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A user's own folder, twice, and then a checkpoint that was torn: each is kept, and told."""
+    state = state_of()
+    learn(state)
+    folder = tmp_path / "checkpoints"
+    for content in ("first", "second"):
+        (folder / "step-000001").mkdir(parents=True)
+        (folder / "step-000001" / "mine.txt").write_text(content)
+        checkpoint.save(state, tmp_path, {})
+        assert "step-000001: is no whole checkpoint; kept as step-000001.damaged" in caplog.text
+        shutil.rmtree(folder / "step-000001")
+    assert (folder / "step-000001.damaged/mine.txt").read_text() == "first"
+    assert (folder / "step-000001.damaged2/mine.txt").read_text() == "second"
+
+
+def test_a_torn_checkpoint_does_not_push_out_a_whole_one(tmp_path: Path) -> None:
+    """Step 2 is torn: of step 3 and it, the two newest, one alone could be loaded."""
+    two_saved(tmp_path)
+    flip(tmp_path / "checkpoints/step-000002/weights.safetensors", 0.5)
+    state = state_of()
+    checkpoint.restore(state, tmp_path)
+    state.step = 3
+    checkpoint.save(state, tmp_path, {})
+    assert names(tmp_path) == ["step-000001", "step-000002.damaged", "step-000003"]
+
+
+def test_a_lost_pointer_is_written_again(tmp_path: Path) -> None:
+    two_saved(tmp_path)
+    before = (tmp_path / "state.json").read_bytes()
+    (tmp_path / "state.json").unlink()
+    checkpoint.restore(state_of(), tmp_path)
+    assert (tmp_path / "state.json").read_bytes() == before
+
+
+def test_all_files_have_one_mode(tmp_path: Path) -> None:
+    """That of any new file."""
+    two_saved(tmp_path)
+    (tmp_path / "plain").write_text("")
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.stat().st_mode for path in files} == {(tmp_path / "plain").stat().st_mode}
+
+
 # --- damage ---------------------------------------------------------------------------------------
 
 
@@ -213,7 +295,7 @@ def test_the_sums_are_those_of_sha256sum(tmp_path: Path) -> None:
         cwd=tmp_path / "checkpoints/step-000002",
         capture_output=True,
     )
-    assert done.returncode == 0 and done.stdout.count(b": OK") == 3
+    assert done.returncode == 0 and done.stdout.count(b": OK") == 4
 
 
 def test_a_full_disk_leaves_the_checkpoints_that_stand(
@@ -278,7 +360,7 @@ def test_the_first_format_still_loads(tiny_folder: Path) -> None:
 def test_a_format_of_the_future_is_refused(tmp_path: Path, early: bool) -> None:
     state = state_of()
     checkpoint.save(state, tmp_path, {})
-    folder, future = tmp_path / "checkpoints/step-000000", {"format": checkpoint.FORMAT + 1}
+    folder, future = tmp_path / "checkpoints/step-000000", {"format": saved.FORMAT + 1}
     if early:
         for name in ("progress.json", "SHA256SUMS"):
             (folder / name).unlink()

@@ -1,6 +1,11 @@
 """A folder belongs to one recipe: who may go on in it, and who is refused."""
 
+import json
+import os
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,7 +56,7 @@ def test_what_a_kill_left_beside_the_recipe_does_not_lock_the_folder(
     """A kill while recipe.yaml was being written leaves only its part; the same command must
     go on.
     """
-    (tmp_path / ".recipe.yaml.part").write_text("model:")
+    (tmp_path / ".recipe.yaml.0123456789abcdef.part").write_text("model:")
     finetune(recipe.replace(run={"steps": 1}), tmp_path)
     assert (tmp_path / "samples/final/scores.parquet").is_file()
 
@@ -100,6 +105,162 @@ def test_what_bounds_memory_or_logs_may_change(recipe: Recipe, tmp_path: Path) -
     run = finetune(eased, tmp_path)
     assert run.steps_taken == 1
     assert Recipe.load(tmp_path / "recipe.yaml") == eased
+
+
+# --- one process at a time ------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_of_two_at_once_the_second_is_told_the_first(recipe: Recipe, tmp_path: Path) -> None:
+    """The second comes from inside of the first, at its first training step."""
+    told: list[str] = []
+
+    def second(phase: str, done: int, total: int, numbers: Mapping[str, Any]) -> None:
+        if phase == "train" and not told:
+            with pytest.raises(UserError) as error:
+                finetune(recipe, tmp_path / "run")
+            told.append(str(error.value))
+
+    short = recipe.replace(run={"steps": 1}, evaluate={"every": 0})
+    finetune(short, tmp_path / "run", progress=second)
+    assert f"run: is being written by process {os.getpid()} on" in told[0]
+    assert [line["step"] for line in lines(tmp_path / "run")] == [0, 1, 1]
+    assert not (tmp_path / "run/.lock").exists()
+
+
+@pytest.mark.slow
+def test_a_lock_that_a_kill_left_is_nothing(recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / ".lock").write_bytes(b"process 1 on elsewhere\n")
+    finetune(recipe.replace(run={"steps": 1}, evaluate={"every": 0}), tmp_path)
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_a_mistake_leaves_no_folder_behind(recipe: Recipe, tmp_path: Path) -> None:
+    wrong = recipe.replace(prompts={"eval": str(tmp_path / "nothing.txt")})
+    with pytest.raises(UserError, match="no such file"):
+        finetune(wrong, tmp_path / "a" / "b")
+    assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.slow
+def test_a_recipe_that_is_deleted_midway_is_written_again(recipe: Recipe, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+
+    def delete(phase: str, done: int, total: int, numbers: Mapping[str, Any]) -> None:
+        if phase == "train" and done == 1:
+            (run / "recipe.yaml").unlink()
+        if phase == "train" and done == 2:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        finetune(recipe, run, progress=delete)
+    assert (run / "recipe.yaml").read_text() == recipe.to_yaml()
+
+
+# --- links ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        "checkpoints",
+        "before",
+        "metrics.jsonl",
+        "state.json",
+        "samples/final",
+        "export/link",
+        "mine",
+    ],
+)
+def test_a_run_in_which_a_link_stands_is_refused(
+    finished: Run, recipe: Recipe, tmp_path: Path, name: str
+) -> None:
+    """It may have come from someone else, and lead anywhere: nothing is written or removed."""
+    run = shutil.copytree(finished.folder, tmp_path / "run")
+    there = run / name
+    canary = tmp_path / "canary"
+    if there.exists():
+        os.rename(there, canary)
+    else:
+        canary.write_text("mine")
+    there.symlink_to(canary)
+    kept = digests(tmp_path)
+    with pytest.raises(UserError, match=rf"{name}: is a link"):
+        finetune(recipe, run)
+    assert digests(tmp_path) == kept
+
+
+# --- what decides a run besides its recipe --------------------------------------------------------
+
+REWARD = """
+from align_gen.reward_heads import RewardHead
+
+class Green(RewardHead):
+    def __call__(self, media, prompts, **context):
+        return media[:, 1].mean((1, 2))
+
+    def provenance(self):
+        return {**super().provenance(), "source_sha256": "SUM"}
+"""
+
+
+@pytest.fixture(scope="module")
+def began(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Path]:
+    """A finished run of one step with a reward of the user's own; only to be read."""
+    folder = tmp_path_factory.mktemp("inputs")
+    (folder / "my.py").write_text(REWARD)
+    for name in ("train", "eval"):
+        shutil.copy(getattr(recipe.prompts, name), folder / f"{name}.txt")
+    mine = recipe.replace(
+        rewards={"green": {"name": f"{folder}/my.py:Green"}},
+        prompts={"train": f"{folder}/train.txt", "eval": f"{folder}/eval.txt"},
+        run={"steps": 1},
+        evaluate={"every": 0},
+    )
+    finetune(mine, folder / "run")
+    return mine, folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("file", "told"),
+    [
+        ("train.txt", r"run: prompts\.train: .*train\.txt changed since step 1; want it as it was"),
+        ("eval.txt", r"run: prompts\.eval: .*eval\.txt changed since step 1"),
+        ("my.py", r"run: reward .*my\.py:Green changed since step 1; .* or a new --out"),
+    ],
+)
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_run_goes_on_only_with_what_it_began_with(
+    began: tuple[Recipe, Path], file: str, told: str, steps: int
+) -> None:
+    """Also where it is finished: its table would come back as if it were of the new reward."""
+    recipe, folder = began
+    content = (folder / file).read_text()
+    kept = digests(folder / "run")
+    (folder / file).write_text(content.replace("SUM", "OTHER").replace("an elk", "a moose") + "\n")
+    try:
+        with pytest.raises(UserError, match=told):
+            finetune(recipe.replace(run={"steps": steps}), folder / "run")
+    finally:
+        (folder / file).write_text(content)
+    assert digests(folder / "run") == kept
+
+
+@pytest.mark.slow
+def test_a_run_from_before_sums_were_kept_goes_on(
+    began: tuple[Recipe, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    """With a word, and with the sums of now."""
+    recipe, folder = began
+    inputs = folder / "run/inputs.json"
+    content = inputs.read_text()
+    inputs.unlink()
+    finetune(recipe, folder / "run")
+    assert "has no inputs.json" in caplog.text
+    assert inputs.read_text() == content
+    assert {*json.loads(content)["files"]} == {"prompts.train", "prompts.eval"}
 
 
 # --- refused --------------------------------------------------------------------------------------
