@@ -16,6 +16,7 @@ from align_gen.pipelines.folder_checks import component_class, read_json, requir
 from align_gen.pipelines.headers import read_header
 from align_gen.pipelines.loading import read_model_index
 from align_gen.pipelines.skeleton import PUBLISHED, read_description
+from tests.tiny import PIPELINES
 
 Edit = Callable[[Path], Any]
 
@@ -148,6 +149,15 @@ def test_a_wrong_value_is_one_line_that_names_file_and_key(
 def test_bundled_pipelines_are_sound(name: str) -> None:
     folder = bundled.MODELS / name
     require_sound(folder, read_model_index(folder))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", PIPELINES)
+def test_every_familys_saved_pipeline_is_sound(tmp_path: Path, family: str) -> None:
+    """As save_pretrained writes it: loaded, and described without its weights."""
+    PIPELINES[family]().save_pretrained(tmp_path)
+    assert pipelines.load(tmp_path).trainable
+    assert read_description(tmp_path)["components"]
 
 
 def test_published_configurations_are_sound(tmp_path: Path) -> None:
