@@ -30,7 +30,7 @@ KINDS = (
 NETWORKS = ("unet", "transformer", "vae", "text_encoder", "image_encoder", "controlnet")
 # Keys that count layers, and those of that look that do not.
 LAYERS = re.compile(r"(^|_)(layers?|depths?|blocks?|experts)(_|$)")
-NO_COUNT = re.compile(r"(channels|types?|dims?|sizes?)$")
+NO_COUNT = re.compile(r"(channels|types?|dims?|sizes?)$|window")
 MOST_LAYERS = 1_000  # of one kind; the deepest networks that were published have fewer than 100
 MOST_STEPS = 1_000_000  # that a scheduler was trained with; usual are 1,000
 MOST_TOKENS = 100_000  # of a text encoder that does not say how many it takes
