@@ -73,6 +73,9 @@ def pixels_of(content: bytes, suffix: str) -> int:
     if suffix in VIDEOS:
         promised = pixels_promised(content)
         return MAX_VIDEO_PIXELS if promised is None else promised
+    # Read in place: to open a small PNG takes half as long as to decode it.
+    if content[:8] == b"\x89PNG\r\n\x1a\n" and content[12:16] == b"IHDR":
+        return int.from_bytes(content[16:20], "big") * int.from_bytes(content[20:24], "big")
     try:
         with Image.open(BytesIO(content), formats=FORMATS) as picture:
             return picture.width * picture.height

@@ -106,7 +106,8 @@ def _read_all(items: list[Item], known: Known) -> list[ScoredPicture]:
     for item in items:
         picture = _read(item, known, room)
         if picture.pixels is not None:
-            room -= picture.size
+            # What was decoded, whatever the header had said.
+            room -= picture.pixels.size // 3
         pictures.append(picture)
     return pictures
 

@@ -55,8 +55,8 @@ def read_tar(file: str, opener: Opener) -> Iterator[Item]:
             with tarfile.open(fileobj=stream, **options) as archive:
                 for member in archive:
                     # tarfile would keep every header that it has read.
-                    archive.members = []
-                    archive.pax_headers.clear()
+                    archive.members = []  # type: ignore[attr-defined]
+                    archive.pax_headers = {}
                     if not member.isfile():
                         continue
                     key, _, extension = member.name.rpartition(".")

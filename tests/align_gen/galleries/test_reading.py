@@ -65,7 +65,7 @@ def test_pixels_in_memory_stay_within_their_bounds(monkeypatch: pytest.MonkeyPat
     def counting(source: bytes, suffix: str) -> Any:
         nonlocal decoded
         decoded += 2048 * 2048
-        return np.zeros((1, 1, 3), np.uint8)
+        return np.broadcast_to(np.zeros(3, np.uint8), (2048, 2048, 3))
 
     monkeypatch.setattr(reading, "read_pixels", counting)
     for _ in read([Item({"file_name": "a.png"}, content)] * 24):
