@@ -47,13 +47,13 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def new_file(path: Path) -> Iterator[BinaryIO]:
+def new_file(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
     """A binary file that is not there yet, on disk afterwards; for a folder that is being written.
 
     Raises:
         FileExistsError: the name is taken.
     """
-    with open(os.open(path, NEW, 0o666), "wb") as file:
+    with open(os.open(path, NEW, mode), "wb") as file:
         yield file
         file.flush()
         os.fsync(file.fileno())
