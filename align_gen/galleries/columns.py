@@ -6,8 +6,37 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from align_gen.errors import UserError
+
+ERROR = "error"  # the column of reasons
+COMBINED = "combined"
+UNCERTAINTY = "uncertainty"
+CONTENT = "sha256"
+
+# Columns besides the heads', and their types.
+EXTRA = {
+    COMBINED: "float64",
+    UNCERTAINTY: "float64",
+    CONTENT: "string",
+}
+
 ABSENT = object()  # a row has no such key: not the same as a null
 NATURAL = {bool: "bool", int: "int64", float: "float64", str: "string"}
+
+
+def check_names(rows: Iterable[Mapping[str, Any]], heads: Iterable[str]) -> None:
+    """UserError where a column of the scores would have the name of one of the gallery's."""
+    taken = {key for row in rows for key in row}
+    for name in (ERROR, *EXTRA):
+        if name in taken:
+            raise UserError(
+                f"column {name!r} of the gallery: the name is kept for a column of the scores"
+            )
+    for name in heads:
+        if name in taken or name in (ERROR, *EXTRA):
+            raise UserError(
+                f"reward {name!r}: there is a column of that name; want another name for the reward"
+            )
 
 
 def rows_of(columns: Mapping[str, Sequence[Any]], count: int) -> list[dict[str, Any]]:

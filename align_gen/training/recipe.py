@@ -59,7 +59,7 @@ class ModelSection(Strict):
 
 
 class PromptsSection(Strict):
-    """Prompt lists: a bundled name, a .txt file (a prompt a line) or a .jsonl file."""
+    """Prompt lists: a bundled name, or a .txt (a prompt a line), .jsonl or .csv file."""
 
     train: str | None = Field(
         None, description="Prompts to learn from; null for methods that learn from data."

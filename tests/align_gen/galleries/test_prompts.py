@@ -1,12 +1,14 @@
 """Prompt lists: what is read, and each mistake with its file and line."""
 
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from align_gen import bundled
 from align_gen.errors import UserError
-from align_gen.galleries.prompts import load_prompts, require_disjoint
+from align_gen.galleries.prompts import check_row, load_prompts, require_disjoint
 
 PAIRS = [("emoji-train", "emoji-heldout"), ("animals-train", "animals-heldout")]
 
@@ -68,6 +70,39 @@ def test_overlap_is_seen_through_case_and_spaces() -> None:
         ("none.jsonl", b'{"text": "a"}', r"none\.jsonl line 1"),
         ("blank.jsonl", b'{"prompt": " "}', r"blank\.jsonl line 1"),
         ("picture.txt", b"\x89PNG\r\n\x1a\n\xff\xfe\x00", r"picture\.txt"),
+        ("deep.jsonl", b"[" * 100_000, r"deep\.jsonl line 1: not JSON"),
+        ("half.jsonl", b'{"prompt": "a", "note": "\\ud800"}', r"line 1: column 'note' cannot be"),
+        ("half.jsonl", b'{"prompt": "\\ud800"}', r"line 1: column 'prompt' cannot be"),
+        ("half.jsonl", b'{"prompt": "a", "\\udfff": 1}', r"line 1: column '\\udfff' cannot be"),
+        (
+            "kept.jsonl",
+            b'{"prompt": "a", "error": "x"}',
+            r"line 1: column 'error': the name",
+        ),
+        ("kept.jsonl", b'{"prompt": "a", "sha256": "x"}', r"column 'sha256': the name is kept"),
+        ("kept.jsonl", b'{"prompt": "a", "combined": 1}', r"column 'combined': the name is kept"),
+        ("kept.csv", b"prompt,uncertainty\na,1\n", r"line 2: column 'uncertainty': the name is"),
+        ("seed.jsonl", b'{"prompt": "a", "seed": 18446744073709551616}', r"line 1: seed: want"),
+        ("seed.csv", b"prompt,seed\na,-1\n", r"line 2: seed: want a whole number"),
+        ("list.json", b'["a cat", "a dog"]', r"list\.json: want \.jsonl"),
+        ("list.json", b"", r"list\.json: want \.jsonl"),
+        (
+            "list.yaml",
+            b"- a cat\n",
+            r"list\.yaml: want .* as \.txt, \.jsonl or \.csv",
+        ),
+        ("list", b"a cat\n", r"list: want a list of prompts as"),
+        (
+            "table.csv",
+            b"words,group\na cat,pets\n",
+            r"'prompt' or 'text'; it has words, group",
+        ),
+        ("table.csv", b"prompt\na cat, a dog\n", r"line 2: has 2 cells, want 1"),
+        ("table.csv", b"", r"want a column"),
+        ("table.csv", b"prompt\n", r"no prompts in it"),
+        ("table.csv", b"prompt,group\n,pets\n", r"table\.csv line 2: want"),
+        ("table.csv", b"prompt\n\xff\n", r"not UTF-8"),
+        ("comments.txt", b"# a list\n#\n", r"no prompts in it"),
     ],
 )
 def test_a_mistake_names_file_and_line(
@@ -83,3 +118,59 @@ def test_a_mistake_names_file_and_line(
 def test_no_such_list_names_what_exists(source: str) -> None:
     with pytest.raises(UserError, match=r"no such file.*'emoji-train'"):
         load_prompts(source)
+
+
+def test_a_table_has_its_prompts_in_a_column(tmp_path: Path) -> None:
+    """Of a spreadsheet: a mark in front, line ends of two characters, commas in quotes."""
+    table = 'group,prompt,seed\r\npets,"a cat, ""big""",3\r\npets,"two\nlines",\r\n\r\n'
+    (tmp_path / "list.csv").write_bytes(b"\xef\xbb\xbf" + table.encode())
+    assert load_prompts(tmp_path / "list.csv") == [
+        {"prompt": 'a cat, "big"', "group": "pets", "seed": 3},
+        {"prompt": "two\nlines", "group": "pets"},
+    ]
+    (tmp_path / "text.CSV").write_text("text\na cat\na cat\na dog\n")
+    assert load_prompts(tmp_path / "text.CSV") == [{"prompt": "a cat"}, {"prompt": "a dog"}]
+
+
+def test_comments_of_a_text_are_no_prompts(tmp_path: Path) -> None:
+    """A heading has a space after its mark; what is written #1 is a prompt."""
+    (tmp_path / "list.txt").write_text("# pets\na cat\n  # more\n#1 dad mug\na # sign\n#\n")
+    rows = load_prompts(tmp_path / "list.txt")
+    assert [row["prompt"] for row in rows] == ["a cat", "#1 dad mug", "a # sign"]
+
+
+def test_only_a_regular_file_is_a_list(tmp_path: Path) -> None:
+    """The environment is none, under its own name or as a link; a pipe would never end."""
+    with pytest.raises(UserError, match="want a list of prompts as"):
+        load_prompts("/proc/self/environ")
+    for suffix in ("txt", "jsonl", "csv"):
+        (tmp_path / f"link.{suffix}").symlink_to("/proc/self/environ")
+        with pytest.raises(UserError, match=r"no prompts in it|want a column"):
+            load_prompts(tmp_path / f"link.{suffix}")
+        os.mkfifo(tmp_path / f"pipe.{suffix}")
+        with pytest.raises(UserError, match="is a device or a pipe"):
+            load_prompts(tmp_path / f"pipe.{suffix}")
+        os.truncate(_made(tmp_path / f"sparse.{suffix}"), 2**40)
+        with pytest.raises(UserError, match="is larger than"):
+            load_prompts(tmp_path / f"sparse.{suffix}")
+
+
+def _made(path: Path) -> Path:
+    path.touch()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"prompt": 3}, "row 0: want an object"),
+        ({"prompt": "a", "error": 1}, "row 0: column 'error'"),
+        ({"prompt": "a", "note": "\ud800"}, "row 0: column 'note'"),
+        ({"prompt": "a", "note": Path()}, "row 0: column 'note'"),
+        ({"prompt": "a", "seed": 2**64}, "row 0: seed"),
+        ({"prompt": "a", "seed": True}, "row 0: seed"),
+    ],
+)
+def test_a_row_that_could_not_be_written_is_refused(row: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        check_row(row, "row 0")
