@@ -4,13 +4,16 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import UserError, printable
 from ..portable import portable_name
 from .arguments import Attention, Dtype, Json, Kernel, count_of, default_device, parse_rewards
+
+if TYPE_CHECKING:
+    from ..galleries.gallery import Gallery
 
 EXAMPLE = "align-gen sample emoji-sd --prompts emoji-heldout --seeds 0,1 --out galleries/base"
 
@@ -27,7 +30,10 @@ class Size:
         match = re.fullmatch(r"(\d+)x(\d+)", text)
         if match is None:
             raise typer.BadParameter(f"{text!r}: want HEIGHTxWIDTH, 512x512")
-        return cls(int(match[1]), int(match[2]))
+        height, width = int(match[1]), int(match[2])
+        if height < 1 or width < 1:
+            raise typer.BadParameter(f"{text!r}: want a height and a width of 1 or more")
+        return cls(height, width)
 
 
 @dataclass(frozen=True)
@@ -47,12 +53,16 @@ class Numbers:
 def sample(
     model: Annotated[str, typer.Argument(help="A bundled name, a pipeline folder or a hub name.")],
     prompts: Annotated[
-        str | None, typer.Option(help="A .txt or .jsonl file, or a bundled list.")
+        str | None, typer.Option(help="A .txt, .jsonl or .csv file, or a bundled list.")
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="One prompt, in place of --prompts.")] = None,
     seed: Annotated[
         int | None,
-        typer.Option(help="With --prompt: the picture's exact seed, as in a gallery's rows."),
+        typer.Option(
+            min=0,
+            max=2**63 - 1,
+            help="With --prompt: the picture's exact seed, as in a gallery's rows.",
+        ),
     ] = None,
     seeds: Annotated[
         Numbers | None,
@@ -77,18 +87,28 @@ def sample(
     frames: Annotated[
         int | None, typer.Option(min=1, help="Of a video; the model's default without it.")
     ] = None,
+    negative: Annotated[
+        str | None, typer.Option(help="The negative prompt; the model's default without it.")
+    ] = None,
     dtype: Dtype = "fp32",
     attention: Attention = Kernel.auto,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 16,
     out: Annotated[Path, typer.Option(help="The gallery to write.")] = Path("gallery"),
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a gallery of this command's.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Sample pictures into a gallery."""
+    """Sample pictures into a gallery.
+
+    What is there already is not drawn again; another gallery is replaced with --overwrite alone.
+    """
     _require_one_source(prompts, prompt, seed, seeds)
     if (best_of > 1) != (reward is not None):
         raise UserError("--best-of and --reward go together")
 
     from ..errors import user_mistakes
+    from ..galleries.planning import find_drawn
     from ..galleries.prompts import load_prompts
     from ..galleries.sampling import sample as run_sample
     from ..opening import open_model, open_rewards
@@ -96,47 +116,77 @@ def sample(
     from ..progress import ProgressBar
 
     rows = [_row(prompt, seed)] if prompts is None else load_prompts(prompts)
+    picture_size = size or Size()
+    options: dict[str, Any] = {
+        "out": out,
+        "seeds": (0,) if seeds is None else seeds.values,
+        "num_inference_steps": steps,
+        "guidance_scale": guidance,
+        "eta": eta,
+        "height": picture_size.height,
+        "width": picture_size.width,
+        "num_frames": frames,
+        "negative": negative,
+        "origin": _origin(model, adapter, dtype, reward, best_of),
+        "files": _files_of(model, adapter, reward),
+        "overwrite": overwrite,
+    }
+
+    # Before a reward or the model is loaded: is there anything to draw, and may it be written?
+    specs = {} if reward is None else parse_rewards([reward])
+    gallery = find_drawn(rows, **options)
+    if gallery is not None:
+        _tell(gallery, as_json, "already there: ")
+        return
+
     with user_mistakes():
         device = default_device()
         # The reward first: a mistake in it shows before a large model is loaded.
-        rewards = None if reward is None else open_rewards(parse_rewards([reward]))
+        rewards = open_rewards(specs) if specs else None
         opened = open_model(
             model, dtype=dtype, adapter=adapter, attention=attention.value, device=device
         )
         guide = None if rewards is None else BestOf(rewards.to(device), best_of)
 
-    # What a row cannot know of its making, where it is not the default.
-    origin: dict[str, str] = {"model": portable_name(model)}
+    # A size that the model does not have shows only here, once the model is known.
+    with user_mistakes(), ProgressBar() as progress:
+        gallery = run_sample(
+            opened, rows, guide=guide, batch_size=batch_size, progress=progress, **options
+        )
+    _tell(gallery, as_json)
+
+
+def _tell(gallery: "Gallery", as_json: bool, how: str = "") -> None:
+    """Print what is in the gallery."""
+    if as_json:
+        print(json.dumps({"pictures": len(gallery), "out": str(gallery.folder)}))
+    else:
+        print(f"{how}{count_of(len(gallery), 'picture')} in {printable(gallery.folder)}")
+
+
+def _origin(
+    model: str, adapter: Path | None, dtype: str, reward: str | None, best_of: int
+) -> dict[str, str]:
+    """What a row cannot know of its making, where it is not the default."""
+    origin = {"model": portable_name(model)}
     if adapter is not None:
         origin["adapter"] = portable_name(str(adapter))
     if dtype != "fp32":
         origin["dtype"] = dtype
     if reward is not None:
         origin |= {"reward": portable_name(reward), "best-of": str(best_of)}
-    picture_size = size or Size()
+    return origin
 
-    # A size that the model does not have shows only here, once the model is known.
-    with user_mistakes(), ProgressBar() as progress:
-        gallery = run_sample(
-            opened,
-            rows,
-            out=out,
-            seeds=(0,) if seeds is None else seeds.values,
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            eta=eta,
-            height=picture_size.height,
-            width=picture_size.width,
-            num_frames=frames,
-            guide=guide,
-            batch_size=batch_size,
-            origin=origin,
-            progress=progress,
-        )
-    if as_json:
-        print(json.dumps({"pictures": len(gallery), "out": str(gallery.folder)}))
-    else:
-        print(f"{count_of(len(gallery), 'picture')} in {printable(gallery.folder)}")
+
+def _files_of(model: str, adapter: Path | None, reward: str | None) -> list[Path]:
+    """The files and folders here that pictures are drawn with: names say nothing of these."""
+    from ..galleries.planning import local_files
+
+    named = [model, "" if adapter is None else str(adapter)]
+    for spec in ({} if reward is None else parse_rewards([reward])).values():
+        # A reward's own code, file.py:name, and its weights.
+        named += [str(spec["name"]).rpartition(":")[0], str(spec.get("path", ""))]
+    return local_files(named)
 
 
 def _require_one_source(

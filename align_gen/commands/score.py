@@ -62,6 +62,12 @@ def score(
             help="A scored gallery whose scale each reward is put on before they combine."
         ),
     ] = None,
+    trust_scores: Annotated[
+        bool,
+        typer.Option(
+            "--trust-scores", help="Take known scores also from a file that was not written here."
+        ),
+    ] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit 1 when a picture cannot be read.")
     ] = False,
@@ -69,7 +75,8 @@ def score(
 ) -> None:
     """Score pictures with rewards.
 
-    A corrupt picture is a null row with the reason; what is known is not scored again.
+    A corrupt picture is a null row with the reason. What is known is not scored again, and columns
+    of other rewards stay in the file.
     """
     if suite not in (None, "hpdv2"):
         raise UserError(f"--suite {suite!r}: have ['hpdv2']")
@@ -92,7 +99,13 @@ def score(
     with ProgressBar() as progress:
         shown = progress if accelerator.is_main_process else None
         result = score_file(
-            source, rewards, target, batch_size=batch_size, progress=shown, accelerator=accelerator
+            source,
+            rewards,
+            target,
+            batch_size=batch_size,
+            trust=trust_scores,
+            progress=shown,
+            accelerator=accelerator,
         )
     # Of several processes, the main one alone has the result.
     if result is None:
@@ -104,8 +117,8 @@ def score(
         print_table(COLUMNS, list(result.means.items()))
         print(f"{scored} of {result.pictures} pictures scored -> {printable(target)}")
     # On stderr, so that --json stays one line of JSON on stdout.
-    if result.skipped:
-        print(f"align-gen: skipped: {printable(result.skipped_text())}", file=sys.stderr)
+    for line in result.lines():
+        print(f"align-gen: {printable(line)}", file=sys.stderr)
     for name, reason in result.failed[:FAILURES]:
         print(f"align-gen: {printable(name)}: {printable(reason)}", file=sys.stderr)
     more = len(result.failed) - FAILURES
@@ -118,7 +131,7 @@ def score(
 
 def _target(source: str, out: Path | None) -> Path:
     """The file that takes the scores; UserError where there is no place for one."""
-    from ..galleries.table import SCORES
+    from ..galleries.table import SCORES, require_parquet
 
     if out is not None and out.suffix in OTHER_FORMATS:
         raise UserError(f"--out {out}: scores are written as Parquet; want a .parquet file")
@@ -130,7 +143,9 @@ def _target(source: str, out: Path | None) -> Path:
             "no such folder" if missing else "is no folder to keep the scores in; want --out FILE"
         )
         raise UserError(f"{source}: {wrong}")
-    return out or folder / SCORES
+    target = out or folder / SCORES
+    require_parquet(target)
+    return target
 
 
 def _open(
@@ -150,7 +165,8 @@ def _as_json(result: Any, target: Path) -> dict[str, Any]:
     """The result as plain data; JSON has no word for NaN, the mean of nothing, so it is null."""
     means = {name: None if math.isnan(value) else value for name, value in result.means.items()}
     failed = dict(result.failed)
-    return {"means": means, "pictures": result.pictures, "failed": failed, "out": str(target)}
+    counts = {"pictures": result.pictures, "known": result.known, "kept": result.kept}
+    return {"means": means, **counts, "failed": failed, "out": str(target)}
 
 
 def _score_hpdv2(

@@ -6,7 +6,6 @@ The datasets library reads the same layout (ImageFolder).
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -16,19 +15,27 @@ from typing import TYPE_CHECKING, Any
 
 from align_gen.distributed import from_first, rank_slice
 from align_gen.errors import UserError, writing, writing_to
-from align_gen.files import lines_of, new_file, part_of, publish, surviving
+from align_gen.files import clear, lines_of, new_file, part_of, publish, surviving
+from align_gen.galleries.csv_rows import header_of, read_csv
 from align_gen.galleries.formats import MEDIA, VIDEOS
+from align_gen.galleries.layout import METADATA, PICTURE, require_gallery, require_replaceable
 from align_gen.galleries.media import encoded, read_picture, read_pixels, read_video, write_media
+from align_gen.galleries.table import SCORES
+from align_gen.locks import beside, locked
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from PIL.Image import Image
     from torch import Tensor
 
-METADATA = "metadata.jsonl"
+__all__ = [
+    "METADATA", "Gallery", "inside", "parse_row", "read_rows", "require_gallery", "skipped_files",
+    "with_prompt", "write_gallery",
+]  # fmt: skip
 
-# The files that write_gallery may replace.
-GALLERY_FILES = re.compile(r"\.?(\d{5,}\.(png|mp4)|metadata\.jsonl|scores\.parquet)(\.part)?")
+METADATA_CSV = "metadata.csv"  # the datasets library's other layout
+PROMPT = "prompt"
+CAPTIONS = ("text", "caption")  # columns that are the prompt where there is none
 
 
 @dataclass(frozen=True)
@@ -99,7 +106,11 @@ class Gallery:
 
 
 def read_rows(folder: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a gallery, one by one, each checked; raises UserError as ``Gallery.load``."""
+    """The rows of a gallery, one by one, each checked; raises UserError as ``Gallery.load``.
+
+    They are those of metadata.jsonl, else of a metadata.csv with a column "file_name", else the
+    pictures by name.
+    """
     folder = surviving(folder)
     if not folder.is_dir():
         raise UserError(
@@ -107,36 +118,51 @@ def read_rows(folder: Path) -> Iterator[dict[str, Any]]:
         )
     metadata = folder / METADATA
     empty = True
-    if metadata.is_file():
-        for number, line in lines_of(metadata):
-            empty = False
-            where = f"{metadata} line {number}"
-            row = parse_row(line, where)
-            inside(folder, row["file_name"], where)
-            yield row
-    else:
+    for where, row in _metadata(folder):
+        empty = False
+        inside(folder, row["file_name"], where)
+        yield row
+    if empty and not _has_metadata(folder):
         names = (path.name for path in folder.iterdir() if path.suffix.lower() in MEDIA)
         for name in sorted(names):
             empty = False
             yield {"file_name": inside(folder, name, str(folder))}
     if empty:
         raise UserError(
-            f"{folder}: no pictures; want {METADATA} with rows, or {', '.join(MEDIA)} files"
+            f"{folder}: no pictures; want {metadata.name} with rows, or {', '.join(MEDIA)} files"
         )
+
+
+def _metadata(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a folder's metadata, and where each stands."""
+    metadata = folder / METADATA
+    if metadata.is_file():
+        for number, line in lines_of(metadata):
+            where = f"{metadata} line {number}"
+            yield where, parse_row(line, where)
+    elif _has_metadata(folder):
+        for where, row in read_csv(folder / METADATA_CSV):
+            yield where, _checked(row, where)
+
+
+def _has_metadata(folder: Path) -> bool:
+    """Whether rows of a file say what belongs to the gallery."""
+    named = folder / METADATA_CSV
+    return (folder / METADATA).is_file() or (named.is_file() and "file_name" in header_of(named))
 
 
 def skipped_files(folder: Path) -> dict[str, int]:
     """Count by suffix what a folder of pictures holds besides media: {".gif": 1, "folder": 2}.
 
-    Hidden files and those of a gallery do not count. With metadata.jsonl nothing is skipped: its
-    rows say what belongs to the gallery.
+    Hidden files and those of a gallery do not count. With metadata nothing is skipped: its rows say
+    what belongs to the gallery.
     """
     folder = surviving(folder)
-    if (folder / METADATA).is_file():
+    if _has_metadata(folder):
         return {}
     counts: Counter[str] = Counter()
     for path in sorted(folder.iterdir()):
-        ours = path.suffix.lower() in MEDIA or GALLERY_FILES.fullmatch(path.name)
+        ours = path.suffix.lower() in MEDIA or path.name == SCORES or PICTURE.fullmatch(path.name)
         if not ours and not path.name.startswith("."):
             counts["folder" if path.is_dir() else path.suffix.lower() or "file"] += 1
     return dict(counts)
@@ -144,6 +170,8 @@ def skipped_files(folder: Path) -> dict[str, int]:
 
 def parse_row(line: bytes, where: str) -> dict[str, Any]:
     """Parse a line of metadata whose file name is relative and stays inside the folder.
+
+    A row without a prompt has that of its column "text" or "caption".
 
     Raises:
         UserError: anything else; the message begins with ``where``.
@@ -158,6 +186,11 @@ def parse_row(line: bytes, where: str) -> dict[str, Any]:
         raise UserError(
             f'{where}: want an object like {{"file_name": "00000.png", "prompt": "…", "seed": 0}}'
         )
+    return _checked(row, where)
+
+
+def _checked(row: dict[str, Any], where: str) -> dict[str, Any]:
+    """A row of metadata with a file name that may be read, and a prompt that is text."""
     name = row.get("file_name")
     if not isinstance(name, str) or not name:
         raise UserError(f"{where}: file_name is {name!r}, want the name of a picture in the folder")
@@ -165,9 +198,15 @@ def parse_row(line: bytes, where: str) -> dict[str, Any]:
         raise UserError(
             f"{where}: file_name {name!r} leaves the folder; want a relative path inside it"
         )
-    if not isinstance(row.get("prompt", ""), str):
-        raise UserError(f"{where}: prompt is {row['prompt']!r}, want text")
-    return row
+    if not isinstance(row.get(PROMPT, ""), str):
+        raise UserError(f"{where}: prompt is {row[PROMPT]!r}, want text")
+    return with_prompt(row)
+
+
+def with_prompt(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row whose prompt, where it has none, is its column "text" or "caption"."""
+    texts = [row[name] for name in CAPTIONS if isinstance(row.get(name), str)]
+    return {**row, PROMPT: texts[0]} if PROMPT not in row and texts else dict(row)
 
 
 def inside(folder: Path, name: str, where: str) -> str:
@@ -191,51 +230,40 @@ def inside(folder: Path, name: str, where: str) -> str:
 # --- writing --------------------------------------------------------------------------------------
 
 
-def require_gallery(folder: str | Path) -> None:
-    """UserError where ``write_gallery`` would refuse the folder: before hours of sampling."""
-    target = Path(folder).resolve()
-    if not target.exists():
-        return
-    if not target.is_dir():
-        raise UserError(f"{target}: is a file; want a folder for the gallery")
-    names = sorted(path.name for path in target.iterdir())
-    foreign = [name for name in names if not GALLERY_FILES.fullmatch(name)]
-    if foreign:
-        raise UserError(
-            f"{target}: holds {foreign[0]!r}, which no gallery of ours does; want a new folder"
-        )
-
-
 def write_gallery(
     folder: str | Path,
     media: Tensor | Iterable[Tensor],
     rows: Sequence[Mapping[str, Any]],
     *,
     fps: int = 8,
+    overwrite: bool = False,
+    wait: bool = False,
     accelerator: Accelerator | None = None,
 ) -> Gallery:
     """Write pictures as 00000.png …, or videos as 00000.mp4 …, with their rows.
 
-    The folder appears complete or not at all. A gallery that is there is replaced, its
-    scores.parquet too, and survives until the new one is whole.
+    The folder appears complete or not at all. A gallery that is replaced goes with its
+    scores.parquet, and survives until the new one is whole.
 
     Args:
-        folder: of the gallery.
+        folder: of the gallery: new, empty, or with ``overwrite`` one that ``sample`` wrote.
         media: (B,3,H,W) or (B,F,3,H,W) in [0,1], all at once or in batches.
         rows: the metadata of every picture; each gets its "file_name". They are read once the media
             are written.
         fps: frames per second of videos.
+        overwrite: replace a gallery, if ``sample`` wrote every row of it.
+        wait: for another process that writes the gallery, instead of raising.
         accelerator: of several processes; each brings the media of its ``rank_slice`` of all rows.
 
     Raises:
-        UserError: the folder holds anything else, or cannot be written.
+        UserError: the folder holds anything else, is being written, or cannot be written.
         ValueError: shapes disagree, or a pixel is not finite or leaves [0,1].
     """
     target = Path(folder).resolve()
     first = accelerator is None or accelerator.is_main_process
-    wait = (lambda: None) if accelerator is None else accelerator.wait_for_everyone
+    all_here = (lambda: None) if accelerator is None else accelerator.wait_for_everyone
     with ExitStack() as stack:
-        made = _prepare(target, stack) if first else target
+        made = _prepare(target, overwrite, wait, stack) if first else target
         # From here on, an error of the disk is a failure of the run and not the user's mistake.
         stack.enter_context(writing(target))
         part = from_first(made, accelerator)
@@ -248,13 +276,15 @@ def write_gallery(
             names.append(write_media(part, mine.start + len(names), pixels, fps))
         if len(mine) != len(names):
             raise ValueError(f"{len(mine)} rows for {len(names)} pictures")
-        wait()
+        all_here()
 
         # The first process adds the rows and lets the folder appear.
         if first:
             _write_rows(part, rows, Path(names[0]).suffix if names else "")
+            # Once more: hours may have passed, and something else been put there.
+            require_replaceable(target, overwrite=overwrite)
             publish(part, target)
-        wait()
+        all_here()
     return Gallery.load(folder)
 
 
@@ -265,12 +295,16 @@ def _write_rows(folder: Path, rows: Sequence[Mapping[str, Any]], suffix: str) ->
         file.write("".join(lines).encode())
 
 
-def _prepare(target: Path, stack: ExitStack) -> Path:
-    """Make an empty folder beside ``target``, which goes with the stack unless it is published.
+def _prepare(target: Path, overwrite: bool, wait: bool, stack: ExitStack) -> Path:
+    """Hold ``target`` and make an empty folder beside it; both go with the stack.
 
     Raises:
         UserError: ``target`` may not be written.
     """
-    require_gallery(target)
     with writing_to(target, "a folder that can"):
+        require_replaceable(target, overwrite=overwrite)
+        stack.enter_context(locked(beside(target), target, wait=wait))
+        # What a killed write left comes back first: it is looked at like any other gallery.
+        clear(target)
+        require_replaceable(target, overwrite=overwrite)
         return stack.enter_context(part_of(target))

@@ -1,5 +1,6 @@
 """Sample pictures or videos into a gallery."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 from ..distributed import rank_slice
 from ..errors import UserError
 from ..opening import open_guide, open_model
-from ..pipelines.seeding import seed_of
+from ..portable import portable_name
 from ..precision import exact_float32
 from ..progress import ProgressCallback
-from .gallery import Gallery, require_gallery, write_gallery
+from .gallery import Gallery, write_gallery
+from .layout import GUIDE_SCORE
+from .planning import Prompts, Row, local_files, made_of, planned_rows, there_already
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -20,14 +23,13 @@ if TYPE_CHECKING:
     from ..pipelines import Model
     from ..pipelines.guidance.base import Guide
 
-Row = dict[str, Any]
-GUIDE_SCORE = "guide_score"  # column: the score of the candidate that a guide chose
+log = logging.getLogger("align_gen")
 
 
 @exact_float32()
 def sample(
     model: "Model | Any",
-    prompts: str | Sequence[str | Mapping[str, Any]],
+    prompts: Prompts,
     *,
     out: str | Path = "gallery",
     seeds: Sequence[int] = (0,),
@@ -43,6 +45,9 @@ def sample(
     batch_size: int = 16,
     note: Mapping[str, Any] | None = None,
     origin: Mapping[str, Any] | None = None,
+    files: Sequence[Path] = (),
+    overwrite: bool = False,
+    wait: bool = False,
     progress: ProgressCallback | None = None,
     accelerator: "Accelerator | None" = None,
 ) -> Gallery:
@@ -53,6 +58,10 @@ def sample(
     picture again, where the pipeline draws its noise in the shape of our latents and steps as DDIM
     or Euler do. The seed depends on no other row, batch or process.
 
+    A gallery of ours that is there already is not drawn again if it is just what would be drawn:
+    the model is a name, and prompts, seeds and settings are the same. Any other one is replaced
+    with ``overwrite`` alone, and what is no gallery of ours never.
+
     A row's column "made" holds the settings. With a ``BestOf`` guide it also names n ("best-of")
     and the rewards, and the row has the winning candidate's score as "guide_score".
 
@@ -61,7 +70,7 @@ def sample(
         prompts: texts, or rows with "prompt" and further columns, which the gallery keeps. A row
             with its own "seed", as in a gallery's metadata, is made again exactly. One str is one
             prompt.
-        out: folder of the gallery; a gallery that is there is replaced.
+        out: folder of the gallery.
         seeds: one picture of each prompt for every number; ``seed=3`` is short for ``seeds=[3]``.
         num_inference_steps: denoising steps.
         guidance_scale: of classifier-free guidance.
@@ -74,24 +83,20 @@ def sample(
         batch_size: pictures at a time.
         note: columns added to every row.
         origin: what this function cannot know of the pictures' making, by the names of `align-gen
-            sample`: model, adapter, dtype … Kept in the column "made", so that a row alone makes
-            its picture again.
+            sample`: adapter, dtype, and the model where it is an object. Kept in the column "made",
+            so that a row alone makes its picture again.
+        files: what the pictures are drawn with besides; see ``planning.local_files``.
+        overwrite: replace a gallery of ours.
+        wait: for another process that writes the gallery, instead of raising.
         progress: called after each batch.
         accelerator: of several processes that sample together, a share each; all must call this,
             and see the same disk.
 
     Raises:
-        UserError: the folder holds anything else, or the model needs more than a prompt.
+        UserError: the folder holds anything else or is being written; a number or row is out of
+            range; or the model needs more than a prompt.
         ValueError: no such model, or a size that the model does not have.
     """
-    require_gallery(out)
-    model = open_model(model)
-    if model.required_inputs:
-        raise UserError(
-            f"{type(model).__name__} wants {model.required_inputs} beside each prompt, "
-            "which no gallery has"
-        )
-
     settings: dict[str, Any] = {
         "num_inference_steps": num_inference_steps,
         "eta": eta,
@@ -99,10 +104,29 @@ def sample(
         "batch_size": batch_size,
     }
     size: dict[str, Any] = {"height": height, "width": width, "num_frames": num_frames}
+    seeds = seeds if seed is None else (seed,)
+    is_name = isinstance(model, (str, Path))
+    if is_name:
+        origin = {"model": portable_name(str(model)), **(origin or {})}
+        files = [*local_files([str(model)]), *files]
+    made = made_of(origin or {}, settings, size, negative, files)
+    rows = planned_rows(prompts, seeds, {**(note or {}), "made": made})
+
+    # Before the model is loaded. What an object or a guide would draw is known to nobody.
+    there = there_already(out, rows, is_name and guide is None, overwrite)
+    if there is not None:
+        log.info("already there: %d pictures in %s", len(there), there.folder)
+        return there
+    model = open_model(model)
     guide = open_guide(guide, model.device)
     recorder = _Recorder.of(guide)
-    made = _made(origin or {}, settings, size, recorder)
-    rows = _rows(prompts, seeds if seed is None else (seed,), {**(note or {}), "made": made})
+    if recorder is not None:
+        rows = [{**row, "made": {**made, **recorder.made(made)}} for row in rows]
+    if model.required_inputs:
+        raise UserError(
+            f"{type(model).__name__} wants {model.required_inputs} beside each prompt, "
+            "which no gallery has"
+        )
 
     # A size that the model does not have is refused before anything is written.
     model.latent_shape(
@@ -125,43 +149,8 @@ def sample(
         if recorder is not None:
             recorder.write_into(rows, accelerator)
 
-    return write_gallery(out, batches(), rows, fps=model.frame_rate, accelerator=accelerator)
-
-
-def _made(
-    origin: Mapping[str, Any],
-    settings: Mapping[str, Any],
-    size: Mapping[str, Any],
-    recorder: "_Recorder | None",
-) -> Row:
-    """The column "made": how pictures are drawn, by the names of `align-gen sample`'s options."""
-    made = {
-        **origin,
-        "steps": settings["num_inference_steps"],
-        "guidance": settings["guidance_scale"],
-        "eta": settings["eta"],
-    }
-    if size["height"] and size["width"]:
-        made["size"] = f"{size['height']}x{size['width']}"
-    if size["num_frames"]:
-        made["frames"] = size["num_frames"]
-    return made if recorder is None else {**made, **recorder.made(made)}
-
-
-def _rows(
-    prompts: str | Sequence[str | Mapping[str, Any]], seeds: Sequence[int], columns: Row
-) -> list[Row]:
-    """A row per prompt and seed; a prompt's own seed comes before ``seeds``."""
-    rows = []
-    for prompt in [prompts] if isinstance(prompts, str) else prompts:
-        row = {"prompt": prompt} if isinstance(prompt, str) else dict(prompt)
-        # Another gallery's: it says nothing of the picture that is to be made.
-        row.pop(GUIDE_SCORE, None)
-        # Hashed with the prompt: equal numbers of two prompts must not start from equal noise.
-        hashed = [seed_of(number, "sample", 0, row["prompt"]) for number in seeds]
-        exact = [row["seed"]] if "seed" in row else hashed
-        rows += [{**row, "seed": number, **columns} for number in exact]
-    return rows
+    options: dict[str, Any] = {"overwrite": overwrite, "wait": wait, "accelerator": accelerator}
+    return write_gallery(out, batches(), rows, fps=model.frame_rate, **options)
 
 
 def _generators(rows: Sequence[Row]) -> list[Any]:

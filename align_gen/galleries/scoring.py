@@ -6,18 +6,29 @@ interrupted run loses at most one chunk.
 
 from __future__ import annotations
 
-import math
-import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align_gen.errors import UserError
-from align_gen.galleries.chunks import PART, Tables, begin, known_scores
-from align_gen.galleries.gallery import Gallery
+from align_gen.galleries.chunks import (
+    Tables,
+    begin,
+    chunks_in,
+    clean,
+    finished,
+    folder_of,
+    held,
+)
+from align_gen.galleries.earlier import Earlier
+from align_gen.galleries.formats import UnreadablePicture
+from align_gen.galleries.gallery import Gallery, with_prompt
+from align_gen.galleries.items import Item
 from align_gen.galleries.shards import DATASET
 from align_gen.galleries.sources import Source, open_source
+from align_gen.galleries.summary import Summary
 from align_gen.galleries.table import (
     SCORES,
     ScoresTable,
@@ -34,51 +45,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from align_gen.reward_heads import RewardSet
-
-
-@dataclass
-class Summary:
-    """A scores file in short: counts, means and failures, without the columns.
-
-    Attributes:
-        means: of each head; NaN where no picture could be read.
-        pictures: how many there are.
-        failed: file and reason of those that could not be read.
-        skipped: files of the folder that are no pictures, counted by suffix; see
-            ``gallery.skipped_files``.
-    """
-
-    means: dict[str, float]
-    pictures: int
-    failed: list[tuple[str, str]]
-    skipped: dict[str, int] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, tables: Iterable[ScoresTable], skipped: Mapping[str, int] | None = None) -> Summary:
-        """Sum up the parts of one gallery."""
-        sums: dict[str, float] = {}
-        pictures = 0
-        failed = []
-        for table in tables:
-            pictures += len(table.rows)
-            for row, reason in zip(table.rows, table.errors, strict=True):
-                if reason is not None:
-                    failed.append((str(row["file_name"]), reason))
-            for name in table.heads:
-                sums[name] = sums.get(name, 0.0) + math.fsum(table.known(name))
-        # NaN, and not 0, where nothing could be read.
-        read = pictures - len(failed)
-        means = {name: total / read if read else math.nan for name, total in sums.items()}
-        return cls(means, pictures, failed, dict(skipped or {}))
-
-    def skipped_text(self) -> str:
-        """The skipped files in words, as "1 .gif, 2 folders"; empty where there are none."""
-        plural = {"folder": "folders", "file": "files"}
-        named = [
-            f"{count} {kind if count == 1 else plural.get(kind, kind)}"
-            for kind, count in self.skipped.items()
-        ]
-        return ", ".join(named)
 
 
 @exact_float32()
@@ -124,62 +90,120 @@ def score_file(
     out: Path,
     *,
     batch_size: int = 64,
+    trust: bool = False,
     progress: ProgressCallback | None = None,
     accelerator: Accelerator | None = None,
 ) -> Summary | None:
     """Score into a file, in memory that does not grow with the number of pictures.
 
     Each chunk is saved beside ``out`` as soon as it is scored. What an earlier call saved, finished
-    or killed, is not scored again where picture, prompt and heads are the same. The processes of an
-    ``accelerator`` share the chunks. Arguments and errors are those of ``score``; ``out`` ends in
-    .parquet or has no suffix.
+    or killed, is not scored again where picture, prompt, heads and versions are the same and this
+    user's own align-gen wrote it. Columns of other heads stay in the file, for the pictures that
+    are the same. The processes of an ``accelerator`` share the chunks. Arguments and errors are
+    those of ``score``, and:
+
+    Args:
+        out: ends in .parquet or has no suffix; a file that is there must be one of scores.
+        trust: take scores from files that this user's own align-gen did not write.
 
     Returns:
         What the file holds; None from all processes but the first.
+
+    Raises:
+        UserError: something else is at ``out``, or another process writes it.
     """
     require_parquet(out)
     opened, all_rewards = _open(source, rewards)
-    # A hidden folder beside the file: the same disk, and no gallery takes it for a picture.
-    parts = out.with_name(f".{out.name}.parts")
     tables = Tables(all_rewards, opened.folder)
     rank = 0 if accelerator is None else accelerator.process_index
     ranks = 1 if accelerator is None else accelerator.num_processes
     wait = (lambda: None) if accelerator is None else accelerator.wait_for_everyone
+    parts = folder_of(out)
 
-    # All processes read what there was before the first one moves it.
-    known = known_scores(out, parts, tables)
-    wait()
-    if rank == 0:
-        begin(out, parts)
-    wait()
+    with ExitStack() as stack:
+        # By the first process alone, from here to the end.
+        if rank == 0:
+            stack.enter_context(held(out, opened.folder))
+            require_parquet(out)
+        wait()
 
-    # Every process saves its own chunks; their names give the order.
-    chunks = scored_chunks(
-        opened,
-        all_rewards,
-        batch_size=batch_size,
-        progress=progress,
-        known=known,
-        rank=rank,
-        ranks=ranks,
-    )
-    for number, chunk in chunks:
-        tables.of(chunk).save(parts / f"{number:06d}.parquet")
-    wait()
-    if rank != 0:
-        return None
+        # All processes read what there was before the first one moves it.
+        earlier = Earlier.of(out, chunks_in(parts), tables, trust)
+        wait()
+        if rank == 0:
+            begin(out, parts)
+        wait()
 
-    # The first process joins them.
-    files = sorted(parts.glob(PART))
+        # Every process saves its own chunks; their names give the order.
+        chunks = scored_chunks(
+            opened,
+            all_rewards,
+            batch_size=batch_size,
+            progress=progress,
+            known=earlier.known,
+            rank=rank,
+            ranks=ranks,
+        )
+        saved: dict[int, int] = {}
+        known = 0
+        for number, chunk in chunks:
+            tables.of(chunk).save(parts / f"{number:06d}.parquet")
+            saved[number] = len(chunk)
+            known += sum(each.error is None and each.key in earlier.known for each in chunk)
+        everywhere = _gathered((saved, known), accelerator)
+        if rank != 0:
+            return None
+
+        # The first process joins them, once they are known to be all.
+        all_saved = {number: rows for part, _ in everywhere for number, rows in part.items()}
+        files = finished(out, parts, all_saved, opened.total)
+        summary = _join(files, out, tables, _fitting(earlier, opened), opened.skipped)
+        clean(parts)
+    return replace(summary, known=sum(count for _, count in everywhere))
+
+
+def _join(
+    files: Sequence[Path],
+    out: Path,
+    tables: Tables,
+    earlier: Earlier,
+    skipped: Mapping[str, int],
+) -> Summary:
+    """Write the file of all chunks, with the columns that are kept of earlier calls.
+
+    The chunks are read three times: no more than one is ever in memory.
+    """
 
     def saved() -> Iterator[ScoresTable]:
         return map(tables.load, files) if files else iter([tables.of([])])
 
-    # The chunks are read once more for the summary: no more than one is ever in memory.
-    save_parts(saved, out)
-    summary = Summary.of(saved(), opened.skipped)
-    shutil.rmtree(parts, ignore_errors=True)
-    return summary
+    summary = Summary.of(saved(), earlier, skipped)
+    gone = [name for name, count in summary.kept.items() if count == 0]
+    kept = earlier.without(gone)
+    save_parts(lambda: map(kept.added_to, saved()), out)
+    notes = [f"column {name!r} was of other pictures; it is not kept" for name in gone]
+    return replace(
+        summary,
+        kept={name: count for name, count in summary.kept.items() if count},
+        notes=[*earlier.notes, *notes],
+    )
+
+
+def _fitting(earlier: Earlier, opened: Source) -> Earlier:
+    """What may be kept: no column whose name is one of the gallery's by now."""
+    clashing = [name for name in earlier.origins if name in opened.columns]
+    notes = [f"column {name!r} is one of the gallery's by now; it is not kept" for name in clashing]
+    return replace(earlier.without(clashing), notes=[*earlier.notes, *notes])
+
+
+def _gathered(value: Any, accelerator: Accelerator | None) -> list[Any]:
+    """The values of all processes in order; every process must call this."""
+    if accelerator is None or accelerator.num_processes == 1:
+        return [value]
+    from accelerate.utils import gather_object
+
+    gathered: list[Any] = gather_object([value])
+    return gathered
 
 
 def scores_path(source: str | Path, out: Path | None = None) -> Path:
@@ -219,8 +243,41 @@ def _open(
         all_rewards.require(())
     except ValueError as error:
         raise UserError(str(error)) from error
+    opened = _with_prompts(opened, all_rewards)
     check_names([dict.fromkeys(opened.columns)], all_rewards.heads)
     return opened, all_rewards
+
+
+def _with_prompts(source: Source, rewards: RewardSet) -> Source:
+    """The source whose rows have a prompt, be it in another column, where a head reads one.
+
+    Raises:
+        UserError: a picture of a gallery has none; of other sources, once the picture is reached.
+    """
+    readers = [name for name, head in rewards.heads.items() if getattr(head, "reads_prompt", False)]
+
+    def items() -> Iterator[Item]:
+        for item in source:
+            row = with_prompt(item.row)
+            if readers and not isinstance(item.content, UnreadablePicture):
+                _require_prompt(row, source.name, readers[0])
+            yield Item(row, item.content)
+
+    adapted = replace(source, items=items)
+    if source.folder is not None and readers:
+        # A gallery's rows are at hand: all of them are looked at before anything is scored.
+        for _ in adapted:
+            pass
+    return adapted
+
+
+def _require_prompt(row: Mapping[str, Any], source: str, head: str) -> None:
+    if not str(row.get("prompt", "")).strip():
+        columns = ", ".join(sorted(row))
+        raise UserError(
+            f"{source}: {row['file_name']} has no prompt, which reward {head!r} reads; "
+            f"want a column prompt, text or caption; there are: {columns}"
+        )
 
 
 def _require_readable(table: ScoresTable, folder: Path | None) -> None:

@@ -5,28 +5,41 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from align_gen.errors import UserError, writing_to
 from align_gen.files import whole_file
-from align_gen.galleries.columns import ABSENT, arrow_type, from_column, rows_of, to_column, type_of
+from align_gen.galleries.columns import (
+    ABSENT,
+    COMBINED,
+    CONTENT,
+    ERROR,
+    EXTRA,
+    UNCERTAINTY,
+    arrow_type,
+    check_names,
+    from_column,
+    rows_of,
+    to_column,
+    type_of,
+)
+from align_gen.galleries.parquet_files import FORMAT, KEY, parquet_writer
+from align_gen.galleries.scores_file import (
+    followed,
+    reading,
+    require_kinds,
+    require_parquet,
+    saved_folder,
+)
+from align_gen.galleries.signing import SIGNATURE, is_signed, signature
 
-FORMAT = 1  # of the Parquet file; raised when an older reader would misread it
-KEY = b"align_gen"  # of the schema's metadata
+__all__ = [
+    "COMBINED", "CONTENT", "ERROR", "EXTRA", "SCORES", "UNCERTAINTY", "ScoresTable", "check_names",
+    "differing_keys", "plain", "require_parquet", "save_parts",
+]  # fmt: skip
+
 SCORES = "scores.parquet"  # in a gallery's folder
-ERROR = "error"  # the column of reasons
-COMBINED = "combined"
-UNCERTAINTY = "uncertainty"
-CONTENT = "sha256"
-
-# Columns besides the heads', and their types.
-EXTRA = {COMBINED: "float64", UNCERTAINTY: "float64", CONTENT: "string"}
-# Packages that take part in a score: another version may give another number.
-PACKAGES = (
-    "align-gen", "torch", "torchvision", "open_clip_torch", "transformers", "numpy", "pillow",
-)  # fmt: skip
 
 
 @dataclass
@@ -39,10 +52,12 @@ class ScoresTable:
         errors: why a picture could not be read; None where it could.
         provenance: of each head: weights_sha256, preprocessing, dtype, options.
         versions: of the packages that took part.
-        folder: the gallery. A file keeps the path relative where the gallery lies beside or below
-            the file.
+        folder: the gallery. A file keeps the path where the gallery is the file's own folder or
+            lies below it, relative to it; a path that leads elsewhere is not followed.
         extra: the columns of EXTRA that are known.
-        combination: the rule that made COMBINED of the heads.
+        combination: the rule that made COMBINED of the heads that are not in ``kept``.
+        kept: heads of earlier calls, and the versions that they were scored under.
+        unsigned: those of ``kept`` that came from a file which was not written here.
     """
 
     rows: list[dict[str, Any]]
@@ -53,6 +68,8 @@ class ScoresTable:
     folder: str | None = None
     extra: dict[str, list[Any]] = field(default_factory=dict)
     combination: dict[str, Any] | None = None
+    kept: dict[str, dict[str, str]] = field(default_factory=dict)
+    unsigned: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         columns = self.heads | self.extra | {ERROR: self.errors}
@@ -62,6 +79,10 @@ class ScoresTable:
                     f"column {name!r} has {len(column)} entries for {len(self.rows)} rows"
                 )
         check_names(self.rows, self.heads)
+
+    def versions_of(self, head: str) -> dict[str, str]:
+        """The versions that a head was scored under."""
+        return self.kept.get(head, self.versions)
 
     def __repr__(self) -> str:
         means = ", ".join(f"{head} {self.mean(head):.4f}" for head in self.heads)
@@ -144,6 +165,8 @@ class ScoresTable:
             first.folder,
             extra,
             first.combination,
+            first.kept,
+            first.unsigned,
         )
 
     def save(self, path: str | Path) -> None:
@@ -160,27 +183,17 @@ class ScoresTable:
         Raises:
             UserError: the file is missing, broken, of another format, or no scores file.
         """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+        with reading(path) as file:
+            return cls._from_arrow(file.read(), Path(path))
 
-        # What a broken or foreign file can raise on its way to a table.
-        broken = (
-            pa.ArrowException, OSError, KeyError, TypeError, AttributeError, ValueError,
-        )  # fmt: skip
-        try:
-            # Not read_table, which would also take a folder of files.
-            with pq.ParquetFile(path) as file:
-                return cls._from_arrow(file.read(), Path(path))
-        except FileNotFoundError as error:
-            raise UserError(
-                f"{path}: no such file; want scores, as written by `align-gen score`"
-            ) from error
-        except UserError:
-            raise
-        except broken as error:
-            raise UserError(
-                f"{path}: not a scores file; want Parquet as written by `align-gen score`"
-            ) from error
+    @classmethod
+    def load_signed(cls, path: str | Path) -> tuple[ScoresTable, bool]:
+        """Load a file, and whether this user's own align-gen wrote it; errors as ``load``."""
+        with reading(path) as file:
+            content = file.read()
+            table = cls._from_arrow(content, Path(path))
+        about = content.schema.metadata
+        return table, is_signed(about.get(SIGNATURE), about[KEY], table._claims())
 
     @classmethod
     def _from_arrow(cls, table: Any, path: Path) -> ScoresTable:
@@ -189,33 +202,57 @@ class ScoresTable:
             raise UserError(
                 f"{path}: scores of format {about['format']}; this version reads {FORMAT}"
             )
+        require_kinds(about)
         columns = {
             name: from_column(table[name].to_pylist(), kind)
             for name, kind in about["types"].items()
         }
-        folder = about["folder"]
+        own = {name: table[name] for name in about.get("own", [])}
+        for name in about["heads"]:
+            # Numbers alone: an older file's column of nulls has no other type.
+            table[name].cast("float64")
         return cls(
             rows_of(columns, table.num_rows),
             {name: table[name].to_pylist() for name in about["heads"]},
             table[ERROR].to_pylist(),
             about["provenance"],
             about["versions"],
-            None if folder is None else str(path.parent / folder),
-            {name: table[name].to_pylist() for name in about.get("own", [])},
+            followed(about["folder"], path),
+            {name: column.to_pylist() for name, column in own.items()},
             about.get("combination"),
+            about.get("kept", {}),
+            about.get("unsigned", []),
         )
+
+    def _claims(self) -> Iterator[str]:
+        """What each row claims, as JSON: picture, prompt, error and every score exactly."""
+        empty: list[Any] = [None] * len(self.rows)
+        contents = self.extra.get(CONTENT, empty)
+        numbers: list[list[float | None]] = [
+            *self.heads.values(),
+            self.combined or empty,
+            self.uncertainty or empty,
+        ]
+        for index, row in enumerate(self.rows):
+            values = [each[index] for each in numbers]
+            scores = [None if value is None else float(value) for value in values]
+            claim = [contents[index], row.get("prompt"), self.errors[index], scores]
+            yield json.dumps(claim, default=str)
 
 
 def save_parts(parts: Callable[[], Iterator[ScoresTable]], path: str | Path) -> None:
     """Write the tables of one gallery, in order, as one Parquet file.
 
-    One part is in memory at a time. ``parts`` is called twice: first to find the columns and types
-    of all rows, then to write.
+    One part is in memory at a time. ``parts`` is called three times: to find the columns and types
+    of all rows, to sign, and to write.
+
+    Raises:
+        UserError: there is something else than a scores file, or the path cannot be written.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    require_parquet(path)
+    target = Path(path)
+    require_parquet(target)
     first, types, extra = _survey(parts())
 
     # What the reader must know before it reads a row; see ``_from_arrow``.
@@ -225,19 +262,24 @@ def save_parts(parts: Callable[[], Iterator[ScoresTable]], path: str | Path) -> 
         "heads": list(first.heads),
         "provenance": first.provenance,
         "versions": first.versions,
-        "folder": _saved_folder(first.folder, Path(path)),
+        "folder": saved_folder(first.folder, target),
         "own": extra,
         "combination": first.combination,
+        "kept": first.kept,
+        "unsigned": first.unsigned,
     }
+    described = json.dumps(about).encode()
+    signed = signature(described, (claim for part in parts() for claim in part._claims()))
+    metadata = {KEY: described} | ({} if signed is None else {SIGNATURE: signed})
 
     # The order of columns in the file: the gallery's, the heads', EXTRA, and the reasons.
     fields = [pa.field(name, arrow_type(kind)) for name, kind in types.items()]
     fields += [pa.field(name, pa.float64()) for name in first.heads]
     fields += [pa.field(name, getattr(pa, EXTRA[name])()) for name in extra]
     fields += [pa.field(ERROR, pa.string())]
-    schema = pa.schema(fields, metadata={KEY: json.dumps(about).encode()})
+    schema = pa.schema(fields, metadata=metadata)
 
-    with writing_to(path), whole_file(Path(path)) as file, pq.ParquetWriter(file, schema) as writer:
+    with writing_to(path), whole_file(target) as file, parquet_writer(file, schema) as writer:
         for part in parts():
             columns = [
                 to_column((row.get(name, ABSENT) for row in part.rows), kind)
@@ -250,27 +292,6 @@ def save_parts(parts: Callable[[], Iterator[ScoresTable]], path: str | Path) -> 
             writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
 
 
-def check_names(rows: Iterable[Mapping[str, Any]], heads: Iterable[str]) -> None:
-    """UserError where a column of the scores would have the name of one of the gallery's."""
-    taken = {key for row in rows for key in row}
-    for name in (ERROR, *EXTRA):
-        if name in taken:
-            raise UserError(
-                f"column {name!r} of the gallery: the name is kept for a column of the scores"
-            )
-    for name in heads:
-        if name in taken or name in (ERROR, *EXTRA):
-            raise UserError(
-                f"reward {name!r}: there is a column of that name; want another name for the reward"
-            )
-
-
-def require_parquet(path: str | Path) -> None:
-    """UserError for a file name with another suffix than .parquet; a name without one may stay."""
-    if Path(path).suffix.lower() not in ("", ".parquet"):
-        raise UserError(f"{path}: scores are Parquet; want a name that ends in .parquet")
-
-
 def differing_keys(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     """The keys in which two provenances differ; empty where scores may be compared."""
     keys = {**ours, **theirs}
@@ -280,17 +301,6 @@ def differing_keys(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[s
 def plain(value: Any) -> Any:
     """A value as a JSON file gives it back: tuples become lists, other objects their text."""
     return json.loads(json.dumps(value, default=str))
-
-
-def versions() -> dict[str, str]:
-    """Versions of the installed packages that take part in a score."""
-    installed = {}
-    for name in PACKAGES:
-        try:
-            installed[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return installed
 
 
 def _survey(parts: Iterable[ScoresTable]) -> tuple[ScoresTable, dict[str, str], list[str]]:
@@ -308,16 +318,3 @@ def _survey(parts: Iterable[ScoresTable]) -> tuple[ScoresTable, dict[str, str], 
         raise ValueError("no part to save")
     types = {name: each.pop() if len(each) == 1 else "json" for name, each in kinds.items()}
     return first, types, list(extra)
-
-
-def _saved_folder(folder: str | None, file: Path) -> str | None:
-    """The gallery's path as the file keeps it.
-
-    The path is relative to the file's own folder where the gallery lies in it, so that both can be
-    moved together; else absolute.
-    """
-    if folder is None:
-        return None
-    gallery = Path(folder).resolve()
-    base = file.resolve().parent
-    return str(gallery.relative_to(base) if gallery.is_relative_to(base) else gallery)

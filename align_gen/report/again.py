@@ -52,6 +52,7 @@ def command_for(row: Mapping[str, Any], adapter: str | None = None) -> Again:
     # Galleries of earlier versions name folders by their whole paths, which a page must not show.
     settings = {key: portable_text(str(value)) for key, value in made.items()}
     model = portable_name(settings.pop("model"))
+    settings.pop("files", None)
     if "adapter" in settings:
         settings["adapter"] = portable_name(settings["adapter"])
     local = [name for name in (model, settings.get("adapter", "")) if _is_bare_folder(name)]
@@ -91,7 +92,8 @@ def _reason_against(row: Mapping[str, Any], made: Mapping[str, Any]) -> str | No
     if not _is_argument(made["model"]):
         return "the model's name is no plain text"
     for key, value in made.items():
-        if key == "model":
+        # What the model's files hash to is no option.
+        if key in ("model", "files"):
             continue
         if key not in SETTINGS:
             return f"{printable(key)} is no setting of a picture"
@@ -139,6 +141,7 @@ SETTINGS: dict[str, Callable[[Any], bool]] = {
     "eta": _is_number,
     "frames": _is_whole,
     "guidance": _is_number,
+    "negative": _is_argument,
     "reward": _is_own_reward,
     "size": lambda value: bool(re.fullmatch(r"[0-9]{1,6}x[0-9]{1,6}", str(value))),
     "steps": _is_whole,

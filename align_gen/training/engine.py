@@ -50,6 +50,7 @@ class Run:
         changes = ", ".join(
             f"{head} {self.before.mean(head):.4f} -> {self.after.mean(head):.4f}"
             for head in self.after.heads
+            if head in self.before.heads
         )
         return f"Run({str(self.folder)!r}, {self.recipe.run.steps} steps; {changes})"
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ..distributed import rank_slice
+from ..galleries.chunks import held
 from ..galleries.diversity import diversity, embeddings
 from ..galleries.gallery import Gallery
 from ..galleries.sampling import sample
@@ -65,6 +66,7 @@ def evaluate(
                 out=folder,
                 note={"weights": "average" if state.ema is not None else "raw"},
                 origin=origin(recipe),
+                wait=True,
                 progress=report,
                 accelerator=accelerator,
                 **drawing(recipe),
@@ -79,7 +81,8 @@ def evaluate(
         scores = score(part, session.all_rewards, batch_size=batch_size)
         table = ScoresTable.join(state.gather_objects(scores))
         if accelerator.is_main_process:
-            table.save(folder / SCORES)
+            with held(folder / SCORES, folder, wait=True):
+                table.save(folder / SCORES)
         accelerator.wait_for_everyone()
     return ScoresTable.load(folder / SCORES).at(folder)
 

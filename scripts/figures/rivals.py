@@ -56,6 +56,7 @@ def rival(
         rows,
         out=run / "rivals" / name,
         guide=guide,
+        overwrite=True,
         **{**drawing(recipe), "batch_size": 32},
     )
     bare = [{**row, "prompt": row["bare"]} for row in gallery.rows]

@@ -2,6 +2,8 @@
 
 import json
 import shlex
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -67,6 +69,9 @@ def test_best_of_never_scores_less(cli: Cli, tiny_folder: Path, tmp_path: Path) 
         (["--prompt", "a", "--prompts", "b"], "--prompts"),
         (["--prompt", "a", "--best-of", "3"], "--reward"),
         (["--prompt", "a", "--size", "big"], "HEIGHTxWIDTH"),
+        (["--prompt", "a", "--size", "0x0"], "1 or more"),
+        (["--prompt", "a", "--size", "16x0"], "1 or more"),
+        (["--prompt", "a", "--seed", str(2**64)], "--seed"),
         (["--prompt", "a", "--seeds", "one"], "--seeds"),
         (["--prompt", "a", "--seed", "1", "--seeds", "0"], "want one"),
         (["--prompts", "nowhere.txt"], "nowhere.txt"),
@@ -110,9 +115,9 @@ def test_the_reports_command_makes_the_picture_again(
         assert command.command is not None
         assert command.note == "Only the name of a folder is kept, not its path: tiny-sd."
         _, *words = shlex.split(command.command)
-        words[-1] = str(tmp_path / "again")
+        words[-1] = str(tmp_path / "again" / folder)
         assert cli(*words).code == 0
-        again = Gallery.load(tmp_path / "again")
+        again = Gallery.load(tmp_path / "again" / folder)
         assert torch.equal(again.image(0), gallery.image(0))
         assert command_for(again.rows[0], adapter) == command  # and says the same of itself
 
@@ -123,6 +128,88 @@ def test_a_folder_of_something_else_is_refused_before_sampling(
     (tmp_path / "thesis.tex").write_text("")
     monkeypatch.setattr("align_gen.pipelines.sample", None)  # it must not come so far
     assert "thesis.tex" in mistake(cli("sample", tiny_folder, "--prompt", "a", "--out", tmp_path))
+
+
+ONE_STEP = ("--steps", 1, "--size", "16x16")
+
+
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From the call on, no model may be loaded."""
+    return lambda: monkeypatch.setattr("align_gen.opening.open_model", None)
+
+
+@pytest.mark.slow
+def test_what_is_there_is_not_drawn_again(
+    cli: Cli, tiny_folder: Path, tmp_path: Path, no_model: Callable[[], None]
+) -> None:
+    """Not even the model is loaded. Another gallery is replaced where that is asked for."""
+    out = tmp_path / "g"
+    command = ("sample", tiny_folder, "--prompt", "a", "--seeds", "0,1", *ONE_STEP, "--out", out)
+    assert cli(*command).code == 0
+    kept = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.iterdir()}
+    replaced = cli(*command, "--guidance", 1, "--overwrite")
+    assert replaced.code == 0 and replaced.out == f"2 pictures in {out}\n", replaced.err
+    assert Gallery.load(out).rows[0]["made"]["guidance"] == 1
+    assert cli(*command, "--overwrite").code == 0
+    assert {path: path.read_bytes() for path in kept} == {
+        path: content for path, (content, _) in kept.items()
+    }
+
+    no_model()
+    kept = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.iterdir()}
+    again = cli(*command)
+    assert (again.code, again.out) == (0, f"already there: 2 pictures in {out}\n"), again.err
+    for more, named in (
+        (("--guidance", 1), "differs in guidance"),
+        (("--seeds", "0"), "has 2 pictures and not 1"),
+        (("--seeds", "0,2"), "differs in seed"),
+        (("--prompt", "b"), "differs in prompt, seed"),
+        (("--dtype", "bf16"), "differs in dtype"),
+        (("--adapter", tmp_path), "differs in files, adapter"),
+        (("--best-of", 2, "--reward", "mean_hue"), "differs in reward, best-of"),
+    ):
+        line = mistake(cli(*command, *more))
+        assert named in line and "--overwrite" in line, line
+    assert {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in out.iterdir()} == kept
+
+
+@pytest.mark.slow
+def test_a_gallery_of_a_model_that_changed_is_another(
+    cli: Cli, tiny_folder: Path, tmp_path: Path, no_model: Callable[[], None]
+) -> None:
+    """Rows keep a folder's last name alone, so its content counts: another of that name, and the
+    same one after an edit; a copy elsewhere is the same. A picture that is gone is missed.
+    """
+    out = tmp_path / "g"
+    one, two = tmp_path / "one/model", tmp_path / "two/model"
+    for folder in (one, two):
+        shutil.copytree(tiny_folder, folder)
+    rest = ("--prompt", "a", *ONE_STEP, "--out", out)
+    assert cli("sample", one, *rest).code == 0
+    no_model()
+    assert cli("sample", two, *rest).out.startswith("already there")
+    config = two / "scheduler/scheduler_config.json"
+    config.write_text(config.read_text().replace("}", " }"))
+    assert "differs in files" in mistake(cli("sample", two, *rest))
+    (out / "00000.png").unlink()
+    assert "00000.png is gone" in mistake(cli("sample", one, *rest))
+
+
+@pytest.mark.parametrize("more", [[], ["--overwrite"]], ids=["", "overwrite"])
+def test_pictures_of_the_users_own_are_kept(
+    cli: Cli, tiny_folder: Path, tmp_path: Path, no_model: Callable[[], None], more: list[str]
+) -> None:
+    """Named as ours are, with metadata of their own or without."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "00000.png").write_text("a photo")
+    no_model()
+    command = ("sample", tiny_folder, "--prompt", "a", *ONE_STEP, "--out", folder, *more)
+    assert "00000.png" in mistake(cli(*command))
+    (folder / "metadata.jsonl").write_text('{"file_name": "00000.png", "prompt": "a"}\n')
+    assert "metadata.jsonl line 1" in mistake(cli(*command))
+    assert (folder / "00000.png").read_text() == "a photo"
 
 
 def test_a_gallery_is_made_again_from_its_own_rows(
@@ -166,5 +253,5 @@ def test_one_picture_is_one_and_json_counts_it(cli: Cli, tiny_folder: Path, tmp_
     options = ["--prompt", "a", "--steps", 1, "--size", "16x16", "--out", tmp_path / "g"]
     done = cli("sample", tiny_folder, *options)
     assert done.out == f"1 picture in {tmp_path / 'g'}\n"
-    done = cli("sample", tiny_folder, *options, "--json")
+    done = cli("sample", tiny_folder, *options, "--json")  # already there
     assert json.loads(done.out) == {"pictures": 1, "out": str(tmp_path / "g")}

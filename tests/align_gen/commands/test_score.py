@@ -96,6 +96,68 @@ def test_a_mistake_is_one_line(cli: Cli, arguments: list[str], named: str) -> No
     assert named in mistake(cli(*arguments))
 
 
+def test_only_scores_are_replaced(cli: Cli, tmp_path: Path) -> None:
+    """Before a reward is opened: no device, no picture, no folder, nothing of somebody else's."""
+    folder = coloured(tmp_path / "g", 0.1)
+    kept = {path: path.read_bytes() for path in folder.iterdir()}
+    (tmp_path / "sales.parquet").write_text("mine")
+    (tmp_path / "link.parquet").symlink_to(tmp_path / "sales.parquet")
+    (tmp_path / "folder.parquet").mkdir()
+    for out, named in (
+        ("/dev/full", "is a device"),
+        (folder / "00000.png", "want a name that ends in .parquet"),
+        (folder / "metadata.jsonl", "want a .parquet file"),
+        (folder, "is a folder"),
+        (tmp_path / "folder.parquet", "is a folder"),
+        (tmp_path / "link.parquet", "is a link"),
+        (tmp_path / "sales.parquet", "no file of scores by align-gen"),
+    ):
+        line = mistake(cli("score", folder, "--reward", "clip:path=nowhere", "--out", out))
+        assert named in line, line
+    assert {path: path.read_bytes() for path in folder.iterdir()} == kept
+    assert (tmp_path / "sales.parquet").read_text() == "mine"
+
+
+def test_what_is_known_and_kept_is_told(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = coloured(tmp_path / "g", 0.1)
+    assert "align-gen:" not in cli("score", folder, "--reward", "mean_hue").err
+    done = cli("score", folder, "--reward", "mean_hue", "--json")
+    assert done.err.endswith("align-gen: 8 of 8 scores are known from an earlier call\n")
+    assert json.loads(done.out)["known"] == 8
+    done = cli("score", folder, "--reward", "jpeg_size", "--json")
+    assert done.err.endswith("align-gen: kept from earlier calls: mean_hue\n")
+    assert json.loads(done.out)["kept"] == {"mean_hue": 8}
+
+    # The same file on another user's machine.
+    monkeypatch.setenv("ALIGN_GEN_CACHE", str(tmp_path / "other"))
+    kept = (folder / "scores.parquet").read_bytes()
+    done = cli("score", folder, "--reward", "jpeg_size", "--trust-scores")
+    assert "8 of 8 scores are known" in done.err and "not written here" not in done.err
+    (folder / "scores.parquet").write_bytes(kept)
+    done = cli("score", folder, "--reward", "jpeg_size")
+    assert "was not written here: scored anew; --trust-scores takes" in done.err
+    assert "are known" not in done.err
+
+
+@pytest.mark.slow
+def test_a_runs_gallery_may_be_scored_by_another_reward(
+    cli: Cli, recipe: Path, tmp_path: Path
+) -> None:
+    """Afterwards its report and its comparison have the columns that they had."""
+    run = tmp_path / "run"
+    assert cli("finetune", recipe, "--out", run).code == 0
+    galleries = (run / "before", run / "samples/final")
+    compared = cli("compare", *galleries, "--json")
+    assert cli("score", run / "before", "--reward", "sharpness").code == 0
+    again = cli("compare", *galleries, "--json")
+    assert again.code == 0 and json.loads(again.out) == json.loads(compared.out)
+    done = cli("report", run, "--out", tmp_path / "report.html")
+    assert done.code == 0, done.err
+    assert cli("finetune", recipe, "--out", run).code == 0
+
+
 EDITED = "def f(media, prompts):\n    return {factor} * media.mean((1, 2, 3))\n"
 
 

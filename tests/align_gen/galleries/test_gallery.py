@@ -20,6 +20,7 @@ from align_gen.errors import UserError
 from align_gen.galleries.formats import UnreadablePicture
 from align_gen.galleries.gallery import Gallery, skipped_files, write_gallery
 from align_gen.galleries.media import read_picture
+from align_gen.galleries.table import ScoresTable
 
 
 def grey(*levels: int, size: int = 2) -> torch.Tensor:
@@ -292,11 +293,17 @@ def test_a_video_of_too_many_pixels_is_not_read(
         gallery.media(0)
 
 
+MADE: dict[str, Any] = {
+    "made": {"steps": 1, "guidance": 1.0, "eta": 0.0}
+}  # as sample says how it drew
+
+
 def test_a_folder_that_is_no_gallery_of_ours_is_never_replaced(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "g", '{"file_name": "thesis.png"}')
     (folder / "thesis.png").write_text("years of work")
-    with pytest.raises(UserError, match=r"thesis\.png"):
-        write_gallery(folder, grey(0), [{}])
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match=r"metadata\.jsonl line 1: was not written by sample"):
+            write_gallery(folder, grey(0), [MADE], overwrite=overwrite)
     assert (folder / "thesis.png").read_text() == "years of work"
     with pytest.raises(UserError, match="is a file"):
         write_gallery(folder / "thesis.png", grey(0), [{}])
@@ -304,12 +311,138 @@ def test_a_folder_that_is_no_gallery_of_ours_is_never_replaced(tmp_path: Path) -
         write_gallery(folder / "thesis.png" / "below", grey(0), [{}])
 
 
-def test_a_gallery_is_replaced_with_its_scores(tmp_path: Path) -> None:
+def mine(folder: Path, name: str) -> None:
+    """Something of the user's in a gallery of ours."""
+    path = folder / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("years of work")
+
+
+def linked(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("metadata.jsonl")
+
+
+FOREIGN: dict[str, Callable[[Path], Any]] = {
+    "a picture of no row": lambda folder: mine(folder, "00007.png"),
+    "notes": lambda folder: mine(folder, "notes.txt"),
+    "an old name of a part": lambda folder: mine(folder, ".scores.parquet.part"),
+    "scores of somebody else's": lambda folder: mine(folder, "scores.parquet"),
+    "a folder": lambda folder: mine(folder, "more/notes.txt"),
+    "something among the chunks": lambda folder: mine(folder, ".scores.parquet.parts/2020.parquet"),
+    "a chunk that is none": lambda folder: mine(folder, ".scores.parquet.parts/000000.parquet"),
+    "a lock that is none": lambda folder: mine(folder, ".scores.parquet.lock"),
+    "a link": lambda folder: (folder / "scores.parquet").symlink_to("00000.png"),
+    "a picture that is a link": lambda folder: linked(folder / "00000.png"),
+    "a row of one's own": lambda folder: (folder / "metadata.jsonl").write_text(
+        json.dumps({"file_name": "00000.png", **MADE}) + '\n{"file_name": "00001.png"}\n'
+    ),
+    "no metadata": lambda folder: (folder / "metadata.jsonl").unlink(),
+    "empty metadata": lambda folder: (folder / "metadata.jsonl").write_text(""),
+    "metadata without end": lambda folder: (folder / "metadata.jsonl").write_text("[" * 100_000),
+}
+
+
+@pytest.mark.parametrize("case", FOREIGN)
+def test_what_is_not_ours_in_a_gallery_keeps_it(tmp_path: Path, case: str) -> None:
     folder = tmp_path / "g"
-    write_gallery(folder, grey(1, 2, 3), [{}, {}, {}])
-    (folder / "scores.parquet").write_text("of the old pictures")
-    write_gallery(folder, grey(4), [{}])
+    write_gallery(folder, grey(1, 2), [MADE, MADE])
+    FOREIGN[case](folder)
+    kept = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(UserError):
+        write_gallery(folder, grey(3), [MADE], overwrite=True)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == kept
+
+
+def test_a_gallery_is_replaced_with_its_scores_where_that_is_asked_for(tmp_path: Path) -> None:
+    folder = tmp_path / "g"
+    write_gallery(folder, grey(1, 2, 3), [MADE] * 3)
+    table = ScoresTable([{}] * 3, {"h": [1.0] * 3}, [None] * 3, {}, {})
+    table.save(folder / "scores.parquet")
+    # What a killed scoring leaves.
+    (folder / ".scores.parquet.parts").mkdir()
+    table.save(folder / ".scores.parquet.parts/000000.parquet")
+    (folder / ".scores.parquet.lock").write_text("process 1 on here\n")
+    with pytest.raises(UserError, match=r"g: a gallery is there; .*--overwrite"):
+        write_gallery(folder, grey(4), [MADE])
+    write_gallery(folder, grey(4), [MADE], overwrite=True)
     assert sorted(p.name for p in folder.iterdir()) == ["00000.png", "metadata.jsonl"]
+    assert [p.name for p in tmp_path.iterdir()] == ["g"]
+
+
+def test_an_old_gallery_that_comes_back_is_asked_about(tmp_path: Path) -> None:
+    """A write was killed between its two renames: the old gallery is still the user's."""
+    write_gallery(tmp_path / "g", grey(1), [MADE])
+    (tmp_path / "g").rename(tmp_path / ".g.0123456789abcdef.old")
+    with pytest.raises(UserError, match="a gallery is there"):
+        write_gallery(tmp_path / "g", grey(2), [MADE])
+    assert Gallery.load(tmp_path / "g").image(0).max() == grey(1).max()
+
+
+def test_what_was_put_there_meanwhile_is_kept(tmp_path: Path) -> None:
+    """While pictures are drawn, the user saves something under the name of the gallery."""
+
+    def batches() -> Iterator[torch.Tensor]:
+        mine(tmp_path / "g", "thesis.tex")
+        yield grey(1)
+
+    with pytest.raises(UserError, match=r"thesis\.tex"):
+        write_gallery(tmp_path / "g", batches(), [MADE], overwrite=True)
+    assert (tmp_path / "g/thesis.tex").read_text() == "years of work"
+
+
+def test_a_gallery_has_one_writer(tmp_path: Path) -> None:
+    """The second is told the first, whose gallery appears whole."""
+
+    def batches() -> Iterator[torch.Tensor]:
+        with pytest.raises(UserError, match=rf"is being written by process {os.getpid()} on"):
+            write_gallery(tmp_path / "g", grey(2), [MADE])
+        yield grey(1)
+
+    write_gallery(tmp_path / "g", batches(), [MADE])
+    assert [path.name for path in tmp_path.iterdir()] == ["g"]
+
+
+def test_the_datasets_librarys_captions_are_prompts(tmp_path: Path) -> None:
+    """Its ImageFolder: a column of another name, or a table of CSV; "prompt" itself comes first."""
+    lines: tuple[dict[str, Any], ...]
+    lines = ({"text": "a"}, {"caption": "b"}, {"prompt": "c", "text": "x"}, {"text": ["d"]})
+    named = [json.dumps({"file_name": f"{n}.png", **line}) for n, line in enumerate(lines)]
+    rows = Gallery.load(folder_of(tmp_path / "g", *named)).rows
+    assert [row.get("prompt") for row in rows] == ["a", "b", "c", None]
+    folder = folder_of(tmp_path / "csv")
+    (folder / "metadata.jsonl").unlink()
+    table = 'file_name,text,label\r\n0.png,"a cat, ""big""",pets\r\n1.png,,\r\n'
+    (folder / "metadata.csv").write_bytes(b"\xef\xbb\xbf" + table.encode())
+    assert Gallery.load(folder).rows == [
+        {"file_name": "0.png", "text": 'a cat, "big"', "label": "pets", "prompt": 'a cat, "big"'},
+        {"file_name": "1.png"},
+    ]
+    assert skipped_files(folder) == {}
+
+
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        (b"file_name\n../x.png\n", r"line 2: file_name '../x\.png' leaves"),
+        (b"file_name,text\n,a\n", "line 2: file_name is None"),
+        (b"file_name,text\na.png,b,c\n", "line 2: has 3 cells"),
+        (b"file_name,text,text\na.png,b,c\n", "line 1: column 'text'"),
+        (b"file_name\n\xff.png\n", "not UTF-8"),
+        (b"file_name,text\na.png," + b"x" * 200_000 + b"\n", "not CSV"),
+        (b"file_name\n", "no pictures"),
+    ],
+)
+def test_a_mistake_in_a_table_of_captions_is_named(tmp_path: Path, table: bytes, says: str) -> None:
+    (tmp_path / "metadata.csv").write_bytes(table)
+    with pytest.raises(UserError, match=says):
+        Gallery.load(tmp_path)
+
+
+def test_another_table_is_no_metadata(tmp_path: Path) -> None:
+    Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
+    (tmp_path / "metadata.csv").write_text("camera,lens\nx,y\n")
+    assert Gallery.load(tmp_path).rows == [{"file_name": "a.png"}]
 
 
 class Killed(BaseException):
@@ -346,26 +479,28 @@ def test_a_write_killed_anywhere_leaves_the_old_or_the_new_gallery(
     """
     with monkeypatch.context() as patch:
         counter = killed_at(10**9, patch)
-        write_gallery(tmp_path / "g", grey(10, 20), [{}, {}])
-        write_gallery(tmp_path / "g", grey(30), [{}])
+        write_gallery(tmp_path / "g", grey(10, 20), [MADE, MADE])
+        write_gallery(tmp_path / "g", grey(30), [MADE], overwrite=True)
         steps = counter()
     assert steps > 8
     seen = set()
     for step in range(1, steps):
         folder = tmp_path / str(step)
-        write_gallery(folder, grey(10, 20), [{}, {}])
+        write_gallery(folder, grey(10, 20), [MADE, MADE])
         for again in (
             step,
             4,
         ):  # the second write starts from what the first left, and is killed early on
             with monkeypatch.context() as patch, contextlib.suppress(Killed):
                 killed_at(again, patch)
-                write_gallery(folder, grey(30), [{}])
+                write_gallery(folder, grey(30), [MADE], overwrite=True)
             found = Gallery.load(folder)
             levels = tuple(round(found.image(n).mean().item() * 255) for n in range(len(found)))
             assert levels in {(10, 20), (30,)}
             seen.add(levels)
-        assert len(write_gallery(folder, grey(40), [{}])) == 1  # and the next write goes through
+        assert (
+            len(write_gallery(folder, grey(40), [MADE], overwrite=True)) == 1
+        )  # and the next write goes through
         assert not list(tmp_path.glob(f".{step}.*"))  # and clears the litter
     assert len(seen) == 2
 

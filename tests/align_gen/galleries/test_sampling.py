@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from align_gen import sample
+from align_gen.errors import UserError
 from align_gen.galleries.gallery import Gallery
 from align_gen.pipelines.guidance.best_of import BestOf
 from align_gen.reward_heads import RewardFailure, reward_set
@@ -158,6 +160,54 @@ def test_one_text_is_one_prompt_and_names_and_folder_have_defaults(
     gallery = sample("emoji-sd", "a cat", num_inference_steps=1)
     assert [row["prompt"] for row in gallery] == ["a cat"]
     assert Gallery.load(tmp_path / "gallery").rows == gallery.rows
+
+
+@pytest.mark.slow
+def test_what_an_object_draws_is_not_known(
+    tiny_folder: Path, tmp_path: Path, tiny_model: Callable[..., Any]
+) -> None:
+    """A name stands for the same pictures; an object may have been trained, a guide changed.
+
+    A negative prompt gives other pictures, so it is among what is compared.
+    """
+    arguments: dict[str, Any] = {"out": tmp_path / "g", **SETTINGS}
+    first = sample(tiny_folder, ["a cat"], **arguments)
+    kept = (tmp_path / "g/00000.png").stat().st_mtime_ns
+    assert first.rows[0]["made"]["model"] == tiny_folder.name
+    assert sample(str(tiny_folder), ["a cat"], **arguments).rows == first.rows
+    with pytest.raises(UserError, match="differs in negative"):
+        sample(tiny_folder, ["a cat"], negative="a dog", **arguments)
+    with pytest.raises(UserError, match="a gallery is there"):
+        sample(tiny_model(), ["a cat"], origin={"model": str(tiny_folder)}, **arguments)
+    with pytest.raises(UserError, match="a gallery is there"):
+        sample(tiny_folder, ["a cat"], guide=BestOf(brightness, 2), **arguments)
+    assert (tmp_path / "g/00000.png").stat().st_mtime_ns == kept
+    again = sample(tiny_model(), ["a cat"], overwrite=True, **arguments)
+    assert "model" not in again.rows[0]["made"]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"height": 0, "width": 0}, "height: 0, want 1 or more"),
+        ({"width": -8}, "width: -8"),
+        ({"num_frames": 0}, "num_frames: 0"),
+        ({"num_inference_steps": 0}, "num_inference_steps: 0"),
+        ({"batch_size": 0}, "batch_size: 0"),
+        ({"prompts": [{"prompt": "a", "error": "x"}]}, "row 0: column 'error'"),
+        ({"prompts": ["a", {"prompt": "b", "note": "\ud800"}]}, "row 1: column 'note'"),
+        ({"prompts": [{"prompt": "a", "seed": 2**64}]}, "row 0: seed"),
+        ({"note": {"sha256": "x"}}, "column 'sha256'"),
+    ],
+    ids=str,
+)
+def test_a_mistake_is_told_before_the_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], says: str
+) -> None:
+    monkeypatch.setattr("align_gen.galleries.sampling.open_model", None)
+    with pytest.raises(UserError, match=says):
+        sample("emoji-sd", **{"prompts": ["a"], "out": tmp_path / "g", **options})
+    assert not [*tmp_path.iterdir()]
 
 
 SHARED = """

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import Tensor
@@ -50,7 +52,7 @@ def mixed_shapes(folder: Path, count: int) -> Gallery:
     """Row n: filled with n, prompt n, side 2 to 4 in turn."""
     gallery = levels(folder, *range(count))
     for n, row in enumerate(gallery.rows):
-        side = levels(folder.parent / "one", n, size=2 + n % 3)
+        side = levels(folder.parent / f"one-{n}", n, size=2 + n % 3)
         os.replace(side.path(0), folder / row["file_name"])
     return gallery
 
@@ -361,6 +363,57 @@ def test_two_processes_share_the_chunks(tmp_path: Path) -> None:
     score_file(tmp_path / "g", ["mean_hue", "jpeg_size"], tmp_path / "one.parquet")
     one, two = (ScoresTable.load(tmp_path / name) for name in ("one.parquet", "two.parquet"))
     assert one == two
+
+
+# --- prompts --------------------------------------------------------------------------------------
+
+
+class Reader(Counted):
+    """A head that reads the prompt: its length."""
+
+    reads_prompt = True
+
+    def __call__(self, media: Tensor, prompts: Sequence[str], **context: Any) -> Tensor:
+        self.calls.append(("", len(media)))
+        return torch.tensor([float(len(prompt)) for prompt in prompts])
+
+
+@pytest.mark.parametrize("last", [{}, {"prompt": " "}, {"label": "pets", "text": ""}], ids=str)
+def test_a_head_that_reads_prompts_wants_one_of_every_picture(
+    tmp_path: Path, last: dict[str, str]
+) -> None:
+    """Refused before anything is scored, with the columns that there are; others score it."""
+    gallery = levels(tmp_path / "g", 1, 2)
+    rows = [gallery.rows[0], {"file_name": "00001.png", **last}]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (gallery.folder / "metadata.jsonl").write_text(lines)
+    head = Reader()
+    for source in (gallery.folder, Gallery.load(gallery.folder)):
+        with pytest.raises(UserError, match=r"00001\.png has no prompt, which reward"):
+            score(source, {"words": {"name": head}})
+        with pytest.raises(UserError, match=f"there are: .*{max(last, default='file_name')}"):
+            score_file(source, {"words": {"name": head}}, tmp_path / "s.parquet")
+    assert head.asked == 0 and not (tmp_path / "s.parquet").exists()
+    assert len(score(gallery.folder, [mean_level]).rows) == 2
+
+
+def test_a_caption_is_a_prompt(tmp_path: Path) -> None:
+    """In metadata of either kind, and in shards; a broken picture needs none."""
+    gallery = levels(tmp_path / "g", 1, 2)
+    (gallery.folder / "metadata.jsonl").unlink()
+    table = "file_name,text\n00000.png,four\n00001.png,fifteen letters\n"
+    (gallery.folder / "metadata.csv").write_text(table)
+    found = score(gallery.folder, {"words": {"name": Reader()}})
+    assert found.heads["words"] == [4, 15]
+    assert [row["prompt"] for row in found.rows] == ["four", "fifteen letters"]
+
+    pictures = [gallery.path(n).read_bytes() for n in range(2)]
+    shard = tmp_path / "shard.parquet"
+    pq.write_table(pa.table({"image": pictures, "caption": ["four", "fifteen letters"]}), shard)
+    assert score(shard, {"words": {"name": Reader()}}).heads["words"] == [4, 15]
+    pq.write_table(pa.table({"image": [b"", *pictures], "other": ["a", "b", "c"]}), shard)
+    with pytest.raises(UserError, match="has no prompt, which reward 'words' reads"):
+        score(shard, {"words": {"name": Reader()}})
 
 
 # --- where to, and what was left out --------------------------------------------------------------

@@ -348,7 +348,7 @@ def test_videos_of_several_sizes_and_lengths_beside_pictures(tmp_path: Path) -> 
     rows = []
     for number, shape in enumerate([(4, 3, 16, 16), (2, 3, 32, 16), (6, 3, 16, 32)]):
         made = write_gallery(
-            tmp_path / "one", torch.full((1, *shape), (number + 1) / 5), [{"prompt": ""}]
+            tmp_path / f"one-{number}", torch.full((1, *shape), (number + 1) / 5), [{"prompt": ""}]
         )
         (tmp_path / "g").mkdir(exist_ok=True)
         made.path(0).rename(tmp_path / "g" / f"{number}.mp4")

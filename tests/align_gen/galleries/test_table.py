@@ -78,13 +78,14 @@ def test_parquet_gives_back_every_row_and_number(tmp_path: Path) -> None:
         "clip": [1 / 3, None, -0.0, 1e-310, float(torch.tensor(0.1))]
     }
     errors = [None, "truncated", None, None, None]
-    table = ScoresTable(HOSTILE_ROWS, heads, errors, {"clip": PROVENANCE}, {"torch": "2"}, "/g")
+    gallery = str(tmp_path / "g")
+    table = ScoresTable(HOSTILE_ROWS, heads, errors, {"clip": PROVENANCE}, {"torch": "2"}, gallery)
     table.save(tmp_path / "s.parquet")
     found = ScoresTable.load(tmp_path / "s.parquet")
     assert exact(found.rows) == exact(HOSTILE_ROWS)
     assert list(map(repr, found.heads["clip"])) == list(map(repr, heads["clip"]))
     assert (found.errors, found.provenance, found.versions, found.folder) == (
-        errors, {"clip": PROVENANCE}, {"torch": "2"}, "/g")  # fmt: skip
+        errors, {"clip": PROVENANCE}, {"torch": "2"}, gallery)  # fmt: skip
     assert [p.name for p in tmp_path.iterdir()] == ["s.parquet"]
 
 
@@ -145,24 +146,198 @@ def test_scores_find_their_gallery_after_a_move(
     assert len(Gallery.load(folder)) == 1
 
 
-def test_a_gallery_elsewhere_stays_where_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Only the scores are moved: they still name the gallery, whatever the working directory is."""
+def test_a_gallery_elsewhere_is_not_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is shared holds no path of this machine."""
     monkeypatch.chdir(tmp_path)
     levels(Path("g"), 3)
     (tmp_path / "scores").mkdir()
     score("g", {"level": {"name": mean_level}}).save("scores/s.parquet")
-    os.rename("scores/s.parquet", "s.parquet")
-    assert ScoresTable.load("s.parquet").folder == str(tmp_path / "g")
+    assert ScoresTable.load("scores/s.parquet").folder is None
+    assert str(tmp_path).encode() not in Path("scores/s.parquet").read_bytes()
+
+
+def rewritten(path: Path, **about: Any) -> None:
+    """A file of scores that says something else of itself."""
+    table = pq.read_table(path)
+    says = json.loads(table.schema.metadata[b"align_gen"]) | about
+    pq.write_table(table.replace_schema_metadata({b"align_gen": json.dumps(says)}), path)
+
+
+def test_only_a_gallery_below_the_file_is_followed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file from somebody else names a folder of the user's, by its path, climbing, or a link."""
+    (tmp_path / "private").mkdir()
+    (tmp_path / "sent").mkdir()
+    (tmp_path / "sent/link").symlink_to(tmp_path / "private")
+    path = tmp_path / "sent/s.parquet"
+    for folder in (str(tmp_path / "private"), "../private", "g/../../private", "link", "/"):
+        ScoresTable([{"a": 1}], {"clip": [0.5]}, [None], {}, {}).save(path)
+        rewritten(path, folder=folder)
+        caplog.clear()
+        assert ScoresTable.load(path).folder is None
+        assert "sent/s.parquet: names a gallery outside of its own folder" in caplog.text
+    for folder in (".", "g", "g/../h", str(tmp_path / "sent/g")):
+        rewritten(path, folder=folder)
+        found = ScoresTable.load(path).folder
+        assert found is not None and Path(found).resolve().is_relative_to(tmp_path / "sent")
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        {"provenance": [1]},
+        {"provenance": {"clip": [1]}},
+        {"versions": "x"},
+        {"folder": 3},
+        {"folder": "a\0b"},
+        {"types": ["a"]},
+        {"heads": {"clip": 1}},
+        {"heads": ["a"], "types": {}},
+        {"own": ["clip"]},
+        {"own": {"combined": 1}},
+        {"combination": "sum"},
+        {"kept": {"clip": "2.0"}},
+        {"unsigned": "clip"},
+        {"format": [1]},
+    ],
+    ids=str,
+)
+def test_a_description_of_another_kind_is_refused(tmp_path: Path, about: dict[str, Any]) -> None:
+    path = tmp_path / "s.parquet"
+    ScoresTable([{"a": "x"}], {"clip": [0.5]}, [None], {"clip": {}}, {}).save(path)
+    rewritten(path, **about)
+    with pytest.raises(UserError, match=re.escape(str(path))):
+        ScoresTable.load(path)
+
+
+def test_a_description_without_end_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "s.parquet"
+    deep = "[" * 100_000 + "]" * 100_000
+    ScoresTable([{"a": [1]}], {"clip": [0.5]}, [None], {}, {}).save(path)
+    table = pq.read_table(path)
+    about = table.schema.metadata[b"align_gen"]
+    cut = about.replace(b'"provenance": {}', b'"provenance": {"clip": ' + deep.encode() + b"}")
+    assert cut != about
+    pq.write_table(table.replace_schema_metadata({b"align_gen": cut}), path)
+    with pytest.raises(UserError, match="not a scores file"):
+        ScoresTable.load(path)
+    # And in a cell.
+    column = table.set_column(0, "a", pa.array([deep]))
+    pq.write_table(column.replace_schema_metadata({b"align_gen": about}), path)
+    with pytest.raises(UserError, match="not a scores file"):
+        ScoresTable.load(path)
+
+
+@pytest.mark.slow
+def test_a_flipped_bit_never_changes_a_number(tmp_path: Path) -> None:
+    """Each bit in turn: the file is refused, or gives what was written.
+
+    Without checksums of pages, numbers come out changed.
+    """
+    path = tmp_path / "s.parquet"
+    rows = [{"file_name": f"{n}.png", "prompt": f"a thing {n % 3}"} for n in range(8)]
+    scores: list[float | None] = [n / 7 for n in range(8)]
+    table = ScoresTable(rows, {"clip": scores}, [None] * 8, {"clip": PROVENANCE}, {})
+    table.save(path)
+    whole = path.read_bytes()
+    footer = int.from_bytes(whole[-8:-4], "little") + 8
+    refused = 0
+    for at in range(0, 8 * (len(whole) - footer), 7):
+        flipped = bytearray(whole)
+        flipped[at // 8] ^= 1 << at % 8
+        path.write_bytes(flipped)
+        try:
+            assert ScoresTable.load(path) == table
+        except UserError:
+            refused += 1
+    assert refused > 100
+
+
+def test_a_file_without_checksums_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "s.parquet"
+    table = ScoresTable([{"a": 1}], {"clip": [0.5]}, [None], {}, {})
+    table.save(path)
+    pq.write_table(pq.read_table(path), path)
+    assert ScoresTable.load(path) == table
+
+
+def test_only_scores_of_ours_are_replaced(tmp_path: Path) -> None:
+    table = ScoresTable([{"a": 1}], {"clip": [0.5]}, [None], {}, {})
+    others = {
+        "plain.parquet": lambda path: pq.write_table(pa.table({"a": [1]}), path),
+        "text.parquet": lambda path: path.write_text("mine"),
+        "pairs.parquet": lambda path: pq.write_table(
+            pa.table({"a": [1]}).replace_schema_metadata(
+                {b"align_gen": b'{"format": 1, "kind": "pairs"}'}
+            ),
+            path,
+        ),
+        "deep.parquet": lambda path: pq.write_table(
+            pa.table({"a": [1]}).replace_schema_metadata({b"align_gen": b"[" * 100_000}), path
+        ),
+        "noname": lambda path: path.write_text("mine"),
+    }
+    for name, make in others.items():
+        make(tmp_path / name)
+        kept = (tmp_path / name).read_bytes()
+        with pytest.raises(UserError, match=f"{name}: is there, and no file of scores"):
+            table.save(tmp_path / name)
+        assert (tmp_path / name).read_bytes() == kept
+    (tmp_path / "link.parquet").symlink_to(tmp_path / "text.parquet")
+    with pytest.raises(UserError, match="is a link"):
+        table.save(tmp_path / "link.parquet")
+    with pytest.raises(UserError, match="is a device"):
+        table.save("/dev/null")
+
+
+def test_what_this_user_wrote_is_signed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another number, prompt, reason, head or secret, and the signature is nobody's."""
+    monkeypatch.setenv("ALIGN_GEN_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "s.parquet"
+    extra = {"sha256": ["ab", "cd"]}
+    rows = [{"prompt": "a"}, {"prompt": "b"}]
+    heads: dict[str, list[float | None]] = {"clip": [0.5, None]}
+    table = ScoresTable(rows, heads, [None, "gone"], {"clip": PROVENANCE}, {}, None, extra)
+    table.save(path)
+    assert ScoresTable.load_signed(path) == (table, True)
+    # As two parts the file is the same.
+    halves = [
+        ScoresTable([row], {"clip": [heads["clip"][n]]}, [table.errors[n]], table.provenance, {},
+                    None, {"sha256": [extra["sha256"][n]]})
+        for n, row in enumerate(rows)
+    ]  # fmt: skip
+    save_parts(lambda: iter(halves), path)
+    assert ScoresTable.load_signed(path) == (table, True)
+
+    written = pq.read_table(path)
+    metadata = written.schema.metadata
+    for name, values in {
+        "clip": pa.array([0.25, None]),
+        "prompt": pa.array(["a", "c"]),
+        "error": pa.array([None, None], pa.string()),
+        "sha256": pa.array(["ab", "ab"]),
+    }.items():
+        place = written.schema.get_field_index(name)
+        forged = written.set_column(place, name, values).replace_schema_metadata(metadata)
+        pq.write_table(forged, path)
+        assert not ScoresTable.load_signed(path)[1], name
+    other = metadata[b"align_gen"].replace(b"x-1", b"x-2")
+    pq.write_table(written.replace_schema_metadata({**metadata, b"align_gen": other}), path)
+    assert not ScoresTable.load_signed(path)[1]
+    pq.write_table(written.replace_schema_metadata(metadata), path)
+    assert ScoresTable.load_signed(path)[1]
+    monkeypatch.setenv("ALIGN_GEN_CACHE", str(tmp_path / "another"))
+    assert not ScoresTable.load_signed(path)[1]
 
 
 def test_parts_of_a_gallery_become_one_file(tmp_path: Path) -> None:
     """A column that is a number in one part and text in the other, or is missing in one, comes back
     as it was.
     """
+    gallery = str(tmp_path / "g")
     first = ScoresTable(
-        [{"a": 1, "b": 2}], {"clip": [0.5]}, [None], {}, {}, "/g", {"combined": [0.5]}
+        [{"a": 1, "b": 2}], {"clip": [0.5]}, [None], {}, {}, gallery, {"combined": [0.5]}
     )
     second = ScoresTable(
         [{"a": "x", "c": 0.1}],
@@ -170,7 +345,7 @@ def test_parts_of_a_gallery_become_one_file(tmp_path: Path) -> None:
         ["gone"],
         {},
         {},
-        "/g",
+        gallery,
         {"combined": [None], "uncertainty": [0.25]},
     )
     save_parts(lambda: iter([first, second]), tmp_path / "s.parquet")
