@@ -34,15 +34,29 @@ def pairs(
         typer.Option(help="Of bradley_terry, above 0: near 0 takes the best, a large one any."),
     ] = 1.0,
     seed: Annotated[int, typer.Option(help="Of bradley_terry.")] = 0,
+    gallery: Annotated[
+        Path | None,
+        typer.Option(
+            help="The pictures' folder, where the scores file does not lie in or above it."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Mine a preference dataset: pairs of pictures of one prompt, the better one chosen."""
-    from ..galleries.folders import followed_folder
     from ..galleries.mining import pairs as mine
     from ..galleries.pairs import write_pairs
+    from ..galleries.parquet_files import PAIRS_KIND, require_own
     from ..galleries.table import ScoresTable
 
+    require_own(out, PAIRS_KIND)
     table = ScoresTable.of(source)
+    # Pairs name their pictures by path, so these must lie somewhere.
+    folder = gallery or (source if source.is_dir() else table.folder)
+    if folder is None:
+        raise UserError(
+            f"{source}: does not say where its pictures are; want --gallery FOLDER, "
+            "or the scores of a gallery"
+        )
     mined = mine(
         table,
         by=by,  # type: ignore[arg-type]
@@ -52,10 +66,6 @@ def pairs(
         per_prompt=per_prompt,
         temperature=temperature,
     )
-    # Pairs name their pictures by path, so these must lie somewhere.
-    folder = source if source.is_dir() else followed_folder(source, table)
-    if folder is None:
-        raise UserError(f"{source}: its pictures are in no folder below its own; want the gallery")
     write_pairs(out, mined, folder)
 
     # How far the heads agree is the first hint of whether the pairs are worth learning from.

@@ -133,6 +133,8 @@ def _prompt(row: Mapping[str, Any], index: int) -> str:
     if not isinstance(prompt, str):
         name = row.get("file_name")
         raise UserError(f"row {index} ({name}): has no prompt; pairs are of pictures of one prompt")
+    if not isinstance(row.get("file_name"), str):
+        raise UserError(f"row {index}: has no file_name; want scores of a gallery's pictures")
     return prompt
 
 

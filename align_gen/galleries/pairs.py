@@ -13,6 +13,7 @@ from ..files import lines_of, whole_file
 from .formats import VIDEOS, UnreadablePicture, suffix_of
 from .gallery import METADATA, inside
 from .media import as_media, read_pixels
+from .parquet_files import KEY, PAIRS_KIND, mark, parquet_reader, parquet_writer, require_own
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,11 +71,11 @@ def write_pairs(path: str | Path, pairs: Sequence[Mapping[str, Any]], folder: st
 
     Raises:
         UserError: no pairs, pictures among videos, a file that lies outside ``folder`` or cannot be
-            read, or a path that cannot be written.
+            read, or a path that cannot be written: something else than pairs of ours is there.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
+    require_own(Path(path), PAIRS_KIND)
     if not pairs:
         raise UserError("pairs: none to write")
     folder = Path(folder)
@@ -93,7 +94,7 @@ def write_pairs(path: str | Path, pairs: Sequence[Mapping[str, Any]], folder: st
         with (
             writing_to(path),
             whole_file(Path(path)) as file,
-            pq.ParquetWriter(file, schema) as writer,
+            parquet_writer(file, schema) as writer,
         ):
             # In batches, as media lie in the file: all of them would not fit in memory.
             for start in range(0, len(rows), BATCH):
@@ -130,7 +131,8 @@ def _schema(types: Mapping[str, str | None], decoded: str) -> Any:
     for name, kind in types.items():
         fields.append(pa.field(name, media if kind is None else pa.type_for_alias(kind)))
         features[name] = {"_type": decoded} if kind is None else {"dtype": kind, "_type": "Value"}
-    about = {"huggingface": json.dumps({"info": {"features": features}})}
+    about: dict[str | bytes, Any] = {"huggingface": json.dumps({"info": {"features": features}})}
+    about[KEY] = mark(PAIRS_KIND)
     return pa.schema(fields, metadata=about)
 
 
@@ -197,10 +199,9 @@ def read_pairs(path: str | Path) -> Pairs:
 
 def _read_parquet(path: Path) -> Pairs:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
+        with parquet_reader(path) as file:
             rows: list[Row] = file.read().to_pylist()
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{path}: not a Parquet file of pairs ({one_line(error, 120)})") from error

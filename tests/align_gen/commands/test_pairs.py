@@ -3,12 +3,13 @@
 import json
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from align_gen.galleries.gallery import write_gallery
 from align_gen.galleries.table import ScoresTable
-from tests.kits.command_line import Cli, mistake
+from tests.kits.command_line import Cli, coloured, mistake
 
 
 @pytest.mark.slow
@@ -100,3 +101,47 @@ def test_pictures_outside_of_a_scores_files_folder_are_no_pairs(cli: Cli, tmp_pa
 )
 def test_a_mistake_is_one_line(cli: Cli, arguments: list[str], named: str) -> None:
     assert named in mistake(cli(*arguments))
+
+
+def scored(cli: Cli, tmp_path: Path) -> Path:
+    folder = coloured(tmp_path / "g", 0.1)
+    code = "def light(media, prompts):\n    return media.mean((1, 2, 3))\n"
+    (tmp_path / "light.py").write_text(code)
+    assert cli("score", folder, "--reward", f"light={tmp_path}/light.py:light").code == 0
+    return folder
+
+
+@pytest.mark.slow
+def test_only_pairs_are_replaced(cli: Cli, tmp_path: Path) -> None:
+    folder = scored(cli, tmp_path)
+    kept = (folder / "scores.parquet").read_bytes()
+    (tmp_path / "sales.parquet").write_text("mine")
+    for out, named in (
+        ("/dev/full", "is a device"),
+        (folder / "00000.png", "want a name that ends in .parquet"),
+        (folder, "is a folder"),
+        (folder / "scores.parquet", "no file of pairs by align-gen"),
+        (tmp_path / "sales.parquet", "no file of pairs by align-gen"),
+    ):
+        assert named in mistake(cli("pairs", folder, "--out", out))
+    assert (folder / "scores.parquet").read_bytes() == kept
+    assert (tmp_path / "sales.parquet").read_text() == "mine"
+    for _ in range(2):
+        assert cli("pairs", folder, "--out", tmp_path / "p.parquet").code == 0
+    line = mistake(cli("score", folder, "--reward", "jpeg_size", "--out", tmp_path / "p.parquet"))
+    assert "no file of scores by align-gen" in line
+
+
+def test_pictures_elsewhere_are_named_by_the_user(cli: Cli, tmp_path: Path) -> None:
+    """A file that was sent names a folder of the user's: nothing of it is read."""
+    folder = scored(cli, tmp_path)
+    (tmp_path / "sent").mkdir()
+    sent = tmp_path / "sent/s.parquet"
+    table = pq.read_table(folder / "scores.parquet")
+    about = json.loads(table.schema.metadata[b"align_gen"]) | {"folder": str(folder)}
+    pq.write_table(table.replace_schema_metadata({b"align_gen": json.dumps(about)}), sent)
+    done = cli("pairs", sent, "--out", tmp_path / "p.parquet")
+    assert done.code == 2 and "want --gallery FOLDER" in done.err.splitlines()[-1]
+    assert not (tmp_path / "p.parquet").exists()
+    named = cli("pairs", sent, "--gallery", folder, "--out", tmp_path / "p.parquet")
+    assert named.code == 0 and named.out.startswith("4 pairs")
