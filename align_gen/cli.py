@@ -92,7 +92,7 @@ def main() -> None:
     except UserError as error:
         if debug:
             raise
-        print(f"align-gen: {error}", file=sys.stderr)
+        print(f"align-gen: {one_line(error)}", file=sys.stderr)
         raise SystemExit(2) from None
     except Exception as error:
         # The parser's own errors, whichever library typer takes it from.
@@ -101,7 +101,7 @@ def main() -> None:
         if debug:
             raise
         where = f"{resume_hint(error)} ({DEBUG} shows where)"
-        print(f"align-gen: {type(error).__name__}: {error}{where}", file=sys.stderr)
+        print(f"align-gen: {type(error).__name__}: {one_line(error)}{where}", file=sys.stderr)
         raise SystemExit(1) from None
     if code == 130:  # an interruption outside of a run, as typer returns it
         print("align-gen: interrupted", file=sys.stderr)

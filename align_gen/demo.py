@@ -18,7 +18,7 @@ from .galleries.intervals import Change
 from .galleries.prompts import load_prompts
 from .galleries.table import ScoresTable
 from .progress import ProgressCallback, silent
-from .report.runs import report_run
+from .report.runs import report_run, verdict_line
 from .run_folder import RunFolder
 from .training.engine import Run, finetune
 from .training.journal import read_lines
@@ -79,7 +79,8 @@ def _seconds_before(run: RunFolder) -> tuple[float, bool]:
 
 def summarise(run: Run) -> dict[str, Any]:
     """The figures of a demo run."""
-    changes = compare(run.before, run.after).columns
+    comparison = compare(run.before, run.after)
+    changes = comparison.columns
     model = bundled.model_path(run.recipe.eval_rewards["heldout"]["path"])
     before = HeldOutFigures.of(run.before, model)
     after = HeldOutFigures.of(run.after, model)
@@ -95,6 +96,7 @@ def summarise(run: Run) -> dict[str, Any]:
         "prompts": changes[COLUMNS["reward"]].prompts,
         "clip_fraction": sum(fractions) / max(len(fractions), 1),
         "denoiser_calls": run.denoiser_calls,
+        "verdict": verdict_line(run, comparison),
         **{name: _figures(changes[column]) for name, column in COLUMNS.items()},
         "recall_at_5": {"before": before.recall_at_5, "after": after.recall_at_5},
         "diversity": {"before": before.diversity, "after": after.diversity, "ratio": ratio},

@@ -1,7 +1,14 @@
 """Errors printed in one line: a user's mistake (exit 2), and a run that had to stop (exit 1)."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+# What moves a terminal's cursor, ends a line or turns its letters round: C0, DEL, C1, the line
+# separators, and Unicode's controls of direction; and half a surrogate pair, which has no bytes.
+UNPRINTABLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 
 class UserError(ValueError):
@@ -56,5 +63,13 @@ def writing_to(path: object, want: str = "a file that can") -> Iterator[None]:
 
 
 def one_line(error: object, limit: int | None = None) -> str:
-    """The message of an error in one line, of at most ``limit`` characters."""
-    return " ".join(str(error).split())[:limit]
+    """The message of an error in one line, of at most ``limit`` characters, without controls."""
+    return printable(" ".join(str(error).split()))[:limit]
+
+
+def printable(text: object) -> str:
+    """A text for one line of a terminal: control characters as their escapes in Python.
+
+    Names and prompts come from files of others, and could forge lines or move the cursor.
+    """
+    return UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], str(text))

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
+from .errors import printable
+
 # phase, done, total, and numbers to show beside them
 ProgressCallback = Callable[[str, int, int, Mapping[str, Any]], None]
 PLAIN_SECONDS = 30.0  # between lines where there is no terminal
@@ -108,7 +110,7 @@ def note(numbers: Mapping[str, Any]) -> str:
             key.startswith(HEAD) and not (key == COMBINED and len(heads) == 1)
         )
         if shown and isinstance(value, float):
-            words.append(f"{key} {value:.4g}")
+            words.append(f"{printable(key)} {value:.4g}")
     return "  ".join(words)
 
 

@@ -111,7 +111,7 @@ def _import(path: str) -> Any:
     try:
         is_file = module_name.endswith(".py")
         module = _run_file(path, Path(module_name)) if is_file else import_module(module_name)
-    except ImportError as error:
+    except (ImportError, SyntaxError) as error:
         raise ValueError(f"reward {path!r}: cannot import {module_name}: {error}") from error
     if not hasattr(module, attribute):
         have = sorted(name for name in vars(module) if not name.startswith("_"))

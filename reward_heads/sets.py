@@ -66,6 +66,9 @@ class RewardSet:
     def __post_init__(self) -> None:
         self.weights = {name: float(self.weights.get(name, 1.0)) for name in self.heads}
 
+    def __repr__(self) -> str:
+        return f"RewardSet({', '.join(self.heads)})"
+
     def __call__(self, media: Tensor, prompts: Sequence[str], **context: Any) -> Scores:
         """Score B samples.
 

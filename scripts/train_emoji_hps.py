@@ -40,7 +40,7 @@ UNSEEN_WORDINGS = ("one {}", "{} on white", "a small sign that shows {}", "a nic
 CARD = """---
 license: mit
 ---
-# emoji-hps: emoji-clip, tuned to preferences
+# emoji-hps: emoji-clip tuned to prefer clean pictures
 
 Trained by `scripts/train_emoji_hps.py` of align_gen with `train_reward(mode="lora")`: low-rank \
 changes of emoji-clip,

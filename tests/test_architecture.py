@@ -24,6 +24,7 @@ HALL = {
     "distributed",
     "precision",
     "progress",
+    "portable",
     "bundled",
     "run_folder",
     "peak_memory",
@@ -52,6 +53,28 @@ HEAVY = {
     "xformers",
 }
 MB = 1_000_000
+# Calls that change the disk, by their last name or in full; `open` besides, where its mode writes.
+WRITES = {
+    ".rename", "copyfile", "copytree", "hardlink_to", "imwrite", "mkdtemp", "mkstemp", "os.open",
+    "os.remove", "os.replace", "rmdir", "rmtree", "np.save", "save_file", "save_pretrained",
+    "symlink_to", "torch.save", "touch", "truncate", "unlink", "write_bytes", "write_text",
+}  # fmt: skip
+# Who may: the two files that everything goes through; who fills a folder that one of them, or
+# tempfile, has made; and the cache of the user's own.
+WRITERS = {
+    "align_gen/files.py": "the one way",
+    "align_gen/locks.py": "the one lock",
+    "align_gen/galleries/media.py": "fills a part",
+    "align_gen/training/checkpoint.py": "fills a part",
+    "align_gen/training/export.py": "fills a part",
+    "align_gen/reward_training/export.py": "fills a part",
+    "align_gen/reward_training/train.py": "fills a part",
+    "align_gen/bench/rewards.py": "fills a temporary folder",
+    "pipelines/exports.py": "fills a part",
+    "pipelines/families/toy.py": "fills a part",
+    "reward_heads/backbones/head_folder.py": "fills a part",
+    "pipelines/prompt_cache.py": "the user's own cache",
+}
 
 
 @cache
@@ -254,6 +277,49 @@ def test_no_file_imports_itself_through_others() -> None:
         ("align_gen", "methods", "prdp")
     )
     assert engine < order.index(("align_gen", "demo"))
+
+
+def test_there_is_one_way_to_write() -> None:
+    """Every call that changes the disk stands in a file of ``WRITERS``, each of which has one."""
+    found: dict[str, list[str]] = {}
+    for package in PACKAGES:
+        for path in sources(package):
+            calls = [node for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call)]
+            writes = [f"line {call.lineno}" for call in calls if changes_the_disk(call)]
+            found |= {str(path): writes} if writes else {}
+    assert {path: lines for path, lines in found.items() if path not in WRITERS} == {}
+    assert {*WRITERS} == {*found}
+
+
+@pytest.mark.parametrize(
+    ("call", "changes"),
+    [
+        ("path.write_text(text)", True),
+        ("os.replace(a, b)", True),
+        ("text.replace(a, b)", False),
+        ("open(path, 'ab')", True),
+        ("path.open(mode='r+')", True),
+        ("path.open('rb')", False),
+        ("open(path)", False),
+        ("shutil.rmtree(path)", True),
+        ("path.rename(other)", True),
+        ("rename(name)", False),
+    ],
+)
+def test_a_call_that_changes_the_disk_is_seen(call: str, changes: bool) -> None:
+    [found] = [node for node in ast.walk(ast.parse(call)) if isinstance(node, ast.Call)]
+    assert changes_the_disk(found) == changes
+
+
+def changes_the_disk(call: ast.Call) -> bool:
+    full = ast.unparse(call.func)
+    name = full.rpartition(".")[2]
+    if name != "open" or full == "os.open":
+        # A method alone is `.rename`: a function of that name may be any.
+        return not {name, full, full[full.rfind(".") :]}.isdisjoint(WRITES)
+    modes = [*call.args, *(word.value for word in call.keywords if word.arg == "mode")]
+    texts = [mode.value for mode in modes if isinstance(mode, ast.Constant)]
+    return any(isinstance(text, str) and {*text} & {*"wax+"} for text in texts if text)
 
 
 @pytest.mark.slow

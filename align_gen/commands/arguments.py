@@ -44,6 +44,14 @@ def parse_dtype(text: str) -> str:
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+PairedOn = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--on",
+        help="Columns by which pictures pair, with commas or given several times; "
+        "prompt,seed without it.",
+    ),
+]
 Attention = Annotated[Kernel, typer.Option(help="The kernel that computes attention.")]
 Dtype = Annotated[
     str,
@@ -102,6 +110,11 @@ def parse_rewards(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
     if len(set(labels)) < len(labels):
         raise UserError(f"--reward: {labels} names one twice; give each a label: mine=clip:path=…")
     return dict(rows)
+
+
+def columns_of(on: Sequence[str] | None) -> list[str]:
+    """The columns of ``PairedOn``."""
+    return [name.strip() for text in on or ["prompt,seed"] for name in text.split(",")]
 
 
 def count_of(number: int, noun: str) -> str:

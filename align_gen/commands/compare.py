@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .arguments import Json
+from ..errors import printable
+from .arguments import Json, PairedOn, columns_of
 from .tables import Column, print_table
 
 if TYPE_CHECKING:
@@ -35,13 +36,7 @@ def compare(
         Path,
         typer.Argument(help="The same. Two runs: end against end. One run twice: start and end."),
     ],
-    on: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Columns by which pictures pair, with commas or given several times; "
-            "prompt,seed without it."
-        ),
-    ] = None,
+    on: PairedOn = None,
     by: Annotated[str | None, typer.Option(help="Slice by a metadata column.")] = None,
     fail_if: Annotated[
         list[str] | None,
@@ -59,24 +54,25 @@ def compare(
 
     # First of all: a gate with a mistake in it must not wait for a long comparison.
     conditions = [(text, parse_condition(text)) for text in fail_if or []]
-    columns = [name.strip() for text in on or ["prompt,seed"] for name in text.split(",")]
-    result = run_compare(a, b, on=columns, by=by)
+    result = run_compare(a, b, on=columns_of(on), by=by)
     if as_json:
         print(json.dumps(result.to_json()))
     else:
-        for line in _differences(a, b, result):
-            print(line)
+        for line in _differences(a, b):
+            print(printable(line))
         print_comparison(result)
     # Last of all, so that whoever reads the log of a failed gate sees the figures.
     met = [text for text, condition in conditions if condition(result)]
     for text in met:
-        print(f"align-gen: failed: {text}", file=sys.stderr)
+        print(f"align-gen: failed: {printable(text)}", file=sys.stderr)
     if met:
         raise typer.Exit(1)
 
 
 def print_comparison(result: "Comparison") -> None:
-    """Print every column's change, by group where there are any, and what fell most."""
+    """Print what was compared, every column's change, by group if asked, and what fell most."""
+    if any(result.unmatched):
+        print(_counts(result))
     rows = [_row(name, change) for name, change in result.columns.items()]
     for group, columns in result.slices.items():
         rows.append((f"[{group}]",))
@@ -84,11 +80,22 @@ def print_comparison(result: "Comparison") -> None:
     print_table(COLUMNS, rows)
     for name, fallen in result.regressions.items():
         for row in fallen[:WORST]:
-            print(f"fell most in {name}: {_regression(row)}")
+            print(f"fell most in {printable(name)}: {_regression(row)}")
+
+
+def _counts(result: "Comparison") -> str:
+    """How many pictures of each side were compared, where some were not."""
+    pairs = next(iter(result.columns.values())).n
+    before, after = (f"{pairs} of {pairs + left_out}" for left_out in result.unmatched)
+    compared = f"compared: {before} pictures before, {after} after"
+    return f"{compared}; the others have no partner or cannot be read"
 
 
 def _row(name: str, change: Any) -> tuple[Any, ...]:
     interval = f"[{change.ci_low:+.5f}, {change.ci_high:+.5f}]"
+    # A bootstrap over prompts wants two of them.
+    if change.prompts == 1:
+        interval = "one prompt: no interval"
     means = (change.before, change.after, change.delta)
     return name, *means, interval, change.win_rate, change.p, change.n
 
@@ -97,24 +104,22 @@ def _regression(row: Mapping[str, Any]) -> str:
     """A pair's scores and what it is known by: prompt and seed, or else its file."""
     names = []
     if row.get("prompt") is not None:
-        names.append(repr(row["prompt"]))
+        names.append(printable(repr(row["prompt"])))
     if row.get("seed") is not None:
-        names.append(f"seed {row['seed']}")
-    names += [f"{key} {value}" for key, value in row.items() if key not in OF_REGRESSION]
-    pair = ", ".join(names) or row.get("file_name")
+        names.append(f"seed {printable(row['seed'])}")
+    others = {key: value for key, value in row.items() if key not in OF_REGRESSION}
+    names += [printable(f"{key} {value}") for key, value in others.items()]
+    pair = ", ".join(names) or printable(row.get("file_name"))
     return f"{row['before']:.5f} -> {row['after']:.5f}  {pair}"
 
 
-def _differences(a: Path, b: Path, result: "Comparison") -> list[str]:
-    """What the two sides are, where that is not plain, and what was left out of them."""
+def _differences(a: Path, b: Path) -> list[str]:
+    """What the two sides are, where that is not plain, and whether they were drawn alike."""
     left, right = _galleries(a, b)
     lines = []
     # A run's folder stands for one of its galleries: say which.
     if (left, right) != (a, b):
         lines.append(f"before: {left}; after: {right}")
-    if any(result.unmatched):
-        first, second = result.unmatched
-        lines.append(f"left out, without a partner or unreadable: {first} before, {second} after")
     before = _steps_of(left)
     after = _steps_of(right)
     # Fewer steps draw other pictures: the change is then not of the model alone.

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..distributed import processes
-from ..errors import UserError
+from ..errors import UserError, printable
 from .arguments import Json
 from .resuming import resumable
 from .tables import Column, print_table
@@ -54,7 +54,8 @@ def demo(
     print_table(COLUMNS, [_row(name, summary[name]) for name in ("reward", "heldout", "alignment")])
     counts = f"{summary['images']} pictures of {summary['prompts']} held-out prompts"
     print(f"{counts}, {summary['seconds']:.0f} s")
-    print(f"open {out / 'report.html'}")
+    print(printable(summary["verdict"]))
+    print(f"open {printable(out / 'report.html')}")
 
 
 def _row(name: str, figures: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from ..errors import printable
 from .arguments import Json, Kernel
 from .resuming import resumable
 
@@ -45,7 +46,7 @@ def finetune(
 
     from ..galleries.comparison import compare
     from ..progress import ProgressBar
-    from ..report.runs import report_run
+    from ..report.runs import report_run, verdict_line
     from ..training.engine import finetune as run_finetune
     from .compare import print_comparison
 
@@ -61,6 +62,7 @@ def finetune(
         print(json.dumps(result.to_json()))
         return
     if run.steps_taken == 0:
-        print(f"{run.folder}: this run was finished already; nothing was run")
+        print(f"{printable(run.folder)}: this run was finished already; nothing was run")
     print_comparison(result)
-    print(f"open {page}")
+    print(printable(verdict_line(run, result)))
+    print(f"open {printable(page)}")

@@ -22,7 +22,14 @@ ONE = ("method", "reward")  # that are listed by name, option by option
 # A full stop, but that of "et al." or "eq.", before a capital letter.
 SENTENCE_END = re.compile(r"(?<!\bal)(?<!\beq)\. (?=[A-Z`])")
 
-Row = dict[str, str]  # with "name", "description" and, of models, "kind"
+# What a list of prompts is for, by the end of its name.
+PURPOSES = {
+    "train": " to train on",
+    "heldout": " to measure with",
+    "things": " to recognise pictures by",
+}
+
+Row = dict[str, str]  # with "name", "description" and, where they differ, "kind"
 
 
 def list_(
@@ -45,9 +52,12 @@ def list_(
     if what in TABLES and name is not None:
         raise UserError(f"list {what} {name}: want no name; method and reward take one")
 
-    # One name's options, or every name of a table.
+    # One name's options below its sentence, or every name of a table.
     if name is not None:
         options = method_options(name) if what == "method" else options_of_reward(name)
+        sentences = {row["name"]: row["description"] for row in TABLES[f"{what}s"]()}
+        if not as_json:
+            print(f"{sentences[name]}.")
         _print_options(options, as_json)
         return
     rows = TABLES[what]()
@@ -68,12 +78,14 @@ def models() -> list[Row]:
 
 
 def prompts() -> list[Row]:
-    """Bundled prompt lists: how many prompts, and the first one."""
+    """Bundled prompt lists: how many prompts, what for, and the first one."""
     rows = []
     for name in bundled.prompts():
         lines = (bundled.PROMPTS / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
         first = json.loads(lines[0])["prompt"]
-        rows.append({"name": name, "description": f"{len(lines)} prompts, the first {first!r}"})
+        purpose = PURPOSES.get(name.rpartition("-")[2], "")
+        text = f"{len(lines)} prompts{purpose}, the first {first!r}"
+        rows.append({"name": name, "description": text})
     return rows
 
 
@@ -112,7 +124,7 @@ def rewards() -> list[Row]:
 
 def assets() -> list[Row]:
     """Everything that is bundled with weights or prompts."""
-    return models() + prompts()
+    return models() + [{**row, "kind": "prompts"} for row in prompts()]
 
 
 TABLES: dict[str, Callable[[], list[Row]]] = {
@@ -163,7 +175,7 @@ def headline(module: str, attribute: str | None = None) -> str:
 def first_sentence(text: str) -> str:
     """The first sentence of a docstring, on one line, without its full stop."""
     paragraph = " ".join(text.split("\n\n")[0].split())
-    return SENTENCE_END.split(paragraph)[0].rstrip(".")
+    return SENTENCE_END.split(paragraph)[0].rstrip(".").replace("``", "`")
 
 
 def _title_of(card: Path) -> str:
@@ -187,6 +199,9 @@ def _print_options(options: list[Option], as_json: bool) -> None:
     rows = [option.json() for option in options]
     if as_json:
         print(json.dumps(rows, ensure_ascii=False))
+        return
+    if not rows:
+        print("It has no options.")
         return
     # A column that is empty throughout only widens the table.
     shown = [name for name in OPTIONS if any(row[name] for row in rows)]

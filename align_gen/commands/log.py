@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ..errors import printable
+
 # Read by each library when it is imported: what it logs below this level is not printed.
 VERBOSITY = ("DIFFUSERS_VERBOSITY", "HF_HUB_VERBOSITY", "TRANSFORMERS_VERBOSITY")
 
@@ -24,6 +26,13 @@ class StderrHandler(logging.StreamHandler[Any]):
         """Ignore what the base class was given."""
 
 
+class LineFormatter(logging.Formatter):
+    """Writes a message in one line: it may name what comes from others' files."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record))
+
+
 @contextmanager
 def log_to_stderr(debug: bool = False) -> Iterator[None]:
     """Inside, what the package logs goes to stderr, each line once.
@@ -36,6 +45,7 @@ def log_to_stderr(debug: bool = False) -> Iterator[None]:
     handler = StderrHandler()
     # Some library calls logging.basicConfig, which does nothing where the root has a handler.
     theirs: logging.Handler = StderrHandler() if debug else logging.NullHandler()
+    handler.setFormatter(LineFormatter())
     ours.addHandler(handler)
     root.addHandler(theirs)
     ours.propagate = False

@@ -63,7 +63,9 @@ def options_of_reward(name: str) -> list[Option]:
     rows = []
     for option in options_of(name):
         default = REQUIRED if option.required else yaml_of(option.default)
-        rows.append(Option(option.name, option.type, default, "", "", option.description))
+        # Docstrings speak Python; recipes, where these options are written, have null.
+        description = option.description.replace("None: ", "null: ").replace("``", "")
+        rows.append(Option(option.name, option.type, default, "", "", description))
     return rows
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ..errors import UserError
+from ..errors import UserError, printable
 from .arguments import Json, count_of
 
 EXAMPLE = "align-gen pairs galleries/base --by best_worst --out pairs.parquet"
@@ -37,6 +37,7 @@ def pairs(
     as_json: Json = False,
 ) -> None:
     """Mine a preference dataset: pairs of pictures of one prompt, the better one chosen."""
+    from ..galleries.folders import followed_folder
     from ..galleries.mining import pairs as mine
     from ..galleries.pairs import write_pairs
     from ..galleries.table import ScoresTable
@@ -52,9 +53,9 @@ def pairs(
         temperature=temperature,
     )
     # Pairs name their pictures by path, so these must lie somewhere.
-    folder = source if source.is_dir() else table.folder
+    folder = source if source.is_dir() else followed_folder(source, table)
     if folder is None:
-        raise UserError(f"{source}: its pictures are in no folder; want the scores of a gallery")
+        raise UserError(f"{source}: its pictures are in no folder below its own; want the gallery")
     write_pairs(out, mined, folder)
 
     # How far the heads agree is the first hint of whether the pairs are worth learning from.
@@ -65,6 +66,6 @@ def pairs(
     if as_json:
         print(json.dumps({**counts, "agreement": agreement, "out": str(out)}))
         return
-    print(f"{count_of(len(mined), 'pair')} of {count_of(prompts, 'prompt')} -> {out}")
+    print(f"{count_of(len(mined), 'pair')} of {count_of(prompts, 'prompt')} -> {printable(out)}")
     left_out = f"{count_of(mined.ties, 'tie')}, {count_of(mined.unreadable, 'unreadable picture')}"
     print(f"heads agree with {agreement:.1%}; left out: {left_out}")

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from ..errors import UserError, writing_to
+from ..files import remove, whole_file
 from .arguments import epilog
 
 EXAMPLE = "align-gen recipe new mine --model emoji-sd --method prdp"
@@ -42,12 +43,12 @@ def new(
 
     label, options = parse_reward(reward)
     text = starter(model, method, {label: options}, out=f"runs/{file.stem}")
-    with writing_to(file):
-        file.write_text(text, encoding="utf-8")
+    with writing_to(file), whole_file(file) as stream:
+        stream.write(text.encode())
     try:
         Recipe.load(file)
     except UserError:
         # A recipe that does not load helps nobody.
-        file.unlink()
+        remove(file)
         raise
     print(f"{file}: edit it, then align-gen finetune {file} --dry-run")

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from ..errors import UserError
+from ..errors import UserError, printable
 from ..run_folder import RunFolder
-from .arguments import Json
+from .arguments import Json, PairedOn, columns_of
 
 EXAMPLE = "align-gen report runs/demo --out report.html"
 
@@ -18,6 +18,7 @@ def report(
         list[Path], typer.Argument(help="A run directory, or one or two scored galleries.")
     ],
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
+    on: PairedOn = None,
     as_json: Json = False,
 ) -> None:
     """One HTML page to look at: pairs, scores, curves."""
@@ -29,5 +30,9 @@ def report(
     from ..report.runs import report_galleries, report_run
 
     is_run = len(source) == 1 and RunFolder(source[0]).exists()
-    page = report_run(source[0], out) if is_run else report_galleries(source, out)
-    print(json.dumps({"out": str(page)}) if as_json else f"open {page}")
+    columns = columns_of(on)
+    if is_run:
+        page = report_run(source[0], out, on=columns)
+    else:
+        page = report_galleries(source, out, on=columns)
+    print(json.dumps({"out": str(page)}) if as_json else f"open {printable(page)}")

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..run_folder import RunFolder
 
 HINT = "; the same command goes on from the last checkpoint"
@@ -24,7 +24,9 @@ def resumable(folder: Path) -> Iterator[None]:
     try:
         yield
     except Stopped as stopped:
-        print(f"align-gen: {stopped}; the same command goes on from there", file=sys.stderr)
+        print(
+            f"align-gen: {one_line(stopped)}; the same command goes on from there", file=sys.stderr
+        )
         raise SystemExit(128 + stopped.signum) from None
     except KeyboardInterrupt:
         print(f"align-gen: interrupted{_hint_of(folder)}", file=sys.stderr)

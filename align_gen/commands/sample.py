@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import UserError
+from ..errors import UserError, printable
+from ..portable import portable_name
 from .arguments import Attention, Dtype, Json, Kernel, count_of, default_device, parse_rewards
 
 EXAMPLE = "align-gen sample emoji-sd --prompts emoji-heldout --seeds 0,1 --out galleries/base"
@@ -105,13 +106,13 @@ def sample(
         guide = None if rewards is None else BestOf(rewards.to(device), best_of)
 
     # What a row cannot know of its making, where it is not the default.
-    origin: dict[str, str] = {"model": model}
+    origin: dict[str, str] = {"model": portable_name(model)}
     if adapter is not None:
-        origin["adapter"] = str(adapter)
+        origin["adapter"] = portable_name(str(adapter))
     if dtype != "fp32":
         origin["dtype"] = dtype
     if reward is not None:
-        origin |= {"reward": reward, "best-of": str(best_of)}
+        origin |= {"reward": portable_name(reward), "best-of": str(best_of)}
     picture_size = size or Size()
 
     # A size that the model does not have shows only here, once the model is known.
@@ -135,7 +136,7 @@ def sample(
     if as_json:
         print(json.dumps({"pictures": len(gallery), "out": str(gallery.folder)}))
     else:
-        print(f"{count_of(len(gallery), 'picture')} in {gallery.folder}")
+        print(f"{count_of(len(gallery), 'picture')} in {printable(gallery.folder)}")
 
 
 def _require_one_source(

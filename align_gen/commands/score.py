@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import UserError
+from ..errors import UserError, printable
 from .arguments import Json, default_device, parse_rewards
 from .tables import Column, print_table
 
@@ -102,17 +102,16 @@ def score(
         print(json.dumps(_as_json(result, target)))
     else:
         print_table(COLUMNS, list(result.means.items()))
-        print(f"{scored} of {result.pictures} pictures scored -> {target}")
+        print(f"{scored} of {result.pictures} pictures scored -> {printable(target)}")
     # On stderr, so that --json stays one line of JSON on stdout.
     if result.skipped:
-        print(f"align-gen: skipped: {result.skipped_text()}", file=sys.stderr)
+        print(f"align-gen: skipped: {printable(result.skipped_text())}", file=sys.stderr)
     for name, reason in result.failed[:FAILURES]:
-        print(f"align-gen: {name}: {reason}", file=sys.stderr)
+        print(f"align-gen: {printable(name)}: {printable(reason)}", file=sys.stderr)
     more = len(result.failed) - FAILURES
     if more > 0:
-        print(
-            f"align-gen: and {more} more; column 'error' of {target} has them all", file=sys.stderr
-        )
+        rest = f"and {more} more; column 'error' of {printable(target)} has them all"
+        print(f"align-gen: {rest}", file=sys.stderr)
     if result.failed and strict:
         raise typer.Exit(1)
 

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..errors import printable
+
 GAP = "  "  # between columns
 
 
@@ -20,10 +22,10 @@ class Column:
     width: int = 0
 
     def text(self, value: Any) -> str:
-        """A cell: text as it is, nothing for None, a number in the column's format."""
+        """A cell: printable text, nothing for None, a number in the column's format."""
         if value is None:
             return ""
-        return value if isinstance(value, str) else format(value, self.form)
+        return printable(value) if isinstance(value, str) else format(value, self.form)
 
     def aligned(self, text: str, width: int) -> str:
         return text.rjust(width) if self.form else text.ljust(width)

@@ -42,6 +42,10 @@ class Comparison:
     unmatched: tuple[int, int]
     pairs: tuple[tuple[int, int], ...] = ()
 
+    def __repr__(self) -> str:
+        changes = ", ".join(f"{name} {each.delta:+.4f}" for name, each in self.columns.items())
+        return f"Comparison({len(self.pairs)} pairs; {changes})"
+
     def to_json(self) -> dict[str, Any]:
         """Plain dicts and lists, without ``pairs``; NaN becomes null, as JSON has no NaN."""
         # They are row numbers, of use only beside the two tables.
@@ -183,7 +187,8 @@ def _index(table: ScoresTable, on: Sequence[str], side: str) -> dict[str, int]:
         if missing:
             columns = ", ".join(row)
             raise UserError(
-                f"{side} row {number}: no column {missing[0]!r} to pair on; it has {columns}"
+                f"{side} row {number}: no column {missing[0]!r} to pair on; "
+                f"it has {columns}, and --on names others"
             )
         # Text, as values may be lists.
         key = json.dumps({name: row[name] for name in on}, ensure_ascii=False)

@@ -56,6 +56,9 @@ class Gallery:
         folder = surviving(Path(folder))
         return cls(folder, list(read_rows(folder)))
 
+    def __repr__(self) -> str:
+        return f"Gallery({str(self.folder)!r}, {len(self.rows)} rows)"
+
     def __len__(self) -> int:
         return len(self.rows)
 

@@ -11,14 +11,7 @@ from typing import Any
 
 from align_gen.errors import UserError, writing_to
 from align_gen.files import whole_file
-from align_gen.galleries.columns import (
-    ABSENT,
-    arrow_type,
-    from_column,
-    rows_of,
-    to_column,
-    type_of,
-)
+from align_gen.galleries.columns import ABSENT, arrow_type, from_column, rows_of, to_column, type_of
 
 FORMAT = 1  # of the Parquet file; raised when an older reader would misread it
 KEY = b"align_gen"  # of the schema's metadata
@@ -29,11 +22,7 @@ UNCERTAINTY = "uncertainty"
 CONTENT = "sha256"
 
 # Columns besides the heads', and their types.
-EXTRA = {
-    COMBINED: "float64",
-    UNCERTAINTY: "float64",
-    CONTENT: "string",
-}
+EXTRA = {COMBINED: "float64", UNCERTAINTY: "float64", CONTENT: "string"}
 # Packages that take part in a score: another version may give another number.
 PACKAGES = (
     "align-gen", "torch", "torchvision", "open_clip_torch", "transformers", "numpy", "pillow",
@@ -73,6 +62,10 @@ class ScoresTable:
                     f"column {name!r} has {len(column)} entries for {len(self.rows)} rows"
                 )
         check_names(self.rows, self.heads)
+
+    def __repr__(self) -> str:
+        means = ", ".join(f"{head} {self.mean(head):.4f}" for head in self.heads)
+        return f"ScoresTable({self.folder!r}, {len(self.rows)} rows; {means})"
 
     @property
     def combined(self) -> list[float | None] | None:

@@ -1,6 +1,7 @@
-"""DDPO: policy gradients with clipped importance ratios on single denoising steps (Black et al.,
-arXiv 2305.13301).
+"""DDPO: make the denoising steps that led to well rewarded pictures likelier (Black et al., arXiv
+2305.13301).
 
+Policy gradients with clipped importance ratios on single denoising steps.
 Every step of a trajectory is an action whose advantage is that of the finished picture. There is
 no KL term, so the reward alone decides where this ends: watch a held-out one.
 """

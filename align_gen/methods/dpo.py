@@ -1,5 +1,5 @@
-"""DPO on preference pairs: Diffusion-DPO (Wallace et al., CVPR 2024, arXiv 2311.12908), Flow-DPO
-(arXiv 2501.13918).
+"""DPO: learn from pairs of pictures of which one is better (Diffusion-DPO, Wallace et al., CVPR
+2024, arXiv 2311.12908; Flow-DPO, arXiv 2501.13918).
 
 Of two pictures, noised alike, the policy shall denoise the better one better than the reference
 does, and the worse one worse. The pairs are given, or, online, drawn from the policy and ordered by

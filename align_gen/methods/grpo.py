@@ -1,6 +1,7 @@
-"""Flow-GRPO: group-relative policy gradients on single denoising steps (Liu et al. 2025, arXiv
-2505.05470).
+"""GRPO: as DDPO, each picture against others of its prompt, at a price for leaving the reference
+(Flow-GRPO, Liu et al. 2025, arXiv 2505.05470).
 
+Group-relative policy gradients on single denoising steps.
 DDPO's clipped ratio, with a picture compared with its siblings and a price on leaving the
 reference. On flow models ``sampling.flow_sde`` is the paper's own sampler; any model with
 stochastic steps will do.

@@ -1,5 +1,5 @@
-"""DiffusionNFT: a policy improved by denoising good samples, and away from bad ones (Zheng et al.,
-arXiv 2509.16117).
+"""NFT: learn to denoise good pictures and to turn away from bad ones, with any sampler
+(DiffusionNFT, Zheng et al., arXiv 2509.16117).
 
 Finished samples are noised anew and regressed on, see ``losses.nft``: no likelihood of trajectories
 is wanted, so any sampler will do, the ODE (``sampling.eta: 0``) too. The derivation is of samples

@@ -1,8 +1,9 @@
-"""PRDP: proximal reward difference prediction (Deng et al., CVPR 2024, arXiv 2402.08714),
-algorithm 1.
+"""PRDP: make the likelihoods of two pictures of a prompt differ as their rewards do (Deng et al.,
+CVPR 2024, arXiv 2402.08714).
 
-Regress the difference of two samples' log-ratios log pi_theta / pi_ref onto their reward difference
-/ beta. At zero loss pi_theta is the KL-regularised optimum, with no estimate of its normaliser.
+Proximal reward difference prediction, algorithm 1. Regress the difference of two samples'
+log-ratios log pi_theta / pi_ref onto their reward difference / beta. At zero loss pi_theta is the
+KL-regularised optimum, with no estimate of its normaliser.
 """
 
 import warnings

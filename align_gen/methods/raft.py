@@ -1,9 +1,10 @@
-"""RAFT: reward-ranked fine-tuning (Dong et al., TMLR 2023, arXiv 2304.06767): learn from the best
-of K of your own.
+"""RAFT: draw several pictures of a prompt and learn to denoise the best of them (Dong et al., TMLR
+2023, arXiv 2304.06767).
 
-Choosing the kept one by K-way Bradley-Terry is how people curate (Ferbach et al., NeurIPS 2024,
-arXiv 2407.09499); the prior that keeps outputs near the reference's is SuperHF's (Mukobi et al.,
-arXiv 2310.16763). Each round narrows what is drawn: watch a held-out reward, and reward/std.
+Reward-ranked fine-tuning. Choosing the kept one by K-way Bradley-Terry is how people curate
+(Ferbach et al., NeurIPS 2024, arXiv 2407.09499); the prior that keeps outputs near the reference's
+is SuperHF's (Mukobi et al., arXiv 2310.16763). Each round narrows what is drawn: watch a held-out
+reward, and reward/std.
 """
 
 from collections.abc import Sequence

@@ -1,9 +1,9 @@
-"""RWR: reward-weighted regression, denoising in which better pictures count for more.
+"""RWR: learn to denoise pictures, of which better rewarded ones count for more.
 
-For diffusion as Lee et al. (arXiv 2302.12192) and Black et al. (arXiv 2305.13301) have it, for flow
-models Flow-RWR (Liu et al., arXiv 2501.13918, eq. 9). One round fits the tilt p exp(r / beta) of
-what it was given; on-policy, every round tilts anew, so that the reward alone says where this ends:
-watch a held-out one.
+Reward-weighted regression. For diffusion as Lee et al. (arXiv 2302.12192) and Black et al. (arXiv
+2305.13301) have it, for flow models Flow-RWR (Liu et al., arXiv 2501.13918, eq. 9). One round fits
+the tilt p exp(r / beta) of what it was given; on-policy, every round tilts anew, so that the reward
+alone says where this ends: watch a held-out one.
 """
 
 from typing import Literal

@@ -1,5 +1,5 @@
-"""Supervised fine-tuning: plain denoising of given pictures (Ho et al. 2020, arXiv 2006.11239; Liu
-et al. 2023).
+"""SFT: learn to denoise given pictures, all of which count alike (Ho et al. 2020, arXiv 2006.11239;
+Liu et al. 2023).
 
 The base that other methods are compared with, and what they reduce to where every picture counts
 alike.

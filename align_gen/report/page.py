@@ -21,10 +21,12 @@ from align_gen.errors import writing_to
 from align_gen.files import whole_file
 from align_gen.galleries.comparison import Comparison
 from align_gen.galleries.table import ScoresTable
+from align_gen.galleries.verdicts import LEAST_PROMPTS
+from align_gen.report.again import Again
 from align_gen.report.figures import curves_of, disagreement, values_of
 from align_gen.report.pictures import Json, pictures_of
 from align_gen.report.tiles import mean_tiles, tiles
-from align_gen.report.words import ROLES, digits_of, facts, summary, towards
+from align_gen.report.words import ROLES, digits_of, facts, listed, run_summary, towards
 
 # Of the default, random order: the same pictures come first each time the page is built.
 ORDER_SEED = 0
@@ -32,7 +34,7 @@ ORDER_SEED = 0
 # Keys of a gallery's row that the page shows in places of their own.
 SHOWN_KEYS = ("prompt", "seed", "file_name", "made")
 
-Command = Callable[[Mapping[str, Any]], str | None]
+Command = Callable[[Mapping[str, Any]], Again]
 Indices = Sequence[tuple[int, int]]  # rows of before and after
 
 
@@ -51,6 +53,7 @@ def build_report(
     provenance: Mapping[str, Any] | None = None,
     command: Command | None = None,
     names: tuple[str, str] = ("before", "after"),
+    paired_on: Sequence[str] = ("prompt", "seed"),
     thumbnail: int = 128,
     limit: int = 1000,
 ) -> Path:
@@ -71,8 +74,9 @@ def build_report(
         metrics: one mapping per training step, with "step".
         alarm: what a run's early stopping warned of, shown first and in red.
         provenance: shown in the foot, after packages and weights of ``after``.
-        command: from a row of ``after`` to the command that makes the picture again, or None.
+        command: from a row of ``after`` to the command that makes the picture again.
         names: what the page calls ``before`` and ``after``.
+        paired_on: the columns that the pictures of a pair have in common.
         thumbnail: larger pictures are reduced to so many pixels a side.
         limit: of pairs that are shown; of more, a random choice, and the page says so.
 
@@ -101,6 +105,9 @@ def build_report(
     }
 
     # What the template writes.
+    said = None
+    if comparison is not None:
+        said = run_summary(comparison, optimised, held_out, lowered, alarm)
     wanted = None if comparison is None else towards(comparison, lowered)
     aims = [f"−{name}" if name in lowered else name for name in optimised]
     made_of = {"packages": after.versions, "weights": after.provenance, **(provenance or {})}
@@ -109,9 +116,11 @@ def build_report(
         data=data,
         disagree=disagree,
         unsure=after.uncertainty is not None,
-        summary=None if wanted is None else summary(wanted, aims, held_out, alarm),
+        summary=said,
         tiles=[] if wanted is None else tiles(wanted, aims, held_out),
         means=mean_tiles(after) if before is None else [],
+        paired_on=listed(paired_on),
+        least_prompts=LEAST_PROMPTS,
         unmatched=(0, 0) if comparison is None else comparison.unmatched,
         facts=facts(made_of),
     )
@@ -229,12 +238,14 @@ def _items(
 
 
 def _item(number: int, row: Mapping[str, Any], command: Command | None) -> Json:
+    again = command(row) if command else Again()
     return {
         "id": number,  # names the card in the URL
         "prompt": str(row.get("prompt", "")),
         "seed": row.get("seed"),
         "more": {str(key): _text(value) for key, value in row.items() if key not in SHOWN_KEYS},
-        "command": command(row) if command else None,
+        "command": again.command,
+        "note": again.note,
     }
 
 

@@ -12,6 +12,7 @@ from align_gen.errors import UserError
 from align_gen.galleries.formats import UnreadablePicture
 from align_gen.galleries.gallery import Gallery
 from align_gen.galleries.table import ScoresTable
+from align_gen.portable import portable_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +36,7 @@ def pictures_of(
         pictures = list(pool.map(picture, names))
     for entry, name, row in zip(pictures, names, rows, strict=True):
         entry["file"] = name
-        entry["reason"] = entry["reason"] or table.errors[row]
+        entry["reason"] = entry["reason"] or portable_text(table.errors[row] or "") or None
         entry["scores"] = [
             table.heads[column][row] if column in table.heads else None for column in columns
         ]
@@ -46,12 +47,12 @@ def _reader(folder: str | None, thumbnail: int) -> Callable[[str], Json]:
     """A function from a file's name to its "picture" and "reason"."""
     # A page without pictures still shows the scores.
     gallery = None
-    reason = "the scores do not say where the gallery is"
+    reason = "the scores name no gallery in their own folder"
     if folder is not None:
         try:
             gallery = Gallery.load(folder)
         except (UserError, OSError) as error:
-            reason = str(error)
+            reason = portable_text(str(error))
     index = {row["file_name"]: number for number, row in enumerate(gallery or [])}
 
     def picture(name: str) -> Json:

@@ -450,12 +450,14 @@ async function copy(text, button) {
 }
 
 function commandOf(item) {
-  if (!item.command) return null;
+  if (!item.command && !item.note) return null;
+  const title = element("h3", {}, DATA.paired ? "Make the second picture again" : "Make it again");
+  const note = item.note ? [element("p", { class: "note" }, item.note)] : [];
+  if (!item.command) return element("div", { class: "command" }, title, ...note);
   const button = element("button", { type: "button", id: "copy", class: "quiet", "aria-live": "polite" }, "Copy");
   button.addEventListener("click", () => copy(item.command, button));
-  return element("div", { class: "command" },
-    element("h3", {}, DATA.paired ? "Make the second picture again" : "Make it again"), button,
-    element("pre", { id: "command", tabindex: "0", "aria-label": "command" }, item.command));
+  return element("div", { class: "command" }, title, button,
+    element("pre", { id: "command", tabindex: "0", "aria-label": "command" }, item.command), ...note);
 }
 
 function drawCard() {

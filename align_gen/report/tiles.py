@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from align_gen.galleries.comparison import Comparison
 from align_gen.galleries.intervals import Change
 from align_gen.galleries.table import ScoresTable
+from align_gen.galleries.verdicts import LEAST_PROMPTS, fell, rose
 from align_gen.report.words import ROLES, counted, digits_of, number
 
 
@@ -18,7 +19,8 @@ class Tile:
     """One column's change, ready to print.
 
     Attributes:
-        direction: "rose", "fell" or "no clear change", by the interval.
+        direction: "rose" or "fell", as ``verdicts`` defines these words; else "too few prompts" or
+            "no clear change".
         drawing: low end, change and high end of the interval, in per cent of the tile's width; None
             without an interval.
     """
@@ -85,11 +87,14 @@ def _tile(name: str, role: str, change: Change, limit: float) -> Tile:
     high = number(change.ci_high, digits, signed=True)
     known = math.isfinite(change.ci_low)
 
+    # As in the verdict: one page does not say two things of a column.
     direction = "no clear change"
-    if change.ci_low > 0:
+    if rose(change):
         direction = "rose"
-    elif change.ci_high < 0:
+    elif fell(change):
         direction = "fell"
+    elif change.prompts < LEAST_PROMPTS:
+        direction = "too few prompts"
 
     # The drawing's middle is 50; 46 leaves a margin at both ends.
     in_std = _in_std(change)

@@ -11,7 +11,7 @@ from typing import Any
 
 from align_gen.galleries.comparison import Comparison
 from align_gen.galleries.intervals import Change
-from align_gen.galleries.verdicts import verdict
+from align_gen.galleries.verdicts import LEAST_PROMPTS, fell, rose, verdict
 
 ROLES = ("optimised", "held out", "")  # of columns, in the order they are shown
 
@@ -22,7 +22,7 @@ class Summary:
 
     Attributes:
         state: "good", "bad" or "neutral": how the strip is coloured.
-        verdict: a word or three.
+        verdict: a few words.
         reason: one sentence.
     """
 
@@ -46,6 +46,18 @@ class Fact:
     content: Any
 
 
+def run_summary(
+    comparison: Comparison,
+    optimised: Sequence[str],
+    held_out: Sequence[str],
+    lowered: Sequence[str] = (),
+    alarm: str | None = None,
+) -> Summary:
+    """The summary of a run, whose optimised columns in ``lowered`` are wanted low: −NAME."""
+    aims = [f"−{name}" if name in lowered else name for name in optimised]
+    return summary(towards(comparison, lowered), aims, held_out, alarm)
+
+
 def summary(
     comparison: Comparison,
     optimised: Sequence[str],
@@ -66,33 +78,44 @@ def summary(
 
     # Which columns count, and how each of them moved.
     word = verdict(comparison, optimised, held_out)
-    roles = dict.fromkeys(optimised, "the optimised") | dict.fromkeys(held_out, "the held-out")
-    named = {f"{role} {name}": comparison.columns[name] for name, role in roles.items()}
+    roles = dict.fromkeys(held_out, "the held-out") | dict.fromkeys(optimised, "the optimised")
+    order = dict.fromkeys([*optimised, *held_out])
+    named = {f"{roles[name]} {name}": comparison.columns[name] for name in order}
     changes = named or comparison.columns
-    rose = _listed([name for name, change in changes.items() if change.ci_low > 0])
-    fell = _listed([name for name, change in changes.items() if change.ci_high < 0])
-    moved = "; ".join(part for part in (rose and f"{rose} rose", fell and f"{fell} fell") if part)
+    up = listed([name for name, change in changes.items() if rose(change)])
+    above = listed([name for name, change in changes.items() if change.ci_low > 0])
+    down = listed([name for name, change in changes.items() if fell(change)])
+    moved = "; ".join(part for part in (up and f"{up} rose", down and f"{down} fell") if part)
 
-    # Without intervals or roles there is nothing to judge by.
-    if all(math.isnan(change.ci_low) for change in changes.values()):
-        return Summary("neutral", "No verdict", "An interval needs pairs of more than one prompt.")
-    if not roles:
-        moved = _capital(moved or "no interval excludes zero")
+    if not named:
+        moved = _capital(moved or "no column changed clearly")
         reason = f"{moved}. No column was named as optimised or held out."
         return Summary("neutral", "No verdict", reason)
 
     # One sentence for each verdict; the columns that it rests on are named in it.
+    prompts = min(change.prompts for change in changes.values())
+    few = f" Only {counted(prompts, 'prompt')} were measured." if prompts < LEAST_PROMPTS else ""
     if word == "reward hacking suspected":
-        return Summary(
-            "bad", "Reward hacking suspected", f"{_capital(rose)} rose while {fell} fell."
-        )
+        reason = f"{_capital(above)} rose while {down} fell.{few}"
+        return Summary("bad", "Reward hacking suspected", reason)
     if word == "worse":
-        return Summary("neutral", "Worse", f"{_capital(moved)}.")
+        return Summary("neutral", "Worse", f"{_capital(moved)}.{few}")
+    if word == "too few prompts":
+        title = f"Too few prompts to say ({prompts} of at least {LEAST_PROMPTS})"
+        return Summary("neutral", title, "Measure on more held-out prompts.")
     if word == "improved":
-        rest = "nothing held out fell" if held_out else "no held-out column checks it"
-        return Summary("good", "Improved", f"{_capital(rose)} rose; {rest}.")
-    reason = _capital(moved or "every interval includes zero")
-    return Summary("neutral", "No clear change", f"{reason}.")
+        reason = f"{_capital(up)} rose; nothing optimised or held out fell."
+        return Summary("good", "Improved", reason)
+    if word == "not confirmed":
+        title = "Reward rose; not confirmed by a held-out reward"
+        return Summary("neutral", title, f"{_capital(up)} rose; no held-out column rose clearly.")
+    if word == "unchecked":
+        title = "Reward rose; nothing held out checks it"
+        return Summary("neutral", title, f"{_capital(up)} rose; no column is held out.")
+    if above:
+        reason = f"Interval and p of {above} disagree."
+        return Summary("neutral", "No clear change", reason)
+    return Summary("neutral", "No clear change", "Every interval includes zero.")
 
 
 def towards(comparison: Comparison, lowered: Sequence[str]) -> Comparison:
@@ -178,7 +201,7 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
     """Join names as "a, b and c"; empty for no name."""
     return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 

@@ -13,6 +13,7 @@ from ..galleries.sampling import sample
 from ..galleries.scoring import score
 from ..galleries.table import SCORES, ScoresTable
 from ..methods.state import TrainState
+from ..portable import portable_name
 from ..progress import ProgressCallback
 from ..reward_heads import RewardSet
 from .pieces import is_whole, remove_torn
@@ -105,9 +106,10 @@ def origin(recipe: Recipe) -> dict[str, str]:
     The adapter being trained is not among them.
     """
     section = recipe.model
-    made = {"model": section.path}
+    # Galleries are passed on: of a folder of this machine, its name.
+    made = {"model": portable_name(section.path)}
     if section.adapter is not None:
-        made["adapter"] = section.adapter
+        made["adapter"] = portable_name(section.adapter)
     if section.dtype != "fp32":
         made["dtype"] = section.dtype
     return made

@@ -234,6 +234,11 @@ class Recipe(Strict):
             data[name] = {**data.get(name, {}), **value} if merge else value
         return Recipe.parse(data)
 
+    def __repr__(self) -> str:
+        return f"Recipe({self.method.name} on {self.model.path!r}, {self.run.steps} steps)"
+
+    __str__ = __repr__
+
     def to_yaml(self) -> str:
         """Complete, with every default spelled out; callables by their name."""
         plain = json.loads(json.dumps(with_names(self.model_dump()), default=str))

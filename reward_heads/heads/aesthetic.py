@@ -21,11 +21,11 @@ FILE = "aesthetic-model.pth"
 
 
 class Aesthetic(RewardHead):
-    """Five linear layers on the unit CLIP embedding of the picture; prompts are ignored.
+    """Scores how beautiful people find a picture, from about 1 to 10; prompts are ignored.
 
-    The published weights predict ratings from 1 to 10; most pictures lie between 4 and 7, and
-    nothing bounds the score. They belong to OpenAI's ViT-L/14, whose activation is QuickGELU:
-    open_clip's "ViT-L-14-quickgelu".
+    Five linear layers on the unit CLIP embedding of the picture. The published weights predict
+    ratings from 1 to 10; most pictures lie between 4 and 7, and nothing bounds the score. They
+    belong to OpenAI's ViT-L/14, whose activation is QuickGELU: open_clip's "ViT-L-14-quickgelu".
 
     Preprocessing, differentiable throughout, as CLIP's own: the shorter side is resized to the
     model's size, bicubic with antialias, the centre is cropped, then the model's mean and std.

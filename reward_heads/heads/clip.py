@@ -33,7 +33,7 @@ def goal_baseline(image: Tensor, goal: Tensor, baseline: Tensor, alpha: float) -
 
 
 class ClipHead(RewardHead):
-    """Any open_clip model as a reward.
+    """Scores how well a picture fits its prompt, or a goal in words, by any open_clip model.
 
     Preprocessing, differentiable throughout: bicubic resize with antialias to the model's size (a
     picture of that size is not touched), then the model's mean and std. Text and image embeddings

@@ -15,9 +15,9 @@ from ..base import RewardHead, check_images
 
 
 class Colourfulness(RewardHead):
-    """Spread and strength of colour: sigma + 0.3 mu in the plane of the opponent axes.
+    """Scores how colourful a picture is, by the spread and the strength of its colours.
 
-    The axes are r - g and (r + g) / 2 - b.
+    That is sigma + 0.3 mu in the plane of the opponent axes r - g and (r + g) / 2 - b.
 
     On the scale of bytes, as in the paper: 0 is grey, 33 moderately, 59 quite and 109 extremely
     colourful. The most is 255 sqrt(1.25 * 1.09) = 297.7: no point of the plane is further than R =

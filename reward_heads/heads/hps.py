@@ -50,13 +50,13 @@ def resize_and_pad(images: Tensor, size: int, antialias: bool = True) -> Tensor:
 
 
 class HpsHead(RewardHead):
-    """The cosine of picture and prompt under the CLIP of HPS v2 or v2.1, in [-1, 1].
+    """Scores how much people would like a picture for its prompt, by HPS v2 or v2.1.
 
-    As ``hpsv2.score`` has it: no logit scale, and no factor of 100, with which benchmark tables
-    print it. Pictures are fitted into a square of the model's size (``resize_and_pad``), then
-    normalised, the black bars too. The weights' dtype is the only one there is: no autocast, which
-    the published code uses on a GPU. Scores of v2.0 and v2.1 do not compare, nor do scores of
-    different prompts.
+    The cosine of picture and prompt under their CLIP, as ``hpsv2.score`` has it: no logit scale,
+    and no factor of 100, with which benchmark tables print it. Pictures are fitted into a square of
+    the model's size (``resize_and_pad``), then normalised, the black bars too. The weights' dtype
+    is the only one there is: no autocast, which the published code uses on a GPU. Scores of v2.0
+    and v2.1 do not compare, nor do scores of different prompts.
 
     Args:
         path: a checkpoint (.pt or .safetensors), a folder or hub repository with the published file

@@ -45,10 +45,11 @@ VISION_NAMES = (
 
 
 class ImageReward(RewardHead):
-    """ImageReward's standardised score, unbounded.
+    """Scores how much people would like a picture for its prompt, by ImageReward.
 
-    Five linear layers read what BLIP's text encoder makes of the prompt's first token while it
-    attends to the picture. About mean 0 and standard deviation 1 on the pictures of its training.
+    The score is standardised and unbounded. Five linear layers read what BLIP's text encoder makes
+    of the prompt's first token while it attends to the picture. About mean 0 and standard deviation
+    1 on the pictures of its training.
 
     Preprocessing, differentiable throughout: the shorter side is resized to the model's size (224),
     bicubic with antialias, the centre is cropped, then CLIP's mean and std. Prompts are cut and

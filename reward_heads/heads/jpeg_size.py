@@ -11,11 +11,11 @@ from ..base import RewardHead, check_images
 
 
 class JpegSize(RewardHead):
-    """Kilobytes of each picture as JPEG, negated for ``goal="small"``. Not differentiable.
+    """Scores how small a picture is as a JPEG file, or how large. Not differentiable.
 
     Args:
         goal: which pictures score high; the score of "small" is minus the kilobytes.
-        quality: of the JPEG, 0 to 100.
+        quality: quality of the JPEG, 0 to 100.
     """
 
     parallel = True

@@ -11,9 +11,10 @@ from ..base import RewardHead, check_images
 
 
 class MeanHue(RewardHead):
-    """Component of the mean colour along a hue on the colour circle, in [-1, 1]; grey scores 0.
+    """Scores how much of one hue a picture has on the whole, in [-1, 1]; grey scores 0.
 
-    The colour circle is the plane of opponent axes (r - (g+b)/2, sqrt(3)/2 (g - b)).
+    The component of the mean colour along that hue on the colour circle. The colour circle is the
+    plane of opponent axes (r - (g+b)/2, sqrt(3)/2 (g - b)).
 
     Args:
         hue: degrees on the colour circle: 0 red, 120 green, 240 blue.

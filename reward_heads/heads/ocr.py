@@ -23,9 +23,9 @@ QUOTED = re.compile(r'"([^"]+)"|“([^”]+)”')
 
 
 class TextAccuracy(RewardHead):
-    """1 - edits / length of the wanted text, at least 0. Not differentiable.
+    """Scores how exactly a picture shows the text that its prompt quotes, from 0 to 1.
 
-    The text that is read is compared with the text that the prompt quotes.
+    1 - edits / length of the wanted text, at least 0. Not differentiable.
 
     Both are compared without white space and in lower case. Several quotations are wanted one after
     the other, as a picture is read from top to bottom. Other text in the picture counts as edits.

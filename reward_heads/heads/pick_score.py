@@ -20,9 +20,10 @@ PREPROCESSING = "pick_score-1"
 
 
 class PickScore(RewardHead):
-    """exp(logit scale) times the cosine of picture and prompt.
+    """Scores how much people would like a picture for its prompt, by PickScore.
 
-    By a CLIP ViT-H/14 that was trained on people's choices.
+    exp(logit scale) times the cosine of picture and prompt, by a CLIP ViT-H/14 that was trained on
+    people's choices.
 
     With the published weights the scale is close to 100 and scores lie around 20: papers print the
     score itself, or the bare cosine (0.21), or the score over 26. The probability that a picture is

@@ -17,11 +17,11 @@ LAPLACIAN = ((0.0, 1.0, 0.0), (1.0, -4.0, 1.0), (0.0, 1.0, 0.0))
 
 
 class Sharpness(RewardHead):
-    """Variance over the picture of the Laplacian of its luminance. Noise scores high too.
+    """Scores how sharp a picture is; noise scores high too.
 
-    In units of [0, 1]: times 255^2 it is what libraries print for bytes. A flat picture scores 0, a
-    chessboard of single pixels 16, the most. Contrast c times as strong scores c^2 times as much;
-    brightness does not matter.
+    Variance over the picture of the Laplacian of its luminance. In units of [0, 1]: times 255^2 it
+    is what libraries print for bytes. A flat picture scores 0, a chessboard of single pixels 16,
+    the most. Contrast c times as strong scores c^2 times as much; brightness does not matter.
     """
 
     differentiable = True

@@ -22,10 +22,11 @@ MODES = {2: "bilinear", 3: "bicubic"}
 
 
 class SiglipHead(RewardHead):
-    """The logit of a SigLIP, exp(scale) cos + bias, or its sigmoid.
+    """Scores how well a picture fits its prompt, by any SigLIP of fixed resolution.
 
-    The sigmoid is the probability that picture and prompt belong together. Any published SigLIP or
-    SigLIP 2 of fixed resolution works; those of variable resolution (NaFlex) do not.
+    The score is the logit, exp(scale) cos + bias, or its sigmoid. The sigmoid is the probability
+    that picture and prompt belong together. Any published SigLIP or SigLIP 2 of fixed resolution
+    works; those of variable resolution (NaFlex) do not.
 
     Preprocessing, differentiable throughout: the picture is squashed to the model's size with
     antialias, bilinear or bicubic as its own processor has it (SigLIP 2 bilinear), then normalised.

@@ -31,7 +31,7 @@ class ImageScorer(Scorer):
 
 
 class TrainedHead(PreferenceHead):
-    """A head of pictures that ``align-gen train-reward`` wrote in its frozen mode."""
+    """Scores pictures by a head that ``align-gen train-reward`` wrote in its frozen mode."""
 
     media = "image"
     scorer_type = ImageScorer

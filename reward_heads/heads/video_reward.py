@@ -58,9 +58,9 @@ def _mean_size(differences: Tensor) -> Tensor:
 
 
 class VideoReward(PreferenceHead):
-    """A head of videos that ``align-gen train-reward`` wrote, of three dimensions.
+    """Scores videos by a head that ``align-gen train-reward`` wrote.
 
-    These are visual quality, motion quality and text alignment.
+    Its three dimensions are visual quality, motion quality and text alignment.
 
     Overall is the sum of the normalised dimensions; ``dimension`` and ``weights`` as of
     TrainedHead.

@@ -11,7 +11,9 @@ from .uncertain import UncertainHead
 
 
 class Ensemble(UncertainHead):
-    """Several heads as one, whose disagreement is its uncertainty.
+    """Averages several rewards, less a penalty where they disagree.
+
+    The disagreement is the uncertainty of the score.
 
     Args:
         members: two or more heads, each a name, a head, or a mapping with a ``name`` and options.

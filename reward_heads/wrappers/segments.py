@@ -12,20 +12,21 @@ from ..frames import segment_frames, temporal_weights
 
 
 class Segments(RewardHead):
-    """A head of pictures lifted to videos: R = (1/S) sum_i f_i r(frame g(i)).
+    """Scores a video by a reward for pictures, on a few of its frames.
 
-    InstructVideo's eq. 8.
+    R = (1/S) sum_i f_i r(frame g(i)), InstructVideo's eq. 8.
 
     The weights do not sum to one: at decay 1 nearly all of R is what the middle frame gives. Only
     the chosen frames are scored, and only they get a gradient.
 
     Args:
-        head: a name of the table, or a head; of pictures.
-        segments: S, how many frames are scored, from 1.
-        decay: lambda, from 0: a frame n frames from the middle counts exp(-decay n).
-        seed: of the random frames, other ones at each call, as in training; None: the first frame
-            of each segment.
-        options: of the head, where it is a name.
+        head: the reward for pictures: its name, or a head.
+        segments: how many frames are scored (S), from 1.
+        decay: how fast frames count less away from the middle, from 0: one n frames away counts
+            exp(-decay n).
+        seed: seed of random frames, other ones at each call, as in training; None: the first
+            frame of each segment.
+        options: options of the head, where it is a name.
     """
 
     media = "video"

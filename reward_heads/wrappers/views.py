@@ -12,7 +12,9 @@ from .uncertain import UncertainHead
 
 
 class Views(UncertainHead):
-    """One head on several views of each picture, none of which changes what it shows.
+    """Averages one reward over several crops, or noisy copies, of a picture.
+
+    No view changes what the picture shows.
 
     ``crops``: the picture, its mirror image, and as many of four corner crops, at 1 - ``strength``
     of its sides and resized back, as ``count`` asks for. ``noise``: the finished picture
@@ -21,12 +23,12 @@ class Views(UncertainHead):
     timesteps, which this head does not see.
 
     Args:
-        head: a name of the table, or a head; of pictures.
+        head: the reward for pictures: its name, or a head.
         kind: which views, crops or noise.
         count: how many views: 2 to 6 crops, 2 to 64 levels of noise; None: 6 crops, 2 levels.
         strength: share of a side that a crop leaves out, or the highest noise; between 0 and 1.
         penalty: standard deviations of the views' scores that are taken off their mean.
-        options: of the head, where it is a name.
+        options: options of the head, where it is a name.
     """
 
     def __init__(

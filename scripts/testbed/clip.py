@@ -88,6 +88,11 @@ CLIPS = {
     "emoji-heldout-clip": ClipDesign(2, 24, (2, 2, 2, 2), 96, 96, True, steps=1600),
 }
 
+TITLES = {
+    "emoji-clip": "a small open_clip model that scores emoji",
+    "emoji-heldout-clip": "a second open_clip model of emoji, to check the first one's scores",
+}
+
 
 def clip_config(design: ClipDesign, vocab: int) -> Row:
     vision: Row = {
@@ -212,7 +217,7 @@ def train_clip(name: str, data: Path, work: Path, out: Path, steps: int | None) 
         "parameters": sum(p.numel() for p in model.parameters()),
         "training seconds (2 cores)": round(seconds),
     }
-    write_card(folder, f"{name}: a small open_clip model of emoji", facts)
+    write_card(folder, f"{name}: {TITLES[name]}", facts)
     print(json.dumps(facts), flush=True)
 
 

@@ -189,7 +189,7 @@ def train_sd(
         "training steps": earlier + steps,
         "training seconds (2 cores), last run": round(seconds),
     }
-    write_card(folder, f"{name}: a small Stable Diffusion of emoji", facts)
+    write_card(folder, f"{name}: a small Stable Diffusion that draws emoji", facts)
     pictures_made.save(work / f"{name}.png")
     print(json.dumps(facts), flush=True)
 
@@ -379,6 +379,6 @@ def train_flow(name: str, data: Path, work: Path, out: Path, steps: int | None) 
         "training seconds (2 cores)": round(seconds),
         "max_sequence_length it was trained with": TEXT_LENGTH,
     }
-    write_card(folder, f"{name}: a small Stable Diffusion 3 of emoji", facts)
+    write_card(folder, f"{name}: a small Stable Diffusion 3 that draws emoji", facts)
     pictures_made.save(work / f"{name}.png")
     print(json.dumps(facts), flush=True)

@@ -123,6 +123,7 @@ def train_video(name: str, data: Path, work: Path, out: Path, steps: int | None)
         "training steps": steps,
         "training seconds (2 cores)": round(seconds),
     }
-    write_card(out / name, f"{name}: a small AnimateDiff of emoji, emoji-sd that moves", facts)
+    title = f"{name}: a small AnimateDiff, emoji-sd that moves, that draws short videos of emoji"
+    write_card(out / name, title, facts)
     sheet.save(work / f"{name}.png")
     print(json.dumps(facts), flush=True)

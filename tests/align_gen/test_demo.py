@@ -51,6 +51,7 @@ def test_summary_has_every_figure(short: Path) -> None:
     assert summary["method"] == "prdp"
     assert summary["steps"] == 1
     assert summary["prompts"] == 6
+    assert summary["verdict"].startswith("Too few prompts to say (6 of at least 10): ")
     for name in COLUMNS:
         assert summary[name].keys() >= FIGURES
     # 16 images drawn in 3 steps, 4 learned from over the stochastic ones: reference, backward,

@@ -182,3 +182,10 @@ def test_sets_from_every_spelling(file: Path) -> None:
 def test_a_wrong_set_is_named(spec: Any, pattern: str) -> None:
     with pytest.raises(ValueError, match=pattern):
         reward_set(spec)
+
+
+def test_a_file_that_is_no_python_is_named_with_its_reward(tmp_path: Path) -> None:
+    file = tmp_path / "broken.py"
+    file.write_text("def f(media, prompts:\n    return media\n")
+    with pytest.raises(ValueError, match=r"reward '.*broken.py:f': cannot import .*line 1"):
+        load(f"{file}:f")

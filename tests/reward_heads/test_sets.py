@@ -222,3 +222,7 @@ def test_sets_do_not_change_what_they_are_made_of() -> None:
     assert spec == {"hue": {"name": "mean_hue", "hue": 30.0, "weight": 2.0}}
     rewards = reward_set(spec)
     assert reward_set(rewards) is rewards
+
+
+def test_a_set_prints_the_names_of_its_heads() -> None:
+    assert repr(reward_set(["mean_hue", "sharpness"])) == "RewardSet(mean_hue, sharpness)"

@@ -95,10 +95,23 @@ def test_what_was_left_out_or_drawn_otherwise_is_said(cli: Cli, tmp_path: Path) 
     a = scored(tmp_path / "a.parquet", rows(6, "p", "q", "r"), [0.0, 1.0, 2.0])
     b = scored(tmp_path / "b.parquet", rows(20, "r", "s"), [3.0, 1.0])
     first, second, *_ = cli("compare", a, b).out.splitlines()
-    assert first == "left out, without a partner or unreadable: 2 before, 1 after"
-    assert second == "drawn in different numbers of steps: 6 before, 20 after"
-    assert "left out" not in cli("compare", a, a).out
+    assert first == "drawn in different numbers of steps: 6 before, 20 after"
+    assert second == (
+        "compared: 1 of 3 pictures before, 1 of 2 after; "
+        "the others have no partner or cannot be read"
+    )
+    assert "compared:" not in cli("compare", a, a).out
     assert "drawn" not in cli("compare", a, a).out
+
+
+def test_one_prompt_has_no_interval(cli: Cli, tmp_path: Path) -> None:
+    """Said in words, as nan is no number; two prompts have one."""
+    rows = [{"prompt": "p", "seed": 0}, {"prompt": "q", "seed": 0}]
+    for count, said in ((1, "one prompt: no interval"), (2, "[+1.00000, +2.00000]")):
+        a = scored(tmp_path / "a.parquet", rows[:count], [0.0, 0.0][:count])
+        b = scored(tmp_path / "b.parquet", rows[:count], [1.0, 2.0][:count])
+        text = cli("compare", a, b).out
+        assert said in text and "nan" not in text
 
 
 def test_of_runs_the_galleries_are_named(cli: Cli, tmp_path: Path) -> None:

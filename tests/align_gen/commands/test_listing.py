@@ -1,6 +1,7 @@
 """`align-gen list`: every table, and the options of methods and rewards."""
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -39,6 +40,34 @@ def test_list(cli: Cli, what: str, known: str) -> None:
         assert all(row["description"] for row in rows)
 
 
+@pytest.mark.parametrize("what", ["rewards", "methods", "models", "prompts"])
+def test_a_line_says_what_its_name_is_for(cli: Cli, what: str) -> None:
+    """In words, without formulas or marks of code, and no two names alike."""
+    rows = json.loads(cli("list", what, "--json").out)
+    texts = [row["description"] for row in rows]
+    assert len(set(texts)) == len(texts)
+    for text in texts:
+        assert not re.search(r"[=^_]|``|\bexp\(|\b1 - ", text), text
+        assert len(text.split()) >= 4, text
+    if what == "rewards":
+        assert {text.split()[0] for text in texts} == {"Scores", "Averages"}
+
+
+def test_a_name_is_introduced_above_its_options(cli: Cli) -> None:
+    for what in ("method", "reward"):
+        for row in json.loads(cli("list", f"{what}s", "--json").out):
+            done = cli("list", what, row["name"])
+            assert done.out.splitlines()[0] == f"{row['description']}."
+    assert cli("list", "reward", "colour").out.splitlines()[1] == "It has no options."
+    assert cli("list", "reward", "colour", "--json").out.strip() == "[]"
+
+
+def test_options_of_rewards_are_written_as_in_a_recipe(cli: Cli) -> None:
+    rows = {row["name"]: row for row in json.loads(cli("list", "reward", "hps", "--json").out)}
+    assert "null: the published checkpoint" in rows["path"]["description"]
+    assert "`" not in rows["version"]["description"]
+
+
 def test_list_of_nothing_is_one_line(cli: Cli) -> None:
     assert "rewards" in mistake(cli("list", "reward"))
     assert "have ['assets', " in mistake(cli("list", "everything"))
@@ -70,7 +99,7 @@ def test_the_options_of_a_method_are_its_model(cli: Cli) -> None:
     for name, field in prdp.Options.model_fields.items():
         assert rows[name]["description"] == " ".join((field.description or "").split())
     plain = cli("list", "method", "prdp").out
-    assert [line.split()[0] for line in plain.splitlines()] == ["name", *rows]
+    assert [line.split()[0] for line in plain.splitlines()[1:]] == ["name", *rows]
 
 
 def test_the_options_of_a_reward_are_its_own(cli: Cli) -> None:

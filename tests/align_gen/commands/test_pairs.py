@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from align_gen.galleries.gallery import write_gallery
+from align_gen.galleries.table import ScoresTable
 from tests.kits.command_line import Cli, mistake
 
 
@@ -65,6 +66,22 @@ def test_from_scores_to_pairs_to_a_reward_that_scores(cli: Cli, tmp_path: Path) 
         tmp_path / "s.parquet",
     )
     assert scored.code == 0 and "8 of 8 pictures scored" in scored.out
+
+
+def test_pictures_outside_of_a_scores_files_folder_are_no_pairs(cli: Cli, tmp_path: Path) -> None:
+    """A stranger's file that names a private gallery; beside the gallery the same file is taken."""
+    rows = [{"prompt": "a", "seed": seed} for seed in range(2)]
+    private = tmp_path / "home" / "private"
+    write_gallery(private, torch.linspace(0.1, 0.9, 2).view(-1, 1, 1, 1).expand(-1, 3, 8, 8), rows)
+    heads: dict[str, list[float | None]] = {"x": [1.0, 2.0]}
+    given = [{**row, "file_name": f"{row['seed']:05d}.png"} for row in rows]
+    table = ScoresTable(given, heads, [None] * 2, {}, {}, str(private))
+    out = tmp_path / "p.parquet"
+    for place, code in (("mail", 2), ("home", 0)):
+        (tmp_path / place).mkdir(exist_ok=True)
+        table.save(tmp_path / place / "scores.parquet")
+        done = cli("pairs", tmp_path / place / "scores.parquet", "--out", out)
+        assert done.code == code and out.exists() == (code == 0)
 
 
 @pytest.mark.parametrize(

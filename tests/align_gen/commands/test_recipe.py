@@ -1,13 +1,18 @@
 """`align-gen recipe new`: what it writes loads, names every key, and costs what a dry run says."""
 
 import json
+import re
+import socket
 from pathlib import Path
 
 import pytest
 import yaml
 
-from align_gen import methods
+from align_gen import bundled, methods
 from align_gen.commands.options import sections_of
+from align_gen.commands.own_defaults import own_defaults
+from align_gen.commands.starter import cost_of
+from align_gen.methods.batches import Sampling
 from align_gen.training.recipe import Recipe
 from tests.kits.command_line import Cli, mistake
 
@@ -65,6 +70,92 @@ def test_what_is_asked_for_is_set(
     assert recipe.method.name == "ddpo"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "shipped"),
+    [
+        ("emoji-sd", "emoji-sd-prdp"),
+        ("emoji-flow", "emoji-flow-prdp"),
+        ("stable-diffusion-v1-5/stable-diffusion-v1-5", "sd15-prdp"),
+        ("stabilityai/stable-diffusion-xl-base-1.0", "sdxl-prdp"),
+    ],
+)
+def test_a_model_with_a_shipped_recipe_gets_its_settings(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, shipped: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = cli("recipe", "new", "mine", "--model", model)
+    assert done.code == 0, done.err
+    mine, theirs = Recipe.load("mine.yaml"), Recipe.load(shipped)
+    assert mine.sampling == theirs.sampling
+    assert mine.memory == theirs.memory
+    assert mine.model.dtype == theirs.model.dtype
+    assert mine.optim.micro_batch == theirs.optim.micro_batch
+    assert mine.evaluate.num_inference_steps == theirs.evaluate.num_inference_steps
+    assert f"those of the recipe {shipped}." in (tmp_path / "mine.yaml").read_text()
+
+
+@pytest.mark.slow
+def test_a_bundled_video_model_gets_the_settings_of_its_pictures(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """emoji-video is emoji-sd with motion, for 8 frames: its batches are an eighth as large."""
+    monkeypatch.chdir(tmp_path)
+    assert cli("recipe", "new", "mine", "--model", "emoji-video").code == 0
+    mine, pictures = Recipe.load("mine.yaml"), Recipe.load("emoji-sd-prdp")
+    assert mine.sampling == pictures.sampling.model_copy(update={"num_frames": 8})
+    assert mine.optim.micro_batch == pictures.optim.micro_batch // 8
+
+
+@pytest.mark.slow
+def test_a_published_model_without_a_recipe_gets_the_defaults_of_its_pipeline(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sana's paper and card: 1024 x 1024, 20 steps, guidance 4.5. Nothing is downloaded."""
+    monkeypatch.chdir(tmp_path)
+    name = "Efficient-Large-Model/SANA1.5_1.6B_1024px_diffusers"
+    assert cli("recipe", "new", "mine", "--model", name).code == 0
+    mine = Recipe.load("mine.yaml")
+    assert (mine.sampling.height, mine.sampling.width) == (1024, 1024)
+    assert (mine.sampling.num_inference_steps, mine.sampling.guidance_scale) == (20, 4.5)
+    assert (mine.model.dtype, mine.memory.checkpointing) == ("bf16", True)
+    assert "the defaults of diffusers' SanaPipeline" in (tmp_path / "mine.yaml").read_text()
+
+
+def test_a_model_of_which_nothing_is_here_gets_general_defaults(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the recipe says so; the hub is not asked, whether there is a network or not."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(socket, "create_connection", _refuse)
+    monkeypatch.setattr(socket.socket, "connect", _refuse)
+    done = cli("recipe", "new", "mine", "--model", "owner/unheard-of")
+    assert done.code == 0, done.err
+    mine = Recipe.load("mine.yaml")
+    assert mine.sampling == Sampling()
+    assert "are general defaults, not its own" in (tmp_path / "mine.yaml").read_text().replace(
+        "\n#", ""
+    )
+
+
+def _refuse(*_: object) -> None:
+    raise AssertionError("the network was asked")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["emoji-sd-prdp", "emoji-flow-dpo", "sd15-ddpo", "sdxl-prdp"])
+def test_the_cost_is_what_the_shipped_recipe_says(name: str) -> None:
+    """The comments of shipped recipes were worked out apart from this code."""
+    recipe = Recipe.load(name)
+    text = (bundled.RECIPES / f"{name}.yaml").read_text().replace("\n#", "")
+    step, backward = re.search(r"([\d,]+) a step, ([\d,]+) of them", text).groups()  # type: ignore[union-attr]
+    galleries = re.search(r"and ([\d,]+) for", text)[1]  # type: ignore[index]
+    cost = cost_of(recipe, own_defaults(recipe.model.path, recipe.method.name))
+    assert cost.startswith(f"Rows through the denoiser: {step} a step, {backward} of them backward")
+    assert f"and {galleries} for " in cost
+
+
 def test_a_new_recipe_passes_a_dry_run(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -83,6 +174,9 @@ def test_a_mistake_writes_nothing_and_replaces_nothing(
     monkeypatch.chdir(tmp_path)
     assert "'prdp'" in mistake(cli("recipe", "new", "mine", "--method", "prdq"))
     assert "nowhere/mine.yaml" in mistake(cli("recipe", "new", "nowhere/mine"))
+    assert "want a folder with model_index.json" in mistake(
+        cli("recipe", "new", "mine", "--model", "emoji-sdd")
+    )
     assert not list(tmp_path.iterdir())
     (tmp_path / "mine.yaml").write_text("mine")
     assert "is there already" in mistake(cli("recipe", "new", "mine"))

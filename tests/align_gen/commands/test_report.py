@@ -22,3 +22,16 @@ def test_the_page_is_named_in_json(cli: Cli, tmp_path: Path) -> None:
     done = cli("report", gallery, "--out", tmp_path / "page.html", "--json")
     assert json.loads(done.out) == {"out": str(tmp_path / "page.html")}
     assert (tmp_path / "page.html").is_file()
+
+
+def test_pictures_without_prompts_pair_by_named_columns(cli: Cli, tmp_path: Path) -> None:
+    """As in `compare`, in its spellings."""
+    galleries = [coloured(tmp_path / name, shift) for name, shift in (("a", 0.1), ("b", 0.2))]
+    for gallery in galleries:
+        (gallery / "metadata.jsonl").unlink()
+        assert cli("score", gallery, "--reward", "jpeg_size").code == 0
+    page = tmp_path / "page.html"
+    assert "no column 'prompt'" in mistake(cli("report", *galleries, "--out", page))
+    for columns in (["file_name"], ["file_name,file_name"]):
+        assert cli("report", *galleries, "--out", page, "--on", *columns).code == 0
+    assert "8 pairs" in page.read_text()

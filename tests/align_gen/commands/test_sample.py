@@ -94,26 +94,27 @@ def test_counts_start_at_one(cli: Cli, tiny_folder: Path, tmp_path: Path, option
 
 @pytest.mark.slow
 def test_the_reports_command_makes_the_picture_again(
-    cli: Cli, recipe: Path, tmp_path: Path
+    cli: Cli, recipe: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a run's last gallery with its export, of its first without; and of a gallery that was
-    sampled.
+    sampled. Of the model's folder the rows keep the name, which is found from beside the folder.
     """
-    from align_gen.report.runs import command_for
+    from align_gen.report.again import command_for
 
     run = tmp_path / "run"
     assert cli("finetune", recipe, "--out", run).code == 0
-    for folder, other in (("samples/final", {"adapter": str(run / "export")}), ("before", {})):
+    monkeypatch.chdir(tiny_folder.parent)
+    for folder, adapter in (("samples/final", str(run / "export")), ("before", None)):
         gallery = Gallery.load(run / folder)
-        command = command_for(gallery.rows[0], **other)
-        assert command is not None
-        _, *words = shlex.split(command)
+        command = command_for(gallery.rows[0], adapter)
+        assert command.command is not None
+        assert command.note == "Only the name of a folder is kept, not its path: tiny-sd."
+        _, *words = shlex.split(command.command)
         words[-1] = str(tmp_path / "again")
         assert cli(*words).code == 0
         again = Gallery.load(tmp_path / "again")
         assert torch.equal(again.image(0), gallery.image(0))
-        assert command_for(again.rows[0]) == command  # and says the same of itself
-    assert command_for({"prompt": "a", "seed": 1}) is None
+        assert command_for(again.rows[0], adapter) == command  # and says the same of itself
 
 
 def test_a_folder_of_something_else_is_refused_before_sampling(

@@ -1,10 +1,8 @@
-"""Paired changes against hand arithmetic and laws; pairing, slices, refusals, gates and the
-verdict.
-"""
+"""Paired changes against hand arithmetic and laws; pairing, slices, refusals and gates."""
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -21,7 +19,7 @@ from align_gen.galleries.gallery import write_gallery
 from align_gen.galleries.intervals import Change, paired_change
 from align_gen.galleries.scoring import score
 from align_gen.galleries.table import ScoresTable
-from align_gen.galleries.verdicts import parse_condition, verdict
+from align_gen.galleries.verdicts import parse_condition
 
 PROVENANCE = {
     "weights_sha256": "ab",
@@ -394,7 +392,7 @@ def test_a_comparison_names_the_rows_of_its_pairs() -> None:
     assert "pairs" not in found.to_json()
 
 
-# --- gates and verdicts ---------------------------------------------------------------------------
+# --- gates ----------------------------------------------------------------------------------------
 
 
 def made(**intervals: tuple[float, float]) -> Comparison:
@@ -450,41 +448,10 @@ def test_a_gate_that_cannot_measure_does_not_pass() -> None:
         parse_condition("clip.ci_low < 0")(made(clip=(math.nan, math.nan)))
 
 
-UP, DOWN, FLAT, UNKNOWN = (1.0, 2.0), (-2.0, -1.0), (-1.0, 1.0), (math.nan, math.nan)
-
-
-@pytest.mark.parametrize(
-    ("optimised", "held_out", "says"),
-    [
-        (UP, UP, "improved"),
-        (UP, FLAT, "improved"),
-        (UP, DOWN, "reward hacking suspected"),
-        (FLAT, DOWN, "worse"),
-        (DOWN, UP, "worse"),
-        (DOWN, DOWN, "worse"),
-        (FLAT, UP, "no change"),
-        (FLAT, FLAT, "no change"),
-        (UNKNOWN, UNKNOWN, "no change"),
-    ],
-)
-def test_verdicts(optimised: tuple[float, float], held_out: tuple[float, float], says: str) -> None:
-    assert verdict(made(clip=optimised, heldout=held_out), ["clip"], ["heldout"]) == says
-
-
-def test_verdict_without_a_side() -> None:
-    both: Callable[[tuple[float, float]], Comparison] = lambda interval: made(heldout=interval)  # noqa: E731
-    assert [verdict(both(x), [], ["heldout"]) for x in (UP, FLAT, DOWN)] == [
-        "improved",
-        "no change",
-        "worse",
-    ]
-    assert [verdict(both(x), ["heldout"], []) for x in (UP, FLAT, DOWN)] == [
-        "improved",
-        "no change",
-        "worse",
-    ]
-    assert (
-        verdict(made(heldout=UP, other=DOWN), [], ["heldout", "other"]) == "worse"
-    )  # nothing was optimised
-    with pytest.raises(UserError, match="column 'clip': not compared"):
-        verdict(made(heldout=UP), ["clip"], ["heldout"])
+def test_a_comparison_prints_as_one_short_line() -> None:
+    """B is A plus a half everywhere."""
+    rows = [{"file_name": f"{i}.png", "prompt": str(i), "seed": 0} for i in range(3)]
+    none: list[str | None] = [None] * 3
+    a = ScoresTable(rows, {"a": [0.0, 1.0, 2.0]}, none, {}, {})
+    b = ScoresTable(rows, {"a": [0.5, 1.5, 2.5]}, none, {}, {})
+    assert repr(compare(a, b)) == "Comparison(3 pairs; a +0.5000)"

@@ -400,3 +400,8 @@ def test_what_is_not_read_is_counted(tmp_path: Path) -> None:
     assert skipped_files(tmp_path) == counts
     folder_of(tmp_path, '{"file_name": "a.png"}')
     assert skipped_files(tmp_path) == {}
+
+
+def test_a_gallery_prints_as_one_short_line() -> None:
+    gallery = Gallery(Path("g"), [{"file_name": f"{i}.png"} for i in range(1000)])
+    assert repr(gallery) == str(gallery) == "Gallery('g', 1000 rows)"

@@ -305,3 +305,10 @@ def test_scores_go_to_parquet_by_that_name_or_without_a_suffix(tmp_path: Path) -
     with pytest.raises(UserError, match=r"scores\.csv: scores are Parquet; want .*\.parquet"):
         scored(1.0).save(tmp_path / "scores.csv")
     assert not (tmp_path / "scores.csv").exists()
+
+
+def test_a_table_prints_as_one_short_line() -> None:
+    """The mean of 1 and 2 is 1.5; what could not be read does not count."""
+    rows = [{"file_name": f"{i}.png"} for i in range(3)]
+    table = ScoresTable(rows, {"a": [1.0, 2.0, None]}, [None, None, "cut"], {}, {}, folder="g")
+    assert repr(table) == "ScoresTable('g', 3 rows; a 1.5000)"

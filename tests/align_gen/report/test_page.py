@@ -12,7 +12,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,7 +27,9 @@ from align_gen.errors import UserError
 from align_gen.galleries.comparison import Comparison, compare
 from align_gen.galleries.gallery import write_gallery
 from align_gen.galleries.table import ScoresTable
+from align_gen.report.again import Again
 from align_gen.report.page import build_report, inert_json
+from align_gen.report.tiles import tiles
 from align_gen.report.words import digits_of, facts, number, summary, towards
 
 # One browser, and the two pages that it shows: made once.
@@ -73,6 +75,13 @@ def table(folder: Path, shift: dict[str, float]) -> ScoresTable:
     )
 
 
+def again(row: Mapping[str, Any]) -> Again:
+    """A command, but for the picture of seed 1 of the second prompt."""
+    if (row["prompt"], row["seed"]) == ("thing 1", 1):
+        return Again(note="No command is offered: <b>so</b>.")
+    return Again(f"align-gen sample --prompt {row['prompt']!r} --seed {row['seed']}")
+
+
 class Made:
     """A page, and what it was made from."""
 
@@ -100,7 +109,7 @@ class Made:
                 for s in (1, 2, 3, 4)
             ],
             provenance={"recipe": f"model:\n  path: {HOSTILE}", "date": "2025-01-02"},
-            command=lambda row: f"align-gen sample --prompt {row['prompt']!r} --seed {row['seed']}",
+            command=again,
             **options,
         )
 
@@ -291,23 +300,79 @@ def test_the_words_for_the_other_verdicts(good: Made, hacked: Made) -> None:
         "Worse: The held-out held:out fell.",
     )
     assert said(good.comparison, ["clip"], []) == (
-        "good", "Improved: The optimised clip rose; no held-out column checks it.",
-    )  # fmt: skip
+        "neutral",
+        "Reward rose; nothing held out checks it: The optimised clip rose; no column is held out.",
+    )
+    assert said(good.comparison, ["clip"], ["alignment"]) == (
+        "neutral",
+        "Reward rose; not confirmed by a held-out reward: "
+        "The optimised clip rose; no held-out column rose clearly.",
+    )
+    assert said(good.comparison, [], ["held:out"]) == (
+        "good",
+        "Improved: The held-out held:out rose; nothing optimised or held out fell.",
+    )
     same = compare(good.before, good.before)
     assert said(same, ["clip"], ["alignment"]) == (
         "neutral",
         "No clear change: Every interval includes zero.",
     )
     assert said(hacked.comparison, [], [])[1].startswith("No verdict: Clip rose; held:out fell.")
-    one = ScoresTable(
-        good.after.rows[:1], {k: v[:1] for k, v in good.after.heads.items()}, [None], {}, {}, None
+    unsure = replace(good.comparison.columns["clip"], p=0.06)
+    columns = good.comparison.columns | {"clip": unsure}
+    assert said(replace(good.comparison, columns=columns), ["clip"], ["alignment"]) == (
+        "neutral",
+        "No clear change: Interval and p of the optimised clip disagree.",
     )
-    assert (
-        said(compare(one, one), ["clip"], [])[1]
-        == "No verdict: An interval needs pairs of more than one prompt."
-    )
+
+
+def test_few_prompts_are_said_to_be_few(good: Made, hacked: Made) -> None:
+    """The first pictures of nine prompts and of one; only a warning is given all the same."""
+
+    def first(made: Made, count: int) -> Comparison:
+        return compare(*(cut(side, count) for side in (made.before, made.after)))
+
+    def cut(side: ScoresTable, count: int) -> ScoresTable:
+        heads = {name: values[:count] for name, values in side.heads.items()}
+        return ScoresTable(side.rows[:count], heads, [None] * count, {}, {})
+
+    for count, prompts in ((18, 9), (1, 1)):
+        found = summary(first(good, count), OPTIMISED, HELD_OUT)
+        said = {tile.direction for tile in tiles(first(good, count), OPTIMISED, HELD_OUT)}
+        assert said == {"too few prompts"}
+        assert found.state == "neutral"
+        assert found.verdict == f"Too few prompts to say ({prompts} of at least 10)"
+    assert summary(first(good, 20), OPTIMISED, HELD_OUT).verdict == "Improved"
+    found = summary(first(hacked, 18), OPTIMISED, HELD_OUT)
+    assert (found.state, found.verdict) == ("bad", "Reward hacking suspected")
+    assert found.reason.endswith("Only 9 prompts were measured.")
     with pytest.raises(UserError, match="hps"):
         summary(good.comparison, ["hps"], [])
+
+
+def test_a_verdict_that_is_not_confirmed_is_grey(page: Page, good: Made, tmp_path: Path) -> None:
+    """Neither green nor red, in the heading; its tile says the same of its column."""
+    options: dict[str, Any] = {"before": good.before, "after": good.after, "title": "t"}
+    for held_out in ([], ["alignment"]):
+        made = build_report(
+            **options, out=tmp_path / "r.html", comparison=good.comparison, optimised=["clip"],
+            held_out=held_out,
+        )  # fmt: skip
+        page.open(made)
+        assert page.text("#verdict h2").startswith("Reward rose; no")
+        colour = page.js("return getComputedStyle(document.querySelector('#verdict h2')).color")
+        red, green, blue = map(int, re.findall(r"\d+", colour)[:3])
+        assert max(red, green, blue) - min(red, green, blue) < 30
+
+
+def test_a_command_that_is_not_offered_says_why(page: Page, good: Made) -> None:
+    row = next(
+        number for number, each in enumerate(good.after.rows)
+        if (each["prompt"], each["seed"]) == ("thing 1", 1)
+    )  # fmt: skip
+    page.open(good.path, f"#card={row}")
+    assert page.text("#card .command .note") == "No command is offered: <b>so</b>."
+    assert page.js("return document.querySelector('#copy, pre#command')") is None
 
 
 # --- orders, filters, views -----------------------------------------------------------------------

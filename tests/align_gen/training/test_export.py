@@ -1,9 +1,11 @@
 """What is taken away from a run: weights that load in a fresh pipeline."""
 
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -11,6 +13,7 @@ from align_gen import Recipe, finetune, pipelines
 from align_gen.galleries.gallery import Gallery
 from align_gen.galleries.table import ScoresTable
 from align_gen.training.engine import Run
+from align_gen.training.export import model_card
 from tests.kits.runs import (
     Stopped,
     picture_digests,
@@ -148,3 +151,68 @@ def test_a_video_model_runs_from_galleries_to_export(recipe: Recipe, tmp_path: P
     assert [line["step"] for line in run.metrics] == [0, 1, 2]
     again = pipelines.load(PIPELINES["animatediff"]())
     again.reload(run.folder / "export")
+
+
+# --- the model card -------------------------------------------------------------------------------
+
+
+def card_of(path: str, prompt: str = "an elk", prompts: int = 2, reward: str = "hue") -> str:
+    """The card of a run whose one reward rose by 1 on so many prompts."""
+    data = {
+        "model": {"path": path},
+        "method": {"name": "prdp"},
+        "prompts": {"train": "/home/me/train.txt", "eval": "emoji-heldout"},
+        "rewards": {reward: {"name": "mean_hue", "hue": 240}},
+        "eval_rewards": {"jpeg_size": 1},
+    }
+    rows = [{"prompt": prompt if n == 0 else f"p{n}", "seed": 0} for n in range(prompts)]
+    scores: list[list[float | None]] = [[float(n + by) for n in range(prompts)] for by in (0, 1)]
+    before, after = (ScoresTable(rows, {reward: s}, [None] * prompts, {}, {}) for s in scores)
+    return model_card(Recipe.parse(data), before, after)
+
+
+EVIL = 'm/x: #"\nlicense: mit\n---\n# Injected\n```\n<script>alert(1)</script> [a](b) ![c](d)'
+
+
+def test_a_card_is_one_header_one_heading_and_two_blocks_of_code() -> None:
+    """By the hub's own reader and CommonMark's, with evil in every text that a recipe has."""
+    from huggingface_hub import ModelCard
+    from markdown_it import MarkdownIt
+
+    for path, prompt, reward in product(("owner/base", EVIL), ("an elk", EVIL), ("hue", EVIL)):
+        card = card_of(path, prompt, reward=reward)
+        header = ModelCard(card).data.to_dict()
+        known = {"library_name": "diffusers", "tags": ["prdp", "lora", "align_gen"]}
+        assert header == known | ({} if path == EVIL else {"base_model": path})
+        body = ModelCard(card).text
+        parts = MarkdownIt().enable("table").parse(body)
+        assert [part.tag for part in parts if part.type == "heading_open"] == ["h1"]
+        fences = [part for part in parts if part.type == "fence"]
+        assert [fence.info for fence in fences] == ["python", "yaml"]
+        assert sum(part.type == "tr_open" for part in parts) == 2
+        inline = [child.type for part in parts for child in part.children or []]
+        assert not {"link_open", "image", "html_inline"} & set(inline)
+        assert not any(part.type == "html_block" for part in parts)
+
+        # What is shown is what was meant.
+        compile(fences[0].content, "card", "exec")
+        recipe = yaml.safe_load(fences[1].content)
+        assert recipe["prompts"]["train"] == "train.txt"
+
+
+def test_the_base_on_the_hub_is_named_only_where_it_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder of that name here is none."""
+    (tmp_path / "models/tiny").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert "base_model: owner/base-1.5\n" in card_of("owner/base-1.5")
+    for name in ("models/tiny", str(tmp_path / "tiny"), "emoji-sd", "a/b/c", "m/x\ny: z"):
+        assert "base_model:" not in card_of(name)
+    assert str(tmp_path) not in card_of(str(tmp_path / "tiny"))
+    assert "# tiny, fine-tuned by PRDP" in card_of(str(tmp_path / "tiny"))
+
+
+def test_a_card_of_one_prompt_has_no_interval() -> None:
+    assert "| none (one prompt) | 1 |" in card_of("emoji-sd", prompts=1)
+    assert "| [+1.0000, +1.0000] | 2 |" in card_of("emoji-sd", prompts=2)

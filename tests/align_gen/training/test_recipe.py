@@ -413,3 +413,8 @@ def test_files_are_looked_up_beside_the_recipe_and_then_in_the_working_directory
         "cold.py:cold": 1.0,
     }
     assert Recipe.load("../there/mine.yaml", beside=False).prompts.train == "train.txt"
+
+
+def test_a_recipe_prints_as_one_short_line() -> None:
+    recipe = Recipe.load("emoji-sd-prdp")
+    assert repr(recipe) == str(recipe) == "Recipe(prdp on 'emoji-sd', 20 steps)"
