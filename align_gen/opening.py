@@ -1,15 +1,19 @@
 """Open models and rewards by name: a bundled one, a path, a hub name, or an open object."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import bundled
+from .errors import UserError
 from .precision import dtype_of
 
 if TYPE_CHECKING:
     import torch
 
     from .pipelines import Model
+    from .pipelines.guidance import Guide
     from .reward_heads import RewardSet
 
 
@@ -59,8 +63,47 @@ def open_rewards(spec: Any, device: "torch.device | str | None" = None) -> "Rewa
 
     if isinstance(spec, RewardSet):
         rewards = spec
-    elif isinstance(spec, str):
-        rewards = reward_set([spec])
     else:
         rewards = reward_set(bundled.reward_spec(spec) if isinstance(spec, dict) else spec)
     return rewards if device is None else rewards.to(device)
+
+
+def open_guide(guide: "Guide | None", device: "torch.device | str | None" = None) -> "Guide | None":
+    """A guide with its rewards open: a ``BestOf`` may name them in any way of ``open_rewards``.
+
+    A reward set checks what each head returns, so that no picture is chosen by a wrong shape or a
+    NaN.
+
+    Raises:
+        ValueError: no such reward, or one that needs more than pictures and prompts.
+    """
+    from .pipelines.guidance.best_of import BestOf
+    from .reward_heads import RewardSet
+
+    # A set is the caller's own, and stays where it is.
+    if not isinstance(guide, BestOf) or isinstance(guide.reward, RewardSet):
+        return guide
+    rewards = open_rewards(guide.reward, device)
+    rewards.require(())
+    return replace(guide, reward=rewards)
+
+
+def code_named(data: Mapping[str, Any]) -> dict[str, str]:
+    """The keys of a recipe's data under which rewards are named by their code, and those names."""
+    from .reward_heads.code import code_in
+
+    found = {}
+    for section in ("rewards", "eval_rewards"):
+        spec = data.get(section)
+        for key, name in code_in(spec) if isinstance(spec, Mapping) else ():
+            found[f"{section}.{key}"] = name
+    return found
+
+
+def refuse_code(named: Mapping[str, str], source: str) -> None:
+    """UserError where a file names code, which its author wrote and the user may not have read."""
+    for key, name in named.items():
+        raise UserError(
+            f"{source}: {key}: {name!r} runs code; want --allow-code "
+            "(in Python: Recipe.load(…, allow_code=True))"
+        )

@@ -4,11 +4,14 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .folder_checks import require_sound
+from .lora_files import write_plain
 from .trainable import POLICY, Trainable, has_policy, unwrap
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -84,7 +87,14 @@ class Exports(Trainable):
         """Load a component's weights; whether they differ from those that it had."""
         component = getattr(self.pipeline, name)
         before = component.state_dict()
-        after = type(component).from_pretrained(folder / name).state_dict()
+        kind = type(component)
+        require_sound(folder, {name: [kind.__module__.partition(".")[0], kind.__name__]})
+        try:
+            after = kind.from_pretrained(folder / name).state_dict()
+        # an untrusted folder, as below
+        except Exception as error:
+            said = " ".join(str(error).split())
+            raise ValueError(f"{folder}: its {name} cannot be loaded: {said}") from error
         if _shapes(after) != _shapes(before):
             raise ValueError(f"{folder}: its {name} is of another shape than this model's")
         # Compared before loading, which writes into the tensors of ``before``.
@@ -102,19 +112,29 @@ class Exports(Trainable):
         diffusers would load the tensors that fit, and only log the others. So the file is loaded
         under another name first: one that does not fit leaves the LoRA in use alone.
         """
-        try:
-            names = self._names_in(folder)
-            loaded = self._load_as_trial(folder)
-        # an untrusted file: torch, safetensors and diffusers each have errors of their own
-        except Exception as error:
-            said = " ".join(str(error).split())
-            raise ValueError(f"{folder}: its LoRA does not fit this model: {said}") from error
-        if len(loaded) != sum(not name.endswith(".alpha") for name in names):
-            raise ValueError(
-                f"{folder}: only {len(loaded)} of its {len(names)} LoRA tensors fit this model"
-            )
-        self._replace_policy(folder)
+        with TemporaryDirectory() as temporary:
+            plain = Path(temporary)
+            try:
+                self._write_plain(folder, plain)
+                names = self._names_in(plain)
+                loaded = self._load_as_trial(plain)
+            # an untrusted file: torch, safetensors and diffusers each have errors of their own
+            except Exception as error:
+                said = " ".join(str(error).split())
+                raise ValueError(f"{folder}: its LoRA does not fit this model: {said}") from error
+            if len(loaded) != sum(not name.endswith(".alpha") for name in names):
+                raise ValueError(
+                    f"{folder}: only {len(loaded)} of its {len(names)} LoRA tensors fit this model"
+                )
+            self._replace_policy(plain)
         return any(bool(value.any()) for name, value in loaded.items() if "lora_B" in name)
+
+    def _write_plain(self, folder: Path, out: Path) -> None:
+        """Copies of an export's LoRA files, without what they say of themselves."""
+        # Components may share a file.
+        for place in {self.lora_folder(component) for component in self.trainable}:
+            (out / place).mkdir(parents=True, exist_ok=True)
+            write_plain(folder / place / LORA_FILE, out / place / LORA_FILE)
 
     def _parts(self) -> dict[str, Any]:
         """The pipeline's own modules of the trained components."""

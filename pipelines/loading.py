@@ -2,6 +2,7 @@
 
 import json
 import logging
+import reprlib
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -13,8 +14,7 @@ from threading import Thread
 from typing import Any
 
 from . import hub
-
-INDEX = "model_index.json"
+from .folder_checks import INDEX, read_json
 
 
 def read_model_index(
@@ -29,12 +29,12 @@ def read_model_index(
         ValueError: there is none; says what is wanted.
     """
     file = _index_file(source, revision, names)
-    try:
-        index = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file}: not JSON ({error})") from error
+    index = read_json(file)
     if not isinstance(index, dict):
         raise ValueError(f"{file}: want a JSON object")
+    name = index.get("_class_name")
+    if not isinstance(name, str | None):
+        raise ValueError(f"{file}: _class_name: want text, got {reprlib.repr(name)}")
     return index
 
 

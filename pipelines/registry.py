@@ -7,6 +7,7 @@ from typing import Any
 
 from . import hub
 from .base import Model
+from .folder_checks import require_sound
 from .loading import import_xformers, is_hub_name, read_model_index, silenced
 
 # _class_name in model_index.json -> module of this package:adapter
@@ -83,12 +84,22 @@ def _load_pretrained(source: str | Path, dtype: Any, options: Mapping[str, Any])
     pipeline_class = getattr(diffusers, index["_class_name"])
     try:
         with silenced():
-            pipeline = pipeline_class.from_pretrained(source, **arguments)
+            # Downloaded first, so that its small files are checked before anything is built.
+            is_away = is_hub_name(source)
+            folder = pipeline_class.download(source, **missing, **options) if is_away else source
+            require_sound(Path(folder), index)
+            pipeline = pipeline_class.from_pretrained(folder, **arguments)
+        model: Model = family(pipeline)
     except OSError as error:
         if not is_hub_name(source):
             raise
         raise ValueError(hub.why_not(str(source), "weights", error)) from error
-    model: Model = family(pipeline)
+    except ValueError:
+        raise
+    # An untrusted folder: the libraries have errors of their own for what is wrong in it.
+    except Exception as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise ValueError(f"{source}: cannot be loaded ({said})") from error
     return model
 
 

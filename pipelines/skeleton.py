@@ -5,7 +5,6 @@ component, with their configurations. It is read from a folder, without the weig
 ``assets/published``.
 """
 
-import importlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
+from .folder_checks import LIBRARIES, component_class, require_sound
 from .loading import import_xformers, read_model_index
 from .registry import family_of
 
@@ -25,16 +25,6 @@ CONFIGS = (
     "scheduler_config.json",
     "tokenizer_config.json",
     "preprocessor_config.json",
-)
-LIBRARIES = ("diffusers", "transformers")
-KINDS = (
-    "Scheduler",
-    "Tokenizer",
-    "TokenizerFast",
-    "Processor",
-    "ProcessorFast",
-    "FeatureExtractor",
-    "Pipeline",
 )
 Description = Mapping[str, Any]
 
@@ -59,7 +49,7 @@ def skeleton(
     parts = {name: _build(part, dtype, device) for name, part in description["components"].items()}
     # Some pipelines put a network together from two.
     with torch.device(device):
-        return _class("diffusers", index.pop("_class_name"))(**parts, **index)
+        return component_class("diffusers", index.pop("_class_name"))(**parts, **index)
 
 
 def make_fake(modules: Mapping[str, nn.Module], device: str = "cpu") -> "ShapesOnly":
@@ -149,9 +139,11 @@ def read_description(folder: Path) -> dict[str, Any]:
     """The description of a pipeline folder; its weights are not read.
 
     Raises:
-        ValueError: a component's configuration is missing or not JSON.
+        ValueError: a component's configuration is missing, not JSON, or of no network that there
+            can be.
     """
-    index = json.loads((folder / "model_index.json").read_text())
+    index = read_model_index(folder)
+    require_sound(folder, index)
     scalars: dict[str, Any] = {}
     components: dict[str, Any] = {}
     for name, value in index.items():
@@ -176,27 +168,13 @@ def _read_component(folder: Path, library: str, kind: str) -> dict[str, Any]:
     raise ValueError(f"{folder}: no configuration (want one of {CONFIGS})")
 
 
-def _class(library: str, name: str) -> Any:
-    # Files name the library, and files are not trusted.
-    if library not in LIBRARIES:
-        raise ValueError(f"component class {library}.{name}: want one of {LIBRARIES}")
-    kind: Any = getattr(importlib.import_module(library), name, None)
-    is_class = isinstance(kind, type)
-    if not is_class or not (name.endswith(KINDS) or issubclass(kind, nn.Module)):
-        raise ValueError(
-            f"component class {library}.{name}: "
-            "want a network, a scheduler, a tokenizer or a processor"
-        )
-    return kind
-
-
 def _build(part: Mapping[str, Any] | None, dtype: torch.dtype, device: torch.device | str) -> Any:
     if part is None:
         return None
     kind: str = part["class"].split(".")[-1]
     if "Tokenizer" in kind:
         return alphabet_tokenizer(part["model_max_length"], ends="CLIP" in kind)
-    built = _class(*part["class"].split("."))
+    built = component_class(*part["class"].split("."))
     config = part["config"]
     if "Scheduler" in kind:
         return built.from_config(config)

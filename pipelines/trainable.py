@@ -2,13 +2,15 @@
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
+
+from .lora_targets import layers_named, require_names
 
 Self = TypeVar("Self", bound="Trainable")
 Reference = Literal["off", "start", "copy", "refreshed"]
@@ -28,12 +30,13 @@ class LoraOptions:
     Attributes:
         rank: of the update B A, from 1.
         alpha: the update is alpha / rank B A x; None: the rank, so that it is B A x.
-        target_modules: names of layers, or one regular expression; None: the family's default.
+        target_modules: names of layers, or their last parts; "*" stands for any letters; None: the
+            family's default.
     """
 
     rank: int
     alpha: float | None = None
-    target_modules: str | tuple[str, ...] | None = None
+    target_modules: str | Sequence[str] | None = None
 
 
 class Trainable:
@@ -103,23 +106,25 @@ class Trainable:
 
         Raises:
             ValueError: the loaded LoRA has another rank or alpha, another LoRA is loaded besides,
-                or peft finds no layer of ``target_modules``.
+                peft finds no layer of ``target_modules``, or they are no names.
         """
         from peft import LoraConfig
 
         self._require_no_foreign_lora()
         self._freeze()
         targets = options.target_modules or self.default_lora_targets
-        config = LoraConfig(
-            r=options.rank,
-            lora_alpha=options.alpha or options.rank,
-            target_modules=targets if isinstance(targets, str) else list(targets),
-            init_lora_weights=True,
-        )
+        names = [targets] if isinstance(targets, str) else list(targets)
+        require_names(names)
         for module in map(unwrap, self.trainable.values()):
             if has_policy(module):
                 self._go_on_from_loaded_lora(module, options)
             else:
+                config = LoraConfig(
+                    r=options.rank,
+                    lora_alpha=options.alpha or options.rank,
+                    target_modules=layers_named(module, names),
+                    init_lora_weights=True,
+                )
                 _add_lora(module, config)
             self._activate(module, POLICY)
 

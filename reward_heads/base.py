@@ -2,10 +2,15 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from .source import source_sha256
+
+OURS = __name__.partition(".")[0]
 
 
 class RewardHead(ABC):
@@ -17,6 +22,8 @@ class RewardHead(ABC):
         required_context: keys of the context that must be given ("t", "control", "source" …).
         range: the scores' bounds, where known.
         parallel: several threads may call it at once.
+        reads_prompt: the score depends on the prompt, so that a picture without one has none.
+        code_sha256: of a head that is code of the user's own, the hash of its source.
     """
 
     differentiable: bool = False
@@ -24,6 +31,14 @@ class RewardHead(ABC):
     required_context: tuple[str, ...] = ()
     range: tuple[float, float] = (float("-inf"), float("inf"))
     parallel: bool = False
+    reads_prompt: bool = False
+    code_sha256: str | None = None
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Let a class of the user's own tell its source in ``provenance``."""
+        super().__init_subclass__(**options)
+        if cls.__module__.partition(".")[0] != OURS:
+            cls.provenance = _with_source(cls.provenance)  # type: ignore[assignment]
 
     @abstractmethod
     def __call__(self, media: Tensor, prompts: Sequence[str], **context: Any) -> Tensor:
@@ -47,6 +62,21 @@ class RewardHead(ABC):
         return self
 
 
+def _with_source(
+    provenance: Callable[[RewardHead], dict[str, Any]],
+) -> Callable[[RewardHead], dict[str, Any]]:
+    """Add the hash of a head's source to its provenance."""
+
+    @wraps(provenance)
+    def with_source(self: RewardHead) -> dict[str, Any]:
+        if self.code_sha256 is None:
+            # Once: the file may be edited while the head is in use. Past a frozen dataclass.
+            vars(self)["code_sha256"] = source_sha256(type(self))
+        return {**provenance(self), "code_sha256": self.code_sha256}
+
+    return with_source
+
+
 def label(reward: Any) -> str:
     """The name of a reward that was given none, equal in every process."""
     if isinstance(reward, str):
@@ -64,13 +94,23 @@ def require_new_names(reward: Any, name: str) -> None:
 
 
 class CallableHead(RewardHead):
-    """Any ``f(media, prompts) -> (B,)`` as a head; not differentiable unless it says so."""
+    """Any ``f(media, prompts) -> (B,)`` as a head; what it does not say of itself, it has not.
 
-    def __init__(self, function: Callable[..., Any], name: str | None = None):
+    Args:
+        function: the callable; attributes as ``differentiable`` or ``reads_prompt`` are its own.
+        name: of the reward; None: the function's.
+        sha256: the hash of its file, where it was named by one; None: of the callable itself.
+    """
+
+    def __init__(
+        self, function: Callable[..., Any], name: str | None = None, sha256: str | None = None
+    ):
         self.function = function
+        self.code_sha256 = source_sha256(function) if sha256 is None else sha256
         self.name = name or label(function)
         self.differentiable = bool(getattr(function, "differentiable", False))
         self.media = getattr(function, "media", "image")
+        self.reads_prompt = bool(getattr(function, "reads_prompt", False))
         self.required_context = tuple(getattr(function, "required_context", ()))
         require_new_names(function, self.name)
 
@@ -78,7 +118,8 @@ class CallableHead(RewardHead):
         return torch.as_tensor(self.function(media, prompts, **context), dtype=torch.float32)
 
     def provenance(self) -> dict[str, Any]:
-        return super().provenance() | {"options": {"callable": self.name}}
+        code = {"options": {"callable": self.name}, "code_sha256": self.code_sha256}
+        return super().provenance() | code
 
 
 def check_images(images: Tensor) -> None:

@@ -1,16 +1,12 @@
 """Heads by name, by dotted path, by file, or any callable; and sets of them."""
 
-import importlib.util
 import inspect
 import math
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
-from pathlib import Path
-from types import ModuleType
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from .base import CallableHead, RewardHead, label, require_new_names
+from .code import import_code, is_code
 from .options import check_options, options_of
 from .registry import HEADS, head_class
 from .sets import RewardSet
@@ -29,16 +25,27 @@ def load(name: str | Callable[..., Any], **options: Any) -> RewardHead:
             raise ValueError(f"reward {name!r}: want a name or a callable")
         return CallableHead(name)
 
-    if ":" in name:
+    sha256 = None
+    if is_code(name):
         _require_no_head_before_colon(name)
-        source = _import(name)
+        source, sha256 = import_code(name)
     else:
         check_options(name, options)
         source = head_class(name)
     # A function or a head is used as it is; a class, or a function with options, makes a head.
-    if not inspect.isclass(source) and not options:
-        return source if isinstance(source, RewardHead) else CallableHead(source, name)
+    made = _make(source, name, options) if inspect.isclass(source) or options else source
+    if not isinstance(made, RewardHead):
+        return CallableHead(made, name, sha256)
+    if made is not source:
+        require_new_names(made, name)
+    # Of a named file the whole of it counts, not the class alone. Past a frozen dataclass.
+    if sha256 is not None:
+        vars(made)["code_sha256"] = sha256
+    return made
 
+
+def _make(source: Any, name: str, options: Mapping[str, Any]) -> Any:
+    """What a class, or a function that makes a reward, gives for these options."""
     try:
         # Bound before it is called: a TypeError from inside would look like a wrong option.
         inspect.signature(source).bind(**options)
@@ -46,17 +53,19 @@ def load(name: str | Callable[..., Any], **options: Any) -> RewardHead:
         accepted = sorted(inspect.signature(source).parameters)
         raise ValueError(f"reward {name!r}: {error}; options are {accepted}") from None
     try:
-        head = source(**options)
+        made = source(**options)
     except (TypeError, ValueError) as error:
         raise ValueError(f"reward {name!r}: {error}") from error
-    if not isinstance(head, RewardHead):
-        return CallableHead(head, name)
-    require_new_names(head, name)
-    return head
+    if not callable(made):
+        raise ValueError(
+            f"reward {name!r}: with options it made a {type(made).__name__}; "
+            "want a reward: a head, or a function (media, prompts) -> (B,)"
+        )
+    return made
 
 
-def reward_set(spec: RewardSet | Sequence[Any] | Mapping[Any, Any]) -> RewardSet:
-    """A RewardSet from names, callables, or a mapping to weights or options.
+def reward_set(spec: Any) -> RewardSet:
+    """A RewardSet from a name or a callable, several of them, or a mapping to weights or options.
 
     ``["clip"]``, ``{"clip": 1.0, my_function: 0.2}`` and ``{"shiny": {"name": "clip", "weight":
     2.0, "path": …}}`` are all accepted; ``name`` defaults to the key. ``offload: true`` lets a head
@@ -64,8 +73,15 @@ def reward_set(spec: RewardSet | Sequence[Any] | Mapping[Any, Any]) -> RewardSet
     """
     if isinstance(spec, RewardSet):
         return spec
+    if isinstance(spec, str) or callable(spec):
+        spec = [spec]
+    if not isinstance(spec, Mapping | Sequence):
+        raise ValueError(
+            f"rewards: want names, callables, or a mapping to weights or options, got {spec!r}"
+        )
 
     # A list is a mapping to weights of 1.
+    rows: Iterable[tuple[Any, Any]]
     rows = spec.items() if isinstance(spec, Mapping) else [(entry, 1.0) for entry in spec]
     heads: dict[str, RewardHead] = {}
     weights: dict[str, float] = {}
@@ -103,29 +119,3 @@ def _require_no_head_before_colon(name: str) -> None:
             raise ValueError(f"reward {name!r}: {head} takes no options; want {head}")
         key = text if text in keys else keys[0]
         raise ValueError(f"reward {name!r}: want {head}:{key}=…; options are {sorted(keys)}")
-
-
-def _import(path: str) -> Any:
-    """The object at "package.module:attribute" or "file.py:attribute"."""
-    module_name, _, attribute = path.rpartition(":")
-    try:
-        is_file = module_name.endswith(".py")
-        module = _run_file(path, Path(module_name)) if is_file else import_module(module_name)
-    except (ImportError, SyntaxError) as error:
-        raise ValueError(f"reward {path!r}: cannot import {module_name}: {error}") from error
-    if not hasattr(module, attribute):
-        have = sorted(name for name in vars(module) if not name.startswith("_"))
-        raise ValueError(f"reward {path!r}: {module_name} has no {attribute!r}; have {have}")
-    return getattr(module, attribute)
-
-
-def _run_file(reward: str, file: Path) -> ModuleType:
-    """Import a user's file as a module of its own."""
-    if not file.is_file():
-        raise ValueError(f"reward {reward!r}: no file {file}")
-    spec = importlib.util.spec_from_file_location(f"align_gen_user_{file.stem}", file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module

@@ -118,8 +118,18 @@ class RewardSet:
                     f"reward {name!r} needs {key!r}, which is not given (given: {offered})"
                 )
 
+    @property
+    def prompt_readers(self) -> list[str]:
+        """Names of the heads whose scores depend on the prompt."""
+        return [name for name, head in self.heads.items() if head.reads_prompt]
+
     def provenance(self) -> dict[str, dict[str, Any]]:
         return {name: head.provenance() for name, head in self.heads.items()}
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Hashes of the source of those heads that are code of the user's own, by name."""
+        found = {name: about.get("code_sha256") for name, about in self.provenance().items()}
+        return {name: sha256 for name, sha256 in found.items() if sha256 is not None}
 
     def to(self, device: torch.device | str) -> "RewardSet":
         """Score on a device from now on; offloaded heads stay on the CPU between their turns."""

@@ -45,7 +45,8 @@ REWARDS = """\
 A mapping from a label of your own to a weight, or to options: `name` (a reward of
 `align-gen list rewards`, `file.py:function`, or `package.module:attribute`; the label without it),
 `weight` (a number, 1 by default), `offload` (true lets the model wait on the CPU), and the reward's
-own options, which `align-gen list reward NAME` prints."""
+own options, which `align-gen list reward NAME` prints. A reward that is code, as `mine.py:near`,
+needs `--allow-code`."""
 METHOD = """\
 `name` says which; the other keys are that method's own, see [Methods](#methods). Keys with the same
 name mean the same in all of them."""

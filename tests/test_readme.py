@@ -68,7 +68,7 @@ def test_the_tutorials_recipe_is_one_and_its_files_are_there(
     files = {"blue.yaml": recipe, "blue.py": reward, "train.txt": train, "heldout.txt": held_out}
     for name, text in files.items():
         Path(name).write_text(text)
-    loaded = Recipe.load("blue.yaml")
+    loaded = Recipe.load("blue.yaml", allow_code=True)
     rewards = reward_set(bundled.reward_spec({**loaded.rewards, **loaded.eval_rewards}))
     scores = rewards(torch.zeros(2, 3, 64, 64), ["a lemon", "a key"])
     assert scores.heads["blue"].tolist() == [0.0, 0.0]

@@ -25,6 +25,13 @@ def finetune(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would run, and its cost, then stop.")
     ] = False,
+    allow_code: Annotated[
+        bool,
+        typer.Option(
+            "--allow-code",
+            help="Run the code that the recipe names: rewards as file.py:name or module:name.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Fine-tune a checkpoint towards rewards, measuring before, during and after."""
@@ -33,7 +40,7 @@ def finetune(
     overrides = list(set_ or [])
     if attention is not None:
         overrides.append(f"model.attention={attention.value}")
-    resolved = Recipe.load(recipe, overrides)
+    resolved = Recipe.load(recipe, overrides, allow_code=allow_code)
     if dry_run:
         from ..training.dry_run import describe
 

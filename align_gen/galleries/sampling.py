@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..distributed import rank_slice
 from ..errors import UserError
-from ..opening import open_model
+from ..opening import open_guide, open_model
 from ..pipelines.seeding import seed_of
 from ..precision import exact_float32
 from ..progress import ProgressCallback
@@ -99,6 +99,7 @@ def sample(
         "batch_size": batch_size,
     }
     size: dict[str, Any] = {"height": height, "width": width, "num_frames": num_frames}
+    guide = open_guide(guide, model.device)
     recorder = _Recorder.of(guide)
     made = _made(origin or {}, settings, size, recorder)
     rows = _rows(prompts, seeds if seed is None else (seed,), {**(note or {}), "made": made})

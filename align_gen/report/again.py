@@ -12,6 +12,7 @@ from .. import bundled
 from ..errors import printable
 from ..portable import portable_name, portable_text
 from ..precision import DtypeName
+from ..reward_heads.code import text_names_code
 from ..reward_heads.registry import HEADS
 
 # [LABEL=]NAME[:key=value,…] without the marks that could name code: a colon, quotes, a backslash.
@@ -120,7 +121,8 @@ def _is_own_reward(value: Any) -> bool:
     if match is None or match["name"] not in HEADS:
         return False
     # An option of this name would stand for another reward.
-    return not re.search(r"(?:^|,)\s*name\s*=", match["options"] or "")
+    renamed = re.search(r"(?:^|,)\s*name\s*=", match["options"] or "")
+    return renamed is None and not text_names_code(value)
 
 
 def _is_bare_folder(name: str) -> bool:

@@ -90,7 +90,8 @@ def report_run(
     for file in (folder.recipe, folder.before / SCORES, folder.final / SCORES):
         if not file.is_file():
             raise UserError(f"{run}: no finished run ({file.relative_to(run)} is missing)")
-    recipe = Recipe.load(folder.recipe, beside=False)
+    # Shown and not run, so that code in it does no harm.
+    recipe = Recipe.load(folder.recipe, beside=False, allow_code=True)
     before = _scores_of(folder.before)
     after = _scores_of(folder.final)
     lines = read_lines(folder.metrics)

@@ -185,7 +185,8 @@ def _completed(file: Path) -> str:
     As it is, where it cannot be read.
     """
     try:
-        return Recipe.load(file, beside=False).to_yaml()
+        # Compared and not run, so that code in it does no harm.
+        return Recipe.load(file, beside=False, allow_code=True).to_yaml()
     except UserError:
         return file.read_text()
 

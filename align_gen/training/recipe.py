@@ -12,6 +12,7 @@ from .. import bundled, methods
 from ..errors import UserError
 from ..methods.base import MethodOptions
 from ..methods.batches import Sampling
+from ..opening import code_named, refuse_code
 from ..precision import DtypeName, dtype_name
 from ..reward_heads.base import label
 from ..strict import Strict
@@ -33,7 +34,9 @@ class Lora(Strict):
         None, gt=0, description="Scale of the update, times rank. null: the rank itself, scale 1."
     )
     target_modules: str | tuple[str, ...] | None = Field(
-        None, description="Names of modules, or one regular expression. null: the family's default."
+        None,
+        description="Names of layers, or their last parts; * stands for any letters. null: the "
+        "family's default.",
     )
 
 
@@ -171,7 +174,12 @@ class Recipe(Strict):
 
     @classmethod
     def load(
-        cls, source: str | Path, overrides: Sequence[str] = (), *, beside: bool = True
+        cls,
+        source: str | Path,
+        overrides: Sequence[str] = (),
+        *,
+        beside: bool = True,
+        allow_code: bool = False,
     ) -> "Recipe":
         """From a bundled name or a YAML file.
 
@@ -179,6 +187,8 @@ class Recipe(Strict):
             overrides: "section.key=value"; paths in them count from the working directory.
             beside: look for the files that a recipe names beside it first, and then in the working
                 directory. Not for the recipe that a run wrote down, whose paths are looked up.
+            allow_code: let the file name rewards by their code, which a run executes. Rewards of
+                the table need no leave, nor does what ``overrides`` name.
 
         Raises:
             UserError: one line that names the key and what is accepted.
@@ -199,9 +209,14 @@ class Recipe(Strict):
             raise UserError(f"{path}: want a mapping with the sections {sorted(cls.model_fields)}")
         if beside and not is_bundled:
             data = look_beside(data, path.parent)
+        from_file = code_named(data)
         for override in overrides:
             apply_override(data, override)
-        return cls.parse(data, str(path))
+        recipe = cls.parse(data, str(path))
+        if not allow_code:
+            named = code_named(data).items() & from_file.items()
+            refuse_code(dict(sorted(named)), str(path))
+        return recipe
 
     @classmethod
     def parse(cls, data: Mapping[str, Any], source: str = "recipe") -> "Recipe":

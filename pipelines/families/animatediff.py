@@ -40,8 +40,8 @@ class PerFrame(StableDiffusion):
 class AnimateDiff(PerFrame):
     """Adapter of ``diffusers.AnimateDiffPipeline``; trains the UNet, motion modules included.
 
-    To train the motion alone, name it: ``target_modules:
-    ".*motion_modules.*(to_q|to_k|to_v|to_out.0)"``.
+    To train the motion alone, name it: ``target_modules: ["*motion_modules*to_q",
+    "*motion_modules*to_k", "*motion_modules*to_v", "*motion_modules*to_out.0"]``.
     """
 
     def __init__(self, pipeline: Any):

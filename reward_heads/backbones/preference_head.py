@@ -57,6 +57,8 @@ class PreferenceHead(RewardHead):
         self.mean = torch.tensor(about["mean"])
         self.std = torch.tensor(about["std"])
         self.share = _shares(self.scorer.dimensions, dimension, weights)
+        counted = [name for name, share in zip(scorer.dimensions, self.share, strict=True) if share]
+        self.reads_prompt = any({*scorer.reads(name)} & {*scorer.text} for name in counted)
         self.resize = about["resize"]
         self.about = about
 

@@ -26,6 +26,8 @@ class Scorer(nn.Module):
     """
 
     media: ClassVar[Literal["image", "video"]]
+    # The blocks with the prompt in them.
+    text: ClassVar[tuple[int, int]]
 
     def __init__(self, width: int, dimensions: Sequence[str], hidden: int = 0):
         super().__init__()

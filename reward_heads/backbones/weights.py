@@ -98,9 +98,15 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], where: object) -> None:
 
 def sha256(module: nn.Module) -> str:
     """A hash of all weights by name, equal for equal models whatever file they came from."""
+    return sha256_of(module.state_dict())
+
+
+def sha256_of(state: Mapping[str, Any]) -> str:
+    """A hash of named tensors; what else stands among them is left out."""
     digest = hashlib.sha256()
     # By name and on the CPU, so that neither order nor device changes the hash.
-    for name, value in sorted(module.state_dict().items()):
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    for name, value in sorted(tensors.items()):
         flat = value.detach().cpu().contiguous().flatten()
         digest.update(name.encode())
         digest.update(flat.view(torch.uint8).numpy().tobytes())

@@ -76,6 +76,8 @@ class ClipHead(RewardHead):
             raise ValueError(f"clip resize: want squash or shortest, got {resize!r}")
         self.goal = _sentences(goal, "goal")
         self.baseline = _sentences(baseline, "baseline")
+        sentences = [*(self.goal or ["{prompt}"]), *(self.baseline or [])]
+        self.reads_prompt = any("{prompt}" in sentence for sentence in sentences)
         self.alpha = alpha
         self.resize = resize
         self.path = path

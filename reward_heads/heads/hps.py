@@ -75,6 +75,7 @@ class HpsHead(RewardHead):
     """
 
     differentiable = True
+    reads_prompt = True
     range = (-1.0, 1.0)
     parallel = True
 

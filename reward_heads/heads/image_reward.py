@@ -68,6 +68,7 @@ class ImageReward(RewardHead):
     """
 
     differentiable = True
+    reads_prompt = True
 
     def __init__(
         self,

@@ -55,6 +55,7 @@ class TextAccuracy(RewardHead):
                 f"ocr: needs rapidocr and onnxruntime, pip install align_gen[ocr] ({error})"
             ) from error
         self.text = text
+        self.reads_prompt = text is None or "{prompt}" in text
         self.confidence = confidence
         threads = {"intra_op_num_threads": torch.get_num_threads(), "inter_op_num_threads": 1}
         options = {f"EngineConfig.onnxruntime.{name}": count for name, count in threads.items()}

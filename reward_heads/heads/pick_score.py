@@ -42,6 +42,7 @@ class PickScore(RewardHead):
     """
 
     differentiable = True
+    reads_prompt = True
     parallel = True
 
     def __init__(

@@ -16,6 +16,7 @@ class ImageScorer(Scorer):
     """Blocks: image, text, image times text; every dimension reads all three."""
 
     media = "image"
+    text = (1, 2)
 
     @classmethod
     def reads(cls, dimension: str) -> list[int]:

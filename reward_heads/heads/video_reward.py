@@ -25,6 +25,7 @@ class VideoScorer(Scorer):
     """
 
     media = "video"
+    text = (3, 4)
     # Of a longer video, evenly spaced.
     frames: ClassVar[int] = 8
     READS: ClassVar[dict[str, list[int]]] = {

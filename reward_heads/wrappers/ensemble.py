@@ -46,6 +46,7 @@ class Ensemble(UncertainHead):
         context = [key for member in self.members for key in member.required_context]
         self.required_context = tuple(dict.fromkeys(context))
         self.differentiable = all(member.differentiable for member in self.members)
+        self.reads_prompt = any(member.reads_prompt for member in self.members)
         self.parallel = all(member.parallel for member in self.members)
 
     def opinions(self, media: Tensor, prompts: Sequence[str], **context: Any) -> Tensor:
@@ -66,6 +67,9 @@ class Ensemble(UncertainHead):
         }
         keys = ("weights_sha256", "preprocessing", "dtype")
         joined = {key: [part[key] for part in parts] for key in keys}
+        # Of members that are code; the others have none.
+        code = [part.get("code_sha256") for part in parts]
+        joined |= {"code_sha256": code} if any(code) else {}
         return {**joined, "options": options}
 
     def to(self, device: torch.device | str) -> "Ensemble":

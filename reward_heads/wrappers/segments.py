@@ -54,6 +54,7 @@ class Segments(RewardHead):
                 f"head {label(head)}: scores a {self.head.media}; want one that scores pictures"
             )
         self.differentiable = self.head.differentiable
+        self.reads_prompt = self.head.reads_prompt
         self.required_context = self.head.required_context
         # The weights are at most 1 each and may be tiny, so 0 is always within reach.
         low, high = self.head.range

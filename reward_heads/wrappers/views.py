@@ -58,6 +58,7 @@ class Views(UncertainHead):
         self.required_context = self.head.required_context
         self.range = self.head.range
         self.differentiable = self.head.differentiable
+        self.reads_prompt = self.head.reads_prompt
         self.parallel = self.head.parallel
         if self.head.media != "image":
             raise ValueError(f"views head: {head!r} scores videos; want a head of pictures")

@@ -342,6 +342,24 @@ RECIPES: dict[str, bytes] = {
     "a hub name that climbs": BASE.replace("MODEL", "../..").encode(),
     "prompts that are a device": BASE.replace("emoji-train", "/dev/null").encode(),
     "a method that is a path": BASE.replace("prdp", "os.system").encode(),
+    "a reward that starts a program": BASE.replace(
+        "jpeg_size: 1.0", "x: {name: 'subprocess:Popen', args: [touch, sprung]}"
+    ).encode(),
+    "a reward that is a function of Python's": BASE.replace(
+        "jpeg_size: 1.0", "x: {name: 'subprocess:run', args: [touch, sprung]}"
+    ).encode(),
+    "a program inside of a wrapper": BASE.replace(
+        "jpeg_size: 1.0", "views: {head: 'os:mkdir', path: sprung}"
+    ).encode(),
+    "a held-out reward that starts a program": (
+        BASE + "eval_rewards: {x: {name: 'subprocess:Popen', args: [touch, sprung]}}\n"
+    ).encode(),
+    "layers by a regular expression without end": BASE.replace(
+        "{path: MODEL}", "{path: MODEL, lora: {target_modules: '([a-z_.0-9]+)+!'}}"
+    ).encode(),
+    "a list of regular expressions": BASE.replace(
+        "{path: MODEL}", "{path: MODEL, lora: {target_modules: ['([a-z_.0-9]+)+!', to_q]}}"
+    ).encode(),
 }  # fmt: skip
 
 
@@ -501,6 +519,10 @@ def own_code(folder: Path, trap: Path) -> None:
     index(folder, unet=["mine", "Mine"])
 
 
+def edited(file: Path, **keys: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | keys))
+
+
 PIPELINES: dict[str, Callable[[Path, Path], Any]] = {
     "a class of another module": lambda f, t: index(f, unet=["os", "system"]),
     "a class of a module of its own": own_code,
@@ -523,6 +545,41 @@ PIPELINES: dict[str, Callable[[Path, Path], Any]] = {
     "a tokenizer that is no JSON": lambda f, t: [
         (file).write_text("{") for file in (f / "tokenizer").glob("*.json")
     ],
+    "a tokenizer of nesting without end": lambda f, t: (f / "tokenizer/tokenizer.json").write_text(
+        "[" * 100_000
+    ),
+    "a tokenizer nested beyond its reader": lambda f, t: edited(
+        f / "tokenizer/tokenizer.json", model=json.loads("[" * 200 + "]" * 200)
+    ),
+    "a text of 10^30 tokens": lambda f, t: edited(
+        f / "tokenizer/tokenizer_config.json", model_max_length=10**30
+    ),
+    "a text of no tokens": lambda f, t: edited(
+        f / "tokenizer/tokenizer_config.json", model_max_length=0
+    ),
+    "a text encoder of 10^6 layers": lambda f, t: edited(
+        f / "text_encoder/config.json", num_hidden_layers=10**6
+    ),
+    "a network of 10^6 layers": lambda f, t: edited(f / "unet/config.json", layers_per_block=10**6),
+    "a VAE of 10^6 layers": lambda f, t: edited(f / "vae/config.json", layers_per_block=10**6),
+    "a schedule of no steps": lambda f, t: edited(
+        f / "scheduler/scheduler_config.json", num_train_timesteps=0
+    ),
+    "a schedule of 10^11 steps": lambda f, t: edited(
+        f / "scheduler/scheduler_config.json", num_train_timesteps=10**11
+    ),
+    "a schedule of five betas": lambda f, t: edited(
+        f / "scheduler/scheduler_config.json", trained_betas=[0.1] * 5
+    ),
+    "latents without scale": lambda f, t: edited(f / "vae/config.json", scaling_factor=0),
+    "a class that is a list in a list": lambda f, t: index(f, _class_name=[["x"]]),
+    "a component's class that is a list in a list": lambda f, t: edited(
+        f / "unet/config.json", _class_name=[["x"]]
+    ),
+    "a component that is a function": lambda f, t: index(f, unet=["transformers", "pipeline"]),
+    "a component that is a tokenizer": lambda f, t: index(
+        f, unet=["transformers", "CLIPTokenizer"]
+    ),
 }
 
 
@@ -551,6 +608,22 @@ def test_a_hostile_pipeline_is_one_line(
 
 LORA = "pytorch_lora_weights.safetensors"
 TENSOR = b'"x.lora_A.weight":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
+EVIL = "([a-z_.0-9]+)+!"  # takes for ever on a name without an exclamation mark
+
+
+def settings_of(**settings: Any) -> bytes:
+    """A LoRA of one module of the UNet, which says this of itself."""
+    told = json.dumps({f"unet.{key}": value for key, value in {"r": 1, **settings}.items()})
+    about = json.dumps({"lora_adapter_metadata": told}).encode()
+    places = ((b"A", b"0,4"), (b"B", b"4,8"))
+    rows = b",".join(
+        b'"unet.mid_block.resnets.0.time_emb_proj.lora_%s.weight":' % side
+        + b'{"dtype":"F32","shape":[1,1],"data_offsets":[%s]}' % place
+        for side, place in places
+    )
+    return lying(b'{"__metadata__":' + about + b"," + rows + b"}", bytes(8))
+
+
 ADAPTERS: dict[str, Callable[[Path, Path], Any]] = {
     "a pickle with code": lambda f, t: torch.save(Trap(t), f / "pytorch_lora_weights.bin"),
     "a pickle under the right name": lambda f, t: (f / LORA).write_bytes(pickle.dumps(Trap(t))),
@@ -561,6 +634,24 @@ ADAPTERS: dict[str, Callable[[Path, Path], Any]] = {
     ),
     "metadata of nonsense": lambda f, t: (f / LORA).write_bytes(
         lying(b'{"__metadata__":{"lora_adapter_metadata":"[[["},' + TENSOR + b"}", b"1234")
+    ),
+    "metadata of nesting without end": lambda f, t: (f / LORA).write_bytes(
+        lying(
+            b'{"__metadata__":{"lora_adapter_metadata":"' + b"[" * 100_000 + b'"},' + TENSOR + b"}",
+            b"1234",
+        )
+    ),
+    "layers by a regular expression without end": lambda f, t: (f / LORA).write_bytes(
+        settings_of(target_modules=EVIL)
+    ),
+    "ranks by a regular expression without end": lambda f, t: (f / LORA).write_bytes(
+        settings_of(target_modules=["time_emb_proj"], rank_pattern={EVIL: 2})
+    ),
+    "a tensor named as a regular expression": lambda f, t: (f / LORA).write_bytes(
+        lying(b"{" + TENSOR.replace(b"x.lora", b"unet.([a-z_.0-9]+)+!.lora") + b"}", b"1234")
+    ),
+    "a module to be imported": lambda f, t: (f / LORA).write_bytes(
+        settings_of(target_modules=["x"], megatron_config={}, megatron_core="antigravity")
     ),
 }  # fmt: skip
 

@@ -207,3 +207,20 @@ def test_an_export_of_a_wrapped_unet(tiny_model: Maker, tmp_path: Path) -> None:
     again = tiny_model()
     again.reload(tmp_path)
     assert torch.allclose(pictures(again), pictures(model), atol=1e-5)
+
+
+@pytest.mark.parametrize("broken", ["layers", "json"])
+def test_a_full_export_of_nonsense_is_refused_before_it_is_built(
+    tiny_model: Maker, tmp_path: Path, broken: str
+) -> None:
+    model = tiny_model()
+    model.train_full()
+    model.export(tmp_path)
+    config = tmp_path / "unet/config.json"
+    text = config.read_text()
+    assert '"layers_per_block": 1,' in text
+    huge = text.replace('"layers_per_block": 1,', '"layers_per_block": 1000000,')
+    config.write_text(huge if broken == "layers" else "{")
+    said = "layers_per_block: want at most" if broken == "layers" else "not JSON"
+    with pytest.raises(ValueError, match=f"{config}: {said}"):
+        model.reload(tmp_path)

@@ -101,6 +101,38 @@ def test_a_failing_reward_is_one_line_and_exit_1(cli: Cli, recipe: Path, tmp_pat
     assert "Traceback" not in done.err
 
 
+CODE = """\
+from pathlib import Path
+
+Path("{mark}").touch()
+
+
+def sour(media, prompts):
+    return [float("nan")] * len(media)
+"""
+
+
+@pytest.mark.parametrize("dry", [True, False], ids=["dry", "real"])
+def test_a_recipes_code_runs_only_where_it_is_allowed(
+    cli: Cli, recipe: Path, tmp_path: Path, dry: bool
+) -> None:
+    """Not imported even, without leave; a dry run imports nothing with it."""
+    mark = tmp_path / "sprung"
+    (tmp_path / "sour.py").write_text(CODE.format(mark=mark))
+    recipe.write_text(
+        recipe.read_text().replace("{mean_hue: {hue: 120}}", "{x: {name: sour.py:sour}}")
+    )
+    asked = ["finetune", recipe, "--out", tmp_path / "run", *(["--dry-run"] if dry else [])]
+    line = mistake(cli(*asked))
+    told = f"{recipe}: rewards.x.name: '{tmp_path}/sour.py:sour' runs code; want --allow-code"
+    assert told in line and not mark.exists() and not (tmp_path / "run").exists()
+
+    # With leave it is the reward that fails, and no longer the recipe.
+    allowed = cli(*asked, "--allow-code")
+    assert "runs code" not in allowed.err
+    assert (allowed.code == 0) == dry and mark.exists() == (not dry), allowed.err
+
+
 def test_debug_shows_where(cli: Cli, recipe: Path) -> None:
     with pytest.raises(ValueError, match="did you mean"):
         cli("finetune", recipe, "--set", "optim.lrr=1", "--debug")

@@ -94,3 +94,33 @@ def test_scoring_nothing_is_one_line(cli: Cli, tmp_path: Path) -> None:
 )
 def test_a_mistake_is_one_line(cli: Cli, arguments: list[str], named: str) -> None:
     assert named in mistake(cli(*arguments))
+
+
+EDITED = "def f(media, prompts):\n    return {factor} * media.mean((1, 2, 3))\n"
+
+
+def test_an_edited_reward_scores_anew_and_an_unchanged_one_does_not(
+    cli: Cli, tmp_path: Path
+) -> None:
+    """Twice the factor is twice the score; a file of the same text, written again, is the same."""
+    from align_gen.galleries.table import ScoresTable
+
+    folder = coloured(tmp_path / "g", 0.1)
+    means, hashes = [], []
+    for factor in ("1", "2", "2"):
+        (tmp_path / "mine.py").write_text(EDITED.format(factor=factor))
+        assert cli("score", folder, "--reward", f"mine={tmp_path}/mine.py:f").code == 0
+        table = ScoresTable.load(folder / "scores.parquet")
+        means.append(table.mean("mine"))
+        hashes.append(table.provenance["mine"]["code_sha256"])
+    assert means[1] == means[2] == pytest.approx(2 * means[0])
+    assert hashes[0] != hashes[1] == hashes[2]
+
+
+def test_code_on_the_command_line_needs_no_leave_and_no_program_is_a_reward(
+    cli: Cli, tmp_path: Path
+) -> None:
+    mark = tmp_path / "sprung"
+    reward = f"x=subprocess:Popen:args=[touch, '{mark}']"
+    line = mistake(cli("score", coloured(tmp_path / "g", 0.1), "--reward", reward))
+    assert "'subprocess:Popen': is the class Popen; want a function" in line and not mark.exists()

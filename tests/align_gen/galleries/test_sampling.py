@@ -13,7 +13,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from align_gen import sample
 from align_gen.galleries.gallery import Gallery
 from align_gen.pipelines.guidance.best_of import BestOf
-from align_gen.reward_heads import reward_set
+from align_gen.reward_heads import RewardFailure, reward_set
 
 SETTINGS: dict[str, Any] = {"num_inference_steps": 3, "guidance_scale": 2.0}
 
@@ -112,11 +112,43 @@ def test_what_the_caller_says_of_a_guide_stands(tiny_folder: Path, tmp_path: Pat
     assert "guide_score" not in again.rows[0]
 
 
-def test_a_reward_of_another_shape_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
-    guide = BestOf(lambda media, prompts: media.mean(), 2)
-    with pytest.raises(ValueError, match=r"BestOf: want a score for each of 1 samples"):
-        sample(str(tiny_folder), "a cat", out=tmp_path / "g", guide=guide, **SETTINGS)
-    assert not (tmp_path / "g").exists()
+@pytest.mark.parametrize(
+    ("reward", "said"),
+    [
+        (lambda media, prompts: media.mean(), r"returned shape \(\), want \(1,\)"),
+        (lambda media, prompts: media.mean((2, 3)), r"returned shape \(1, 3\), want \(1,\)"),
+        (lambda media, prompts: media.mean((1, 2, 3)) * float("nan"), "1 non-finite of 1 scores"),
+        (lambda media, prompts: None, "failed: "),
+        (lambda media, prompts: 1 / 0, "failed: ZeroDivisionError"),
+    ],
+    ids=["one score", "a score a channel", "no number", "nothing", "an error"],
+)
+def test_a_reward_that_gives_no_scores_is_refused(
+    tiny_folder: Path, tmp_path: Path, reward: Any, said: str
+) -> None:
+    with pytest.raises(RewardFailure, match=f"^reward .*{said}") as error:
+        sample(str(tiny_folder), "a cat", out=tmp_path / "g", guide=BestOf(reward, 2), **SETTINGS)
+    assert "\n" not in str(error.value) and not (tmp_path / "g").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "reward",
+    ["mean_hue", ["mean_hue"], {"mean_hue": 1.0}, {"red": {"name": "mean_hue", "hue": 0.0}}],
+    ids=["a name", "a list", "weights", "options"],
+)
+def test_the_best_is_chosen_by_any_spelling_of_a_reward(
+    tiny_folder: Path, tmp_path: Path, reward: Any
+) -> None:
+    """As `score` takes rewards; all of these are one, and choose one picture."""
+    settings = {**SETTINGS, "seed": 1}
+    guide = BestOf(reward_set({"mean_hue": 1.0}), 3)
+    best = sample(str(tiny_folder), "a cat", out=tmp_path / "a", guide=guide, **settings)
+    found = sample(
+        str(tiny_folder), "a cat", out=tmp_path / "b", guide=BestOf(reward, 3), **settings
+    )
+    assert torch.equal(found.image(0), best.image(0))
+    assert found.rows[0]["guide_score"] == best.rows[0]["guide_score"]
 
 
 def test_one_text_is_one_prompt_and_names_and_folder_have_defaults(

@@ -87,6 +87,7 @@ def test_a_reward_of_the_table_is_offered(reward: str) -> None:
         "ensemble:members=[x.py:near, jpeg_size]",
         'ensemble:members=["x.py\\x3anear", jpeg_size]',
         "views:head={name: x}",
+        "views:head=os:system",
         "--help",
         "jpeg_size\n",
         "",

@@ -404,7 +404,7 @@ def test_files_are_looked_up_beside_the_recipe_and_then_in_the_working_directory
     }
     (there / "mine.yaml").write_text(yaml.safe_dump(recipe))
     monkeypatch.chdir(here)
-    loaded = Recipe.load("../there/mine.yaml")
+    loaded = Recipe.load("../there/mine.yaml", allow_code=True)
     assert loaded.prompts.train == "../there/train.txt" and loaded.prompts.eval == "eval.txt"
     assert loaded.model.path == "emoji-sd"
     assert loaded.rewards == {
@@ -412,7 +412,8 @@ def test_files_are_looked_up_beside_the_recipe_and_then_in_the_working_directory
         "clip": {"path": "../there/weights"},
         "cold.py:cold": 1.0,
     }
-    assert Recipe.load("../there/mine.yaml", beside=False).prompts.train == "train.txt"
+    as_it_is = Recipe.load("../there/mine.yaml", beside=False, allow_code=True)
+    assert as_it_is.prompts.train == "train.txt"
 
 
 def test_a_recipe_prints_as_one_short_line() -> None:

@@ -391,3 +391,8 @@ def test_other_mistakes_are_named(folder: Path) -> None:
         ImageReward(str(folder), tokenizer=str(folder), dtype="int8")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"^./nowhere: no such file; want vocab.txt"):
         ImageReward(str(folder), tokenizer="./nowhere")
+
+
+def test_another_prompt_gives_another_score_and_the_head_says_so(head: ImageReward) -> None:
+    assert head.reads_prompt
+    assert not torch.equal(head(media(1), ["a dog"]), head(media(1), ["two cats"]))

@@ -197,3 +197,12 @@ def test_a_missing_package_is_one_line_that_says_what_to_install(
     ) as error:
         TextAccuracy()
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("text", "reads"), [(None, True), ("SALE", False), ("a {prompt}", True)])
+def test_a_text_of_its_own_needs_no_prompt(text: str | None, reads: bool) -> None:
+    """What is wanted differs between two prompts exactly where the head says so."""
+    pytest.importorskip("rapidocr")
+    head = TextAccuracy(text=text)
+    differs = head.wanted('"one"') != head.wanted('"two"')
+    assert head.reads_prompt == differs == reads

@@ -362,3 +362,9 @@ def test_other_mistakes_are_named(folder: Path, tmp_path: Path) -> None:
         PickScore(str(folder), dtype="int8")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"images: want float \(B, 3, H, W\)"):
         PickScore(str(folder))(torch.zeros(3, SIZE, SIZE), ["a"])
+
+
+def test_another_prompt_gives_another_score_and_the_head_says_so(folder: Path) -> None:
+    head = PickScore(str(folder))
+    assert head.reads_prompt
+    assert not torch.equal(head(media(1), ["a dog"]), head(media(1), ["two cats"]))

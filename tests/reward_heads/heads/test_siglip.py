@@ -304,3 +304,9 @@ def test_another_architecture_is_named(tmp_path: Path, config: Any, kind: str) -
 def test_a_wrong_option_is_named(folder: Path) -> None:
     with pytest.raises(ValueError, match="siglip output: want logit or probability, got 'score'"):
         SiglipHead(str(folder), output="score")  # type: ignore[arg-type]
+
+
+def test_another_prompt_gives_another_score_and_the_head_says_so(folder: Path) -> None:
+    head = SiglipHead(str(folder))
+    assert head.reads_prompt
+    assert not torch.equal(head(media(1), ["a dog"]), head(media(1), ["two cats"]))

@@ -222,3 +222,12 @@ def test_scores_do_not_depend_on_the_tower_beside(base: Path) -> None:
         torch.testing.assert_close(
             TrainedHead(str(cosine_head(base)), dimension=name)(media(), PROMPTS), found[:, k]
         )
+
+
+@pytest.mark.parametrize("dimension", ["cosine", "text", None])
+def test_another_prompt_gives_another_score_and_the_head_says_so(
+    base: Path, dimension: str | None
+) -> None:
+    head = TrainedHead(str(cosine_head(base)), dimension=dimension)
+    assert head.reads_prompt
+    assert not torch.equal(head(media(1), ["a dog"]), head(media(1), ["two cats"]))

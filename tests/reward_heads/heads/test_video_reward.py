@@ -201,3 +201,11 @@ def test_it_learns_motion_apart_from_looks(base: Path, tmp_path: Path) -> None:
     assert bool(
         VideoReward(str(tmp_path / "head"))(rows[0]["chosen"][None], ["p1"]).isfinite().all()
     )
+
+
+@pytest.mark.parametrize("dimension", [*DIMENSIONS, None])
+def test_a_dimension_says_whether_it_reads_the_prompt(base: Path, dimension: str | None) -> None:
+    """Alignment does, and so does the sum; the qualities do not."""
+    head = VideoReward(str(untrained(base)), dimension=dimension)
+    answers = not torch.equal(head(moving(), ["a dog"]), head(moving(), ["two cats"]))
+    assert head.reads_prompt == answers == (dimension in ("text_alignment", None))
