@@ -9,6 +9,9 @@ ARGS ?=
 # Processes that share the tests, each of one thread.
 JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); [ $$n -lt 4 ] && echo $$n || echo 4)
 
+# Of each reader, by make fuzz.
+SECONDS_EACH ?= 60
+
 VENV := .venv
 BIN := $(VENV)/bin
 # loadgroup: tests that share what takes long to make (a whole run, a browser) stay in one process.
@@ -17,7 +20,7 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test quick lint gpu matrix clean
+.PHONY: help install demo test quick fuzz lint gpu matrix clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +53,9 @@ test: install lint  ## lint, then all tests; no network
 
 quick: install  ## the tests of a minute or two, for in between: all but those marked slow
 	$(PYTEST) -m 'not slow' $(ARGS)
+
+fuzz: install  ## random bytes for every reader of files, a minute each: make fuzz SECONDS_EACH=600
+	ALIGN_GEN_FUZZ_SECONDS=$(SECONDS_EACH) $(PYTEST) tests/align_gen/test_fuzz.py $(ARGS)
 
 gpu: install  ## on a machine with one: what a GPU computes beside what a CPU does
 	ALIGN_GEN_TEST_GPU=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q tests/align_gen/test_cuda.py $(ARGS)

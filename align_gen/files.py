@@ -8,8 +8,9 @@ import fcntl
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from secrets import token_hex
 from stat import S_ISDIR, S_ISLNK, S_ISREG
@@ -21,6 +22,7 @@ from .errors import UserError
 NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
 TOKEN = "[0-9a-f]{16}"
+MAX_LINE = 2**20  # bytes of a line of JSON: a row of metadata, a preference pair
 
 
 @contextmanager
@@ -187,6 +189,37 @@ def remove(path: Path) -> None:
             path.unlink()
 
 
+def move(source: Path, target: Path) -> None:
+    """Rename a file or folder to a name that nothing has.
+
+    Raises:
+        FileExistsError: there is something; a link to nowhere, too.
+    """
+    if _kind(target) != "nothing":
+        raise FileExistsError(f"{target}: is there already")
+    os.replace(source, target)
+
+
+def append(path: Path, content: bytes) -> None:
+    """Add to the end of a file, on disk afterwards; it is made where there is none.
+
+    Raises:
+        OSError: it cannot be written, or is a link.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+    with open(os.open(path, flags, 0o666), "ab") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove those of the folders, in this order, that hold nothing."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
+
+
 def require_file(path: Path, *suffixes: str) -> None:
     """Refuse a target that is there and is no regular file, or has another suffix.
 
@@ -234,13 +267,28 @@ def sync(path: Path) -> None:
 
 
 def lines_of(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Numbered lines that are not blank, as bytes.
+    """Numbered lines of a file that are not blank, as bytes; see ``numbered_lines``."""
+    with path.open("rb") as file:
+        yield from numbered_lines(file, str(path))
+
+
+def numbered_lines(file: BinaryIO, name: str) -> Iterator[tuple[int, bytes]]:
+    """Numbered lines that are not blank, as bytes, of which only one is in memory.
 
     They are split at newlines alone: a prompt may hold U+2028, where ``str.splitlines`` would cut
     it in two.
+
+    Raises:
+        UserError: a line of more than MAX_LINE bytes.
     """
-    with path.open("rb") as file:
-        yield from ((n, line) for n, line in enumerate(file, start=1) if line.strip())
+    for number in count(1):
+        line = file.readline(MAX_LINE + 1)
+        if not line:
+            return
+        if len(line) > MAX_LINE:
+            raise UserError(f"{name} line {number}: longer than {MAX_LINE} bytes; want JSON lines")
+        if line.strip():
+            yield number, line
 
 
 def _fresh(target: Path, kind: str) -> Path:

@@ -30,7 +30,7 @@ KINDS = (
 NETWORKS = ("unet", "transformer", "vae", "text_encoder", "image_encoder", "controlnet")
 # Keys that count layers, and those of that look that do not.
 LAYERS = re.compile(r"(^|_)(layers?|depths?|blocks?|experts)(_|$)")
-NO_COUNT = re.compile(r"(channels|types?|dims?|sizes?)$")
+NO_COUNT = re.compile(r"(channels|types?|dims?|sizes?)$|window")
 MOST_LAYERS = 1_000  # of one kind; the deepest networks that were published have fewer than 100
 MOST_STEPS = 1_000_000  # that a scheduler was trained with; usual are 1,000
 MOST_TOKENS = 100_000  # of a text encoder that does not say how many it takes
@@ -115,10 +115,9 @@ def _require_component(file: Path, name: str, row: list[Any]) -> None:
     # Of another library: a safety checker, which diffusers looks for among its own pipelines.
     if row[0] not in LIBRARIES:
         return
-    try:
-        kind = component_class(*row)
-    except ValueError as error:
-        raise ValueError(f"{file}: {name}: {error}") from error
+    kind: Any = getattr(importlib.import_module(row[0]), row[1], None)
+    if not isinstance(kind, type):
+        raise _wrong(file, name, f"a class of {row[0]}", row)
     if name.startswith(NETWORKS) and not issubclass(kind, nn.Module):
         raise _wrong(file, name, "the class of a network", row)
 

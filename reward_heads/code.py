@@ -75,7 +75,7 @@ def import_code(path: str) -> tuple[Any, str | None]:
         raise ValueError(f"reward {path!r}: no file {module_name}")
     try:
         module, content = _run_file(Path(module_name)) if is_file else _import(module_name)
-    except (ImportError, SyntaxError) as error:
+    except ImportError as error:
         raise ValueError(f"reward {path!r}: cannot import {module_name}: {error}") from error
     except (Exception, SystemExit) as error:
         said = " ".join(f"{type(error).__name__}: {error}".split())

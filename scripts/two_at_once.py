@@ -279,18 +279,18 @@ def trial(
             continue
         number += 1
         if found not in orders.get(codes, []):
-            nearest = min(orders.get(codes, [{}]), key=lambda order: len(_differing(order, found)))
+            nearest = min(orders.get(codes, [{}]), key=lambda order: len(differing(order, found)))
             logs = "".join(here.with_suffix(f".{x}.log").read_text()[-300:] for x in "ab")
             wrong.append(
                 f"{first.name}, paused at {offset}, and {second.name}: exit {codes}; "
-                f"{_differing(nearest, found)}\n{logs}"
+                f"{differing(nearest, found)}\n{logs}"
             )
         for log_file in work.glob("both.*.log"):
             log_file.unlink()
     return number, wrong
 
 
-def _differing(a: dict[str, str], b: dict[str, str]) -> list[str]:
+def differing(a: dict[str, str], b: dict[str, str]) -> list[str]:
     return sorted(name for name in {*a, *b} if a.get(name) != b.get(name))
 
 

@@ -71,6 +71,7 @@ WRITERS = {
     "align_gen/reward_training/train.py": "fills a part",
     "align_gen/bench/rewards.py": "fills a temporary folder",
     "pipelines/exports.py": "fills a part",
+    "pipelines/lora_files.py": "fills a temporary folder",
     "pipelines/families/toy.py": "fills a part",
     "reward_heads/backbones/head_folder.py": "fills a part",
     "pipelines/prompt_cache.py": "the user's own cache",

@@ -48,6 +48,9 @@ def to_column(values: Iterable[Any], kind: str) -> list[Any]:
 
 
 def from_column(values: Iterable[Any], kind: str) -> list[Any]:
-    """The inverse of ``to_column``."""
+    """The inverse of ``to_column``; ValueError for text that is no JSON, or is nested too deep."""
     read = json.loads if kind == "json" else (lambda value: value)
-    return [ABSENT if value is None else read(value) for value in values]
+    try:
+        return [ABSENT if value is None else read(value) for value in values]
+    except RecursionError as error:
+        raise ValueError("JSON that is nested too deep") from error

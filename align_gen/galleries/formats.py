@@ -16,6 +16,13 @@ class UnreadablePicture(Exception):
     """A picture or video that cannot be read; the message is the reason, without the path."""
 
 
+class OutOfMemory(UnreadablePicture):
+    """A picture that cannot be read while so little memory is free."""
+
+    def __init__(self) -> None:
+        super().__init__("needs more memory than there is")
+
+
 def suffix_of(content: bytes) -> str:
     """The suffix of media without a name, by the first bytes; .png where these are unknown."""
     if content[4:8] == b"ftyp":

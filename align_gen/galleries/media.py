@@ -10,7 +10,18 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from align_gen.errors import one_line
 from align_gen.files import new_file
-from align_gen.galleries.formats import FORMATS, PICTURES, VIDEOS, UnreadablePicture
+from align_gen.galleries.beneath import read_beneath
+from align_gen.galleries.formats import (
+    FORMATS,
+    PICTURES,
+    VIDEOS,
+    OutOfMemory,
+    UnreadablePicture,
+)
+from align_gen.galleries.items import MAX_BYTES
+from align_gen.galleries.jpeg import require_whole_jpeg
+from align_gen.galleries.mp4 import decode_video, pixels_promised
+from align_gen.galleries.png import require_whole_png
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,15 +57,40 @@ def read_pixels(source: Path | bytes, suffix: str) -> Any:
 
     Raises:
         UnreadablePicture: as ``read_picture`` and ``read_video``.
+        OutOfMemory: for want of memory; of the same kind.
     """
-    return _video(source) if suffix in VIDEOS else _picture(source, suffix)
+    try:
+        return _video(source) if suffix in VIDEOS else _picture(source, suffix)
+    except MemoryError as error:
+        raise OutOfMemory from error
+
+
+def pixels_of(content: bytes, suffix: str) -> int:
+    """How many pixels decoding would give, by the header alone; of a video, in all frames.
+
+    The header of a broken file may say anything; one that says nothing counts as the largest.
+    """
+    if suffix in VIDEOS:
+        promised = pixels_promised(content)
+        return MAX_VIDEO_PIXELS if promised is None else promised
+    # Read in place: to open a small PNG takes half as long as to decode it.
+    if content[:8] == b"\x89PNG\r\n\x1a\n" and content[12:16] == b"IHDR":
+        return int.from_bytes(content[16:20], "big") * int.from_bytes(content[20:24], "big")
+    try:
+        with Image.open(BytesIO(content), formats=FORMATS) as picture:
+            return picture.width * picture.height
+    except Exception:
+        # Decoding, too, will stop there and tell the reason.
+        return 0
 
 
 def as_media(pixels: Any) -> Tensor:
     """Convert uint8 numpy (…,H,W,3) to float32 (…,3,H,W) in [0,1]."""
     import torch
 
-    return torch.from_numpy(pixels).movedim(-1, -3).contiguous().float().div_(255)
+    source = torch.from_numpy(pixels).movedim(-1, -3)
+    # Into place: a copy in between would take as much again as the pixels.
+    return torch.empty(source.shape, dtype=torch.float32).copy_(source).div_(255)
 
 
 def encoded(media: Tensor) -> Any:
@@ -112,54 +148,56 @@ def _picture(source: Path | bytes, suffix: str) -> Any:
 
     if suffix not in PICTURES:
         raise UnreadablePicture(f"kind {suffix!r} is not one of {', '.join(PICTURES)}")
-    _require_file(source)
-    file = BytesIO(source) if isinstance(source, bytes) else source
+    content = _bytes_of(source)
     try:
-        with Image.open(file, formats=FORMATS) as picture:
+        with Image.open(BytesIO(content), formats=FORMATS) as picture:
             # By the header alone: pixels of a decompression bomb are never decoded.
             if picture.width * picture.height > MAX_PIXELS:
                 size = f"{picture.width}x{picture.height}"
                 raise UnreadablePicture(f"{size} is more than {MAX_PIXELS} pixels")
+            _require_whole(content, picture)
             return np.array(_upright_rgb(picture))
-    except UnreadablePicture:
+    except (UnreadablePicture, MemoryError):
         raise
     except UnidentifiedImageError as error:
         # Its own message is the path, which says nothing of the reason.
         raise UnreadablePicture("not a PNG, JPEG or WebP picture") from error
     except Exception as error:
         # Broken files make decoders raise anything: OSError, SyntaxError, struct.error …
-        raise UnreadablePicture(f"{type(error).__name__}: {error}") from error
+        raise UnreadablePicture(f"{type(error).__name__}: {one_line(error, 200)}") from error
+
+
+def _require_whole(content: bytes, picture: Image.Image) -> None:
+    """UnreadablePicture where pixels are missing that Pillow would make up in silence."""
+    # By the bytes: Pillow also knows JPEGs of several pictures, under another name.
+    if content[:3] == b"\xff\xd8\xff":
+        require_whole_jpeg(content, picture)
+    elif picture.format == "PNG":
+        require_whole_png(content, picture)
 
 
 def _video(source: Path | bytes) -> Any:
-    import imageio.v3 as iio
-    import numpy as np
-
-    _require_file(source)
-    frames = []
-    pixels = 0
-    # The demuxer is named, so that no other kind of file is opened under the name of an MP4.
-    options: dict[str, Any] = {"extension": ".mp4", "input_params": ["-f", "mov"]}
+    content = _bytes_of(source)
     try:
-        for frame in iio.imiter(source, plugin="FFMPEG", **options):
-            pixels += frame.shape[0] * frame.shape[1]
-            # Counted while frames arrive: the header of a broken file may promise any number.
-            if pixels > MAX_VIDEO_PIXELS:
-                raise UnreadablePicture(f"more than {MAX_VIDEO_PIXELS} pixels in all frames")
-            frames.append(frame)
-    except UnreadablePicture:
+        return decode_video(content, MAX_VIDEO_PIXELS)
+    except (UnreadablePicture, MemoryError):
         raise
     except Exception as error:
         # Whatever the decoder says of a broken file.
         raise UnreadablePicture(f"{type(error).__name__}: {one_line(error, 200)}") from error
-    if not frames:
-        raise UnreadablePicture("a video without frames")
-    return np.stack(frames)
 
 
-def _require_file(source: Path | bytes) -> None:
-    if isinstance(source, Path) and not source.is_file():
-        raise UnreadablePicture("no such file")
+def _bytes_of(source: Path | bytes) -> bytes:
+    """The bytes of a file that the caller chose, or those that are there already."""
+    if isinstance(source, bytes):
+        return source
+    try:
+        file = source.resolve()
+        return read_beneath(file.parent, file.name, MAX_BYTES)
+    except (FileNotFoundError, RuntimeError) as error:
+        raise UnreadablePicture("no such file") from error
+    except OSError as error:
+        raise UnreadablePicture(f"{type(error).__name__}: {one_line(error, 160)}") from error
 
 
 def _upright_rgb(picture: Image.Image) -> Image.Image:

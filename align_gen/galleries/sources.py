@@ -13,10 +13,16 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import UserError, one_line
+from ..files import numbered_lines
 from .formats import MEDIA
 from .gallery import METADATA, Gallery, parse_row, read_rows, skipped_files
 from .items import Item, Opener, Remote
-from .shards import DATASET, parquet_rows, read_dataset, read_parquet, read_tar
+from .parquet import parquet_rows, read_parquet
+from .references import REFERENCE, open_references
+from .shards import DATASET, read_dataset
+from .tars import read_tar
+
+MAX_ROWS_BYTES = 2**28  # of metadata.jsonl at a URL, whose rows stay in memory
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,8 @@ def open_source(source: str | Path | Gallery) -> Source:
     - ``.parquet`` (a file, a folder or a pattern) with a column of bytes, or of pictures as the
       datasets library keeps them;
     - ``datasets:NAME[:SPLIT]``;
-    - tar or Parquet at any URL that fsspec opens.
+    - each of these at any URL that fsspec opens, those of URLs in URLs among them, as
+      ``zip://folder::https://host/file.zip``.
 
     Raises:
         UserError: nothing of these is there.
@@ -64,7 +71,7 @@ def open_source(source: str | Path | Gallery) -> Source:
         return Source(name, lambda: read_dataset(name.removeprefix(DATASET)))
 
     # Shards, where the name stands for any.
-    files, opener = _shards(name)
+    files, opener, root = _shards(name)
     kinds = {file.rsplit(".", 1)[-1] for file in files}
     if kinds == {"tar"}:
         return Source(name, lambda: (item for file in files for item in read_tar(file, opener)))
@@ -77,8 +84,8 @@ def open_source(source: str | Path | Gallery) -> Source:
         raise UserError(f"{name}: holds shards of several kinds; want .tar or .parquet")
 
     # A folder of pictures, here or at a URL.
-    if "://" in name and not name.startswith(("file://", "local://")):
-        return _remote_gallery(name, opener)
+    if "::" in name or ("://" in name and not name.startswith(("file://", "local://"))):
+        return _remote_gallery(name, opener, root)
     return _of_folder(Path(name.removeprefix("file://").removeprefix("local://")))
 
 
@@ -92,27 +99,28 @@ def _of_folder(folder: Path) -> Source:
         columns |= row.keys()
 
     def items() -> Iterator[Item]:
-        return (Item(row, folder / row["file_name"]) for row in read_rows(folder))
+        return (Item(row, folder / row["file_name"], folder) for row in read_rows(folder))
 
     return Source(str(folder), items, total, folder, frozenset(columns), skipped_files(folder))
 
 
 def _of_gallery(gallery: Gallery) -> Source:
     def items() -> Iterator[Item]:
-        return (Item(row, gallery.path(index)) for index, row in enumerate(gallery))
+        folder = gallery.folder
+        return (Item(row, gallery.path(index), folder) for index, row in enumerate(gallery))
 
     columns = frozenset(key for row in gallery for key in row)
     return Source(str(gallery.folder), items, len(gallery), gallery.folder, columns)
 
 
-def _remote_gallery(name: str, opener: Opener) -> Source:
-    """A folder of pictures at a URL, with or without metadata.jsonl."""
-    root = str(opener._strip_protocol(name)).rstrip("/")
+def _remote_gallery(name: str, opener: Opener, root: str) -> Source:
+    """A folder of pictures at a URL, with or without metadata.jsonl; ``root`` is its path there."""
+    base = f"{root.rstrip('/')}/" if root.strip("/") else ""
     skipped: Counter[str] = Counter()
     # Whatever stands behind a URL may raise anything.
     try:
-        if opener.isfile(f"{root}/{METADATA}"):
-            rows = _remote_rows(opener.cat_file(f"{root}/{METADATA}"), f"{name}/{METADATA}")
+        if opener.isfile(f"{base}{METADATA}"):
+            rows = _remote_rows(opener, f"{base}{METADATA}", f"{name}/{METADATA}")
         else:
             files = [PurePosixPath(str(file)) for file in opener.ls(root, detail=False)]
             read = [file.name for file in files if file.name.lower().endswith(MEDIA)]
@@ -130,22 +138,37 @@ def _remote_gallery(name: str, opener: Opener) -> Source:
         )
 
     def items() -> Iterator[Item]:
-        return (Item(row, Remote(opener, f"{root}/{row['file_name']}")) for row in rows)
+        return (Item(row, Remote(opener, f"{base}{row['file_name']}")) for row in rows)
 
     return Source(name, items, len(rows), skipped=dict(skipped))
 
 
-def _remote_rows(content: bytes, where: str) -> list[dict[str, Any]]:
-    lines = enumerate(content.split(b"\n"), start=1)
-    return [parse_row(line, f"{where} line {number}") for number, line in lines if line.strip()]
+def _remote_rows(opener: Opener, path: str, where: str) -> list[dict[str, Any]]:
+    rows = []
+    left = MAX_ROWS_BYTES
+    with opener.open(path, "rb") as file:
+        for number, line in numbered_lines(file, where):
+            left -= len(line)
+            if left < 0:
+                raise UserError(f"{where}: larger than {MAX_ROWS_BYTES} bytes; want it on a disk")
+            rows.append(parse_row(line, f"{where} line {number}"))
+    return rows
 
 
-def _shards(name: str) -> tuple[list[str], Opener]:
-    """The shards that a name stands for, in order, and what opens them; none for a gallery."""
+def _shards(name: str) -> tuple[list[str], Opener, str]:
+    """The shards that a name stands for, in order, none for a gallery; what opens them, the path.
+
+    The path is that of ``name`` in the filesystem that opens it.
+    """
     import fsspec
 
     try:
-        opener, path = fsspec.core.url_to_fs(name)
+        if name.startswith(REFERENCE):
+            opener, path = open_references(name)
+        else:
+            opener, path = fsspec.core.url_to_fs(name)
+    except UserError:
+        raise
     except Exception as error:
         # An unknown protocol, or one whose package is missing.
         raise UserError(f"{name}: cannot be opened ({one_line(error)})") from error
@@ -162,12 +185,13 @@ def _shards(name: str) -> tuple[list[str], Opener]:
         raise UserError(f"{name}: cannot be read ({reason})") from error
     if missing is not None or ("*" in path and not files):
         raise UserError(f"{name}: no such file; want a folder of pictures, .tar or .parquet")
-    return files, opener
+    return files, opener, path
 
 
 def _shards_in(files: list[str]) -> list[str]:
     """The shards of a folder; none where pictures or metadata make it a gallery."""
-    if any(file.endswith(("/metadata.jsonl", *MEDIA)) for file in files):
+    names = [f"/{file}" for file in files]
+    if any(name.endswith((f"/{METADATA}", *MEDIA)) for name in names):
         return []
     shards = [file for file in files if file.endswith((".tar", ".parquet"))]
-    return [file for file in shards if not file.endswith("/scores.parquet")]
+    return [file for file in shards if not f"/{file}".endswith("/scores.parquet")]

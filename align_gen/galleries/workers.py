@@ -18,6 +18,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from align_gen.errors import UserError
+from align_gen.galleries.formats import OutOfMemory, UnreadablePicture
 from align_gen.galleries.media import as_media
 from align_gen.galleries.reading import READ_AT_ONCE, Known, ScoredPicture, read_ahead
 from align_gen.galleries.sources import Source
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 CHUNK = 1024  # pictures that are saved at once
 RUNNING = 4  # batches that may wait for their scores at once
+BATCH_PIXELS = 2**24  # of a batch, or of one picture: 192 MB as float32
 
 
 def scored_chunks(
@@ -56,8 +58,13 @@ def scored_chunks(
         raise UserError(f"batch_size: {batch_size}, want 1 or more")
     # Few pictures are cut so that every process has a chunk.
     size = CHUNK if source.total is None else max(1, min(CHUNK, -(-source.total // ranks)))
-    # Whole chunks go to a process, so that their numbers alone give the order of the file.
-    mine = (item for number, item in enumerate(source) if number // size % ranks == rank)
+    # Whole chunks go to a process, so that their numbers alone give the order of the file. Columns
+    # that are only known as they come may have the name of a reward.
+    mine = (
+        item.renamed(rewards.heads)
+        for number, item in enumerate(source)
+        if number // size % ranks == rank
+    )
     # With several processes, this one's share is not worked out: progress counts without an end.
     total = None if source.total is None or ranks > 1 else source.total
     count = _Counter(progress, total)
@@ -136,14 +143,42 @@ def _score_batch(rewards: RewardSet, batch: list[ScoredPicture]) -> None:
     import torch
 
     with torch.no_grad():
-        media = as_media(np.stack([each.pixels for each in batch])).to(rewards.device)
-        scores = rewards(media, [each.prompt for each in batch])
+        pixels = batch[0].pixels[None] if len(batch) == 1 else np.stack([p.pixels for p in batch])
+        try:
+            scores = rewards(as_media(pixels).to(rewards.device), [each.prompt for each in batch])
+        except (MemoryError, RuntimeError) as error:
+            if not (_is_large(batch) and _wants_memory(error)):
+                raise
+            # Such a picture fills a batch, and was scored alone: its row is lost, and no other.
+            _give_up(batch, OutOfMemory())
+            return
     columns = {**scores.heads, COMBINED: scores.combined}
     if scores.uncertainty is not None:
         columns[UNCERTAINTY] = scores.uncertainty
     lists = {name: column.tolist() for name, column in columns.items()}
     for number, each in enumerate(batch):
         each.values = {name: column[number] for name, column in lists.items()}
+        each.pixels = None
+
+
+def _is_large(batch: list[ScoredPicture]) -> bool:
+    """Whether a batch is one picture or video that is more than a batch by itself."""
+    return len(batch) == 1 and _pixels_in(batch[0]) > BATCH_PIXELS
+
+
+def _pixels_in(picture: ScoredPicture) -> int:
+    return int(picture.pixels.size) // 3
+
+
+def _wants_memory(error: BaseException) -> bool:
+    # torch has a class of its own for a GPU alone.
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in said or "allocate memory" in said
+
+
+def _give_up(batch: list[ScoredPicture], reason: UnreadablePicture) -> None:
+    for each in batch:
+        each.error = str(reason)
         each.pixels = None
 
 
@@ -172,26 +207,44 @@ def _score_chunk(
             count.add(pictures_in_batch)
 
     for batch in _by_shape(unscored(), batch_size):
+        # Only so many batches wait at once, as each holds its pictures in memory; a large picture
+        # is scored alone.
+        alone = _is_large(batch)
+        finish(0 if alone else RUNNING)
         running.append((score(batch), len(batch)))
-        # Only so many batches wait at once, as each holds its pictures in memory.
-        finish(RUNNING)
+        finish(0 if alone else RUNNING)
     finish(0)
     return chunk
 
 
 def _by_shape(pictures: Iterable[ScoredPicture], batch_size: int) -> Iterator[list[ScoredPicture]]:
-    """Batches of one shape each; a video is a batch of its own.
+    """Batches of one shape each, of at most BATCH_PIXELS; a video is a batch of its own.
 
     When many shapes fill the memory, the fullest batch goes early.
     """
     open_batches: dict[tuple[int, ...], list[ScoredPicture]] = {}
+
+    def limit(shape: tuple[int, ...]) -> int:
+        if len(shape) == 4:
+            return 1
+        return max(1, min(batch_size, BATCH_PIXELS // (shape[0] * shape[1])))
+
+    def fullness(shape: tuple[int, ...]) -> float:
+        return len(open_batches[shape]) / limit(shape)
+
+    waiting = 0
+    pixels = 0
     for each in pictures:
         shape = each.pixels.shape
-        batch = open_batches.setdefault(shape, [])
-        batch.append(each)
-        full = 1 if len(shape) == 4 else batch_size
-        if len(batch) == full or sum(map(len, open_batches.values())) >= 4 * batch_size:
-            yield open_batches.pop(max(open_batches, key=lambda shape: len(open_batches[shape])))
+        open_batches.setdefault(shape, []).append(each)
+        waiting += 1
+        pixels += _pixels_in(each)
+        if fullness(shape) < 1 and waiting < 4 * batch_size and pixels < 4 * BATCH_PIXELS:
+            continue
+        batch = open_batches.pop(max(open_batches, key=fullness))
+        waiting -= len(batch)
+        pixels -= sum(map(_pixels_in, batch))
+        yield batch
     yield from open_batches.values()
 
 

@@ -19,11 +19,13 @@ class BestOf:
     falls.
 
     Attributes:
-        reward: a callable ``(media, prompts) -> (B,)``, higher is better, or a reward set.
+        reward: a callable ``(media, prompts) -> (B,)``, higher is better, or a reward set. To
+            ``align_gen.sample`` it may also be a name, or names, weights and options as
+            ``align_gen.score`` takes them.
         n: candidates of each sample, from 1.
     """
 
-    reward: Callable[..., Any]
+    reward: Any
     n: int = 4
 
     def sample(

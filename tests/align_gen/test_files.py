@@ -186,3 +186,29 @@ def test_a_link_at_any_depth_is_named(tmp_path: Path) -> None:
     (tmp_path / "a" / "b" / "c").symlink_to(tmp_path)
     with pytest.raises(UserError, match=r"a/b/c: is a link"):
         files.require_no_links(tmp_path)
+
+
+def test_what_is_added_stands_at_the_end_and_behind_no_link(tmp_path: Path) -> None:
+    files.append(tmp_path / "f", b"one\n")
+    files.append(tmp_path / "f", b"two\n")
+    assert (tmp_path / "f").read_bytes() == b"one\ntwo\n"
+    (tmp_path / "link").symlink_to(tmp_path / "f")
+    with pytest.raises(OSError, match="link"):
+        files.append(tmp_path / "link", b"three\n")
+    assert (tmp_path / "f").read_bytes() == b"one\ntwo\n"
+
+
+def test_nothing_is_moved_onto_something(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(FileExistsError, match="b: is there already"):
+        files.move(tmp_path / "a", tmp_path / "b")
+    files.move(tmp_path / "a", tmp_path / "c")
+    assert names(tmp_path) == ["b", "c"]
+
+
+def test_folders_that_hold_something_stay(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "f").write_text("mine")
+    files.remove_empty([tmp_path / "a" / "b", tmp_path / "a", tmp_path / "gone"])
+    assert names(tmp_path) == ["a"] and names(tmp_path / "a") == ["f"]

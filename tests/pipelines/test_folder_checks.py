@@ -16,6 +16,7 @@ from align_gen.pipelines.folder_checks import component_class, read_json, requir
 from align_gen.pipelines.headers import read_header
 from align_gen.pipelines.loading import read_model_index
 from align_gen.pipelines.skeleton import PUBLISHED, read_description
+from tests.tiny import PIPELINES
 
 Edit = Callable[[Path], Any]
 
@@ -150,6 +151,15 @@ def test_bundled_pipelines_are_sound(name: str) -> None:
     require_sound(folder, read_model_index(folder))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("family", PIPELINES)
+def test_every_familys_saved_pipeline_is_sound(tmp_path: Path, family: str) -> None:
+    """As save_pretrained writes it: loaded, and described without its weights."""
+    PIPELINES[family]().save_pretrained(tmp_path)
+    assert pipelines.load(tmp_path).trainable
+    assert read_description(tmp_path)["components"]
+
+
 def test_published_configurations_are_sound(tmp_path: Path) -> None:
     """The oracle: whatever was published may not be refused."""
     descriptions = sorted(PUBLISHED.glob("*.json"))
@@ -230,3 +240,24 @@ def test_json_is_read_to_a_depth(tmp_path: Path, depth: int, fine: bool) -> None
 def test_only_classes_of_components_are_built(row: tuple[str, str]) -> None:
     with pytest.raises(ValueError, match="component class"):
         component_class(*row)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layers", [1, 10**6])
+def test_a_repository_of_the_hub_is_checked_too(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layers: int
+) -> None:
+    """Of the local cache, as the hub's client keeps what it has downloaded."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    kept = tmp_path / "models--someone--tiny"
+    (kept / "refs").mkdir(parents=True)
+    (kept / "snapshots").mkdir()
+    (kept / "refs/main").write_text("0" * 40)
+    folder = copied(tiny_folder, kept / "snapshots" / ("0" * 40))
+    edited("unet/config.json", layers_per_block=layers)(folder)
+    if layers == 1:
+        assert pipelines.load("someone/tiny").trainable["unet"] is not None
+        return
+    with pytest.raises(ValueError, match=r"unet/config\.json: layers_per_block: want at most"):
+        pipelines.load("someone/tiny")

@@ -10,9 +10,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from align_gen import pipelines
 from align_gen.pipelines import LoraOptions
 from align_gen.pipelines.exports import LORA_FILE
 from align_gen.pipelines.lora_files import SETTINGS, plain_settings, write_plain
+from tests.tiny import PIPELINES
 from tests.tiny.drawing import pictures
 
 Maker = Callable[..., Any]
@@ -160,3 +162,33 @@ def test_the_copy_has_the_same_tensors(tmp_path: Path) -> None:
         found = load_file(copy)
         assert found.keys() == tensors.keys()
         assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+
+
+def adapted(model: Any) -> dict[str, tuple[torch.Tensor, float]]:
+    """The update and the scale of each layer that has a LoRA."""
+    found = {}
+    for component, part in model.trainable.items():
+        for name, layer in part.named_modules():
+            if "policy" in getattr(layer, "lora_A", {}):
+                up, down = layer.lora_B["policy"].weight, layer.lora_A["policy"].weight
+                product = up.flatten(1) @ down.flatten(1)
+                found[f"{component}.{name}"] = (product.detach(), layer.scaling["policy"])
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", PIPELINES)
+def test_every_familys_export_comes_back(tmp_path: Path, family: str) -> None:
+    """The same layers with the same updates at the same scale, which is not the rank's."""
+    first, second = (pipelines.load(PIPELINES[family]()) for _ in range(2))
+    first.train_lora(LoraOptions(2, alpha=6))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in first.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    first.export(tmp_path)
+    second.reload(tmp_path)
+    ours, theirs = adapted(first), adapted(second)
+    assert ours and ours.keys() == theirs.keys()
+    for name, (update, scale) in ours.items():
+        assert torch.equal(update, theirs[name][0]) and scale == theirs[name][1] == 3

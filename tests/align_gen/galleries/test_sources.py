@@ -135,12 +135,18 @@ def test_a_shard_writes_nothing_whatever_its_members_are_called(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_member_that_claims_to_be_huge_is_refused(tmp_path: Path) -> None:
-    info = tarfile.TarInfo("a.png")
+def test_a_member_that_claims_to_be_huge_costs_its_own_row(
+    gallery: Gallery, tmp_path: Path
+) -> None:
+    """Its bytes are not there, so the shard also ends early."""
+    info = tarfile.TarInfo("b.png")
     info.size = MAX_BYTES + 1
-    (tmp_path / "a.tar").write_bytes(info.tobuf() + b"\0" * 10240)
-    with pytest.raises(UserError, match=r"'a\.png' is larger than"):
-        scores(tmp_path / "a.tar")
+    good = write_tar(tmp_path / "a.tar", [("a.png", pictures(gallery)[0])]).read_bytes()
+    (tmp_path / "a.tar").write_bytes(good[:1024] + info.tobuf() + b"\0" * 10240)
+    table = score(tmp_path / "a.tar", {"level": {"name": level}})
+    assert table.heads["level"] == [10, None, None]
+    assert table.errors[1] == f"'b.png' is larger than {MAX_BYTES} bytes"
+    assert "the shard is damaged" in str(table.errors[2])
 
 
 @pytest.mark.parametrize("kind", ["bytes", "struct"])
@@ -207,6 +213,62 @@ def test_urls_of_folders_shards_and_parquet(gallery: Gallery, tmp_path: Path) ->
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.write(tmp_path / "a.tar", "deep/a.tar")
     assert scores(f"zip://deep/a.tar::{tmp_path / 'a.zip'}") == pytest.approx(EXPECTED)
+
+
+@pytest.mark.parametrize("root", ["g", "deep/g", ""])
+@pytest.mark.parametrize("metadata", [True, False])
+def test_a_folder_in_a_zip(gallery: Gallery, tmp_path: Path, root: str, metadata: bool) -> None:
+    """A URL in a URL, at a place of its own in the inner one."""
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for file in gallery.folder.iterdir():
+            if metadata or file.name != "metadata.jsonl":
+                archive.write(file, f"{root}/{file.name}" if root else file.name)
+    expected = EXPECTED if metadata else [10, 20, 30]
+    assert scores(f"zip://{root}::{tmp_path / 'a.zip'}") == pytest.approx(expected)
+    fsspec.filesystem("memory").pipe("/zips/a.zip", (tmp_path / "a.zip").read_bytes())
+    assert scores(f"zip://{root}::memory://zips/a.zip") == pytest.approx(expected)
+
+
+def test_files_at_a_url_are_read_no_further_than_the_limit(
+    gallery: Gallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Zeros are packed to a thousandth; the limit is set low, as the true one takes long."""
+    monkeypatch.setattr("align_gen.galleries.items.MAX_BYTES", 10_000)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(gallery.path(0), "g/0.png")
+        archive.writestr("g/1.png", bytes(1_000_000))
+    table = score(f"zip://g::{tmp_path / 'a.zip'}", {"level": {"name": level}})
+    assert table.heads["level"] == [10, None]
+    assert table.errors[1] == "larger than 10000 bytes"
+
+
+def test_metadata_of_endless_lines_is_refused(gallery: Gallery, tmp_path: Path) -> None:
+    """A sparse file claims 20 GB and takes no room; here and at a URL, a line is read no further
+    than its limit.
+    """
+    with open(gallery.folder / "metadata.jsonl", "ab") as file:
+        file.truncate(20 * 2**30)
+    with pytest.raises(UserError, match=r"metadata\.jsonl line 4: longer than 1048576 bytes"):
+        open_source(gallery.folder)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("g/metadata.jsonl", bytes(5_000_000))
+    with pytest.raises(UserError, match=r"metadata\.jsonl line 1: longer than 1048576 bytes"):
+        open_source(f"zip://g::{tmp_path / 'a.zip'}")
+
+
+def test_a_column_named_as_the_reward_gets_another_name(gallery: Gallery, tmp_path: Path) -> None:
+    """In a shard, the first such sample may be the millionth; nothing that is there is lost."""
+    row = {"level": 1, "level_": 2, "sha256": 3, "sha256_": 4}
+    members = [("a.png", pictures(gallery)[0]), ("a.json", json.dumps(row).encode())]
+    members += [("b.png", pictures(gallery)[1])]
+    table = score(write_tar(tmp_path / "a.tar", members), {"level": {"name": level}})
+    assert table.heads["level"] == [10, 20]
+    renamed = {"level__": 1, "level_": 2, "sha256__": 3, "sha256_": 4}
+    assert table.rows == [{**renamed, "file_name": "a.tar/a.png"}, {"file_name": "a.tar/b.png"}]
+    columns = {"image": pictures(gallery), **{name: [each] * 3 for name, each in row.items()}}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    table = score(tmp_path / "a.parquet", {"level": {"name": level}})
+    assert table.rows[0] == {**renamed, "file_name": "a.parquet/000000.png"}
 
 
 @pytest.mark.parametrize("name", ["../secret.png", "/etc/passwd.png", ""])
