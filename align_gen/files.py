@@ -20,7 +20,6 @@ from .errors import UserError
 
 # Fails where the name exists, be it a link to nowhere.
 NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
 TOKEN = "[0-9a-f]{16}"
 MAX_LINE = 2**20  # bytes of a line of JSON: a row of metadata, a preference pair
 
@@ -143,33 +142,6 @@ def clear_below(folder: Path) -> None:
     for path in _named(folder, ".+"):
         if not _being_written(path):
             remove(path)
-
-
-def remove_empty(folder: Path) -> None:
-    """Remove a folder if nothing is in it."""
-    with suppress(OSError):
-        folder.rmdir()
-
-
-def move(path: Path, target: Path) -> None:
-    """Rename what is ours to a new name on the same disk.
-
-    Raises:
-        OSError: the name is taken by a folder that holds something, or is on another disk.
-    """
-    os.rename(path, target)
-
-
-def append(path: Path, content: bytes) -> None:
-    """Add to the end of a file, on disk afterwards; a new one where there is none.
-
-    Raises:
-        OSError: it cannot be written, or is a link.
-    """
-    with open(os.open(path, APPEND, 0o666), "ab") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def is_leftover(path: Path) -> bool:

@@ -52,8 +52,7 @@ def held(folder: RunFolder, accelerator: "Accelerator") -> Iterator[None]:
                 path = folder.path.absolute()
                 with _writable(folder):
                     made = [each for each in (path, *path.parents) if not each.exists()]
-                    for each in reversed(made):
-                        stack.callback(remove_empty, each)
+                    stack.callback(remove_empty, made)
                     stack.enter_context(locked(folder.lock, folder))
             except UserError as error:
                 fault = str(error)
