@@ -3,7 +3,7 @@
 import math
 import os
 import resource
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from torch import nn
 
 from ..errors import UserError
 from ..pipelines import Model
+from ..pipelines.lora_targets import layers_named
 from .recipe import Recipe
 
 if TYPE_CHECKING:
@@ -121,21 +122,17 @@ def _least(
         yield {"model.lora.rank": lora.rank}, FLOAT * kept * lora.rank * widths
 
 
-def _adapted_widths(model: Model, targets: str | tuple[str, ...]) -> int:
-    """Inputs and outputs of the layers that a LoRA adapts, added up; of a pattern, the least."""
-    layers = [
-        (name, sum(module.weight.shape[:2]))
-        for network in model.trainable.values()
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d)
-    ]
-    if isinstance(targets, str):
-        return min((width for _, width in layers), default=0)
-    return sum(
-        width
-        for name, width in layers
-        if any(name == target or name.endswith(f".{target}") for target in targets)
-    )
+def _adapted_widths(model: Model, targets: str | Sequence[str]) -> int:
+    """Inputs and outputs of the layers that a LoRA adapts, added up."""
+    total = 0
+    for network in model.trainable.values():
+        names = layers_named(network, [targets] if isinstance(targets, str) else targets)
+        ends = tuple(f".{name}" for name in names)
+        for name, module in network.named_modules():
+            is_layer = isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d)
+            if is_layer and f".{name}".endswith(ends):
+                total += sum(module.weight.shape[:2])
+    return total
 
 
 def _numbers(data: Any, path: str = "") -> Iterator[tuple[str, float]]:

@@ -12,7 +12,6 @@ loaded, counted or removed.
 
 import json
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from safetensors.torch import save_file
 
 from ..distributed import shard_like, unshard
 from ..errors import RunFailure, UserError, one_line
-from ..files import clear_below, remove, whole_file, whole_folder
+from ..files import clear_below, move, remove, whole_file, whole_folder
 from ..methods.state import TrainState
 from ..pipelines.trainable import REFRESHED
 from ..run_folder import RunFolder
@@ -133,7 +132,7 @@ def _put_aside(folder: Path) -> None:
     """Rename a folder that is damaged, or none of ours, from where a checkpoint belongs."""
     names = (f"{folder.name}.damaged{number}" for number in ("", *range(2, 10**6)))
     aside = next(path for path in map(folder.with_name, names) if not path.exists())
-    os.rename(folder, aside)
+    move(folder, aside)
     log.warning("%s: is no whole checkpoint; kept as %s", folder, aside.name)
 
 

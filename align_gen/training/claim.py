@@ -1,8 +1,7 @@
 """A run's folder belongs to one recipe, and to one process at a time."""
 
-import os
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ import yaml
 
 from ..distributed import from_first
 from ..errors import UserError
-from ..files import is_leftover, remove, require_no_links, whole_file
+from ..files import is_leftover, move, remove, remove_empty, require_no_links, whole_file
 from ..locks import locked
 from ..run_folder import RunFolder
 from .inputs import Sums, require_same_inputs, write_inputs
@@ -53,19 +52,13 @@ def held(folder: RunFolder, accelerator: "Accelerator") -> Iterator[None]:
                 path = folder.path.absolute()
                 with _writable(folder):
                     made = [each for each in (path, *path.parents) if not each.exists()]
-                    stack.callback(_remove_empty, made)
+                    stack.callback(remove_empty, made)
                     stack.enter_context(locked(folder.lock, folder))
             except UserError as error:
                 fault = str(error)
         if message := from_first(fault, accelerator):
             raise UserError(message)
         yield
-
-
-def _remove_empty(folders: list[Path]) -> None:
-    for each in folders:
-        with suppress(OSError):
-            each.rmdir()
 
 
 @contextmanager
@@ -131,10 +124,11 @@ def claim(
                 require_same_inputs(folder, recipe, inputs)
                 folder.path.mkdir(parents=True, exist_ok=True)
                 _put_end_aside(folder, recipe)
+                # The recipe first: with anything else alone, the folder would be nobody's.
+                write_recipe(folder, recipe)
                 # Of a run from before they were kept, they are those of now.
                 if not folder.inputs.is_file():
                     write_inputs(folder, inputs)
-                write_recipe(folder, recipe)
         except UserError as error:
             fault = str(error)
     if message := from_first(fault, accelerator):
@@ -176,7 +170,7 @@ def _put_end_aside(folder: RunFolder, recipe: Recipe) -> None:
         if here.exists():
             remove(folder.final)
         else:
-            os.replace(folder.final, here)
+            move(folder.final, here)
 
 
 def _completed(file: Path) -> str:

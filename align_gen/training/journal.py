@@ -2,17 +2,15 @@
 
 import json
 import logging
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import writing
-from ..files import whole_file
+from ..files import append, whole_file
 
 log = logging.getLogger("align_gen")
 Numbers = dict[str, Any]
-APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
 MOST = 2**53  # steps
 
 
@@ -50,10 +48,8 @@ class Journal:
     def add(self, numbers: Numbers) -> None:
         self.lines.append(numbers)
         if self.file is not None:
-            with writing(self.file), open(os.open(self.file, APPEND, 0o666), "ab") as stream:
-                stream.write(as_lines([numbers]))
-                stream.flush()
-                os.fsync(stream.fileno())
+            with writing(self.file):
+                append(self.file, as_lines([numbers]))
 
     def measured(self, step: int) -> bool:
         """Whether a measurement of this step is there."""

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate import Accelerator
 
 from align_gen import Recipe, finetune
 from align_gen.errors import UserError
+from align_gen.run_folder import RunFolder
+from align_gen.training.claim import claim, require_same_recipe
 from align_gen.training.engine import Run
 from tests.kits.runs import (
     Stopped,
@@ -133,6 +136,24 @@ def test_a_lock_that_a_kill_left_is_nothing(recipe: Recipe, tmp_path: Path) -> N
     (tmp_path / ".lock").write_bytes(b"process 1 on elsewhere\n")
     finetune(recipe.replace(run={"steps": 1}, evaluate={"every": 0}), tmp_path)
     assert not (tmp_path / ".lock").exists()
+
+
+def test_a_kill_at_any_write_of_a_claim_leaves_a_folder_to_go_on_in(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stands there after each rename is a place for the same recipe."""
+    folder = RunFolder(tmp_path / "run")
+    replace = os.replace
+    seen: list[str] = []
+
+    def looked_after(*names: Any) -> None:
+        replace(*names)
+        require_same_recipe(folder, recipe)
+        seen.append(Path(names[1]).name)
+
+    monkeypatch.setattr(os, "replace", looked_after)
+    claim(folder, recipe, {"files": {}, "rewards": {}}, Accelerator(cpu=True))
+    assert seen == ["recipe.yaml", "inputs.json"]
 
 
 def test_a_mistake_leaves_no_folder_behind(recipe: Recipe, tmp_path: Path) -> None:

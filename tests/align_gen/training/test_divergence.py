@@ -17,8 +17,8 @@ from align_gen.opening import open_model
 from align_gen.reward_heads import RewardFailure, reward_set
 from align_gen.training import checkpoint
 from align_gen.training.divergence import Diverged, blamed_rightly, require_finite_step
-from tests.align_gen.training.test_checkpoint import learn, state_of
 from tests.kits.runs import given_media, given_pairs, held_out_only, lines, small_recipe
+from tests.kits.states import learn, state_of
 
 STEPS = 6
 # What each method needs besides, to learn from two pictures of two prompts.

@@ -54,7 +54,7 @@ def outcome(run: Path) -> dict[str, str]:
     shutil.which("unshare") is None,
     reason="no unshare, which makes a small disk without being root",
 )
-@pytest.mark.parametrize(("size", "what"), [("8k", "before"), ("200k", "checkpoints")])
+@pytest.mark.parametrize(("size", "what"), [("16k", "before"), ("200k", "checkpoints")])
 def test_a_run_survives_a_full_disk(
     tiny_folder: Path, tmp_path: Path, size: str, what: str
 ) -> None:

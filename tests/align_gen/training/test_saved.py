@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from align_gen.errors import UserError
 from align_gen.methods.state import TrainState
 from align_gen.training import checkpoint, saved
-from tests.align_gen.training.test_checkpoint import equal, learn, state_of, values
+from tests.kits.states import equal, learn, state_of, values
 
 LAST = "checkpoints/step-000002"
 GUARD = {"worse": 1, "best_step": 1, "best_rise": 0.5, "best_files": ["a.safetensors"]}

@@ -113,8 +113,11 @@ def test_a_failure_before_the_first_step_gives_the_model_back(
     recipe: Recipe, tiny_folder: Path, tmp_path: Path
 ) -> None:
     model = pipelines.load(str(tiny_folder))
-    with pytest.raises(UserError):
-        finetune(recipe, "/proc/align-gen-run", model=model)
+    # What is compared once the model is ready.
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    (tmp_path / "inputs.json").write_text("{")
+    with pytest.raises(UserError, match=r"inputs\.json: cannot be read"):
+        finetune(recipe, tmp_path, model=model)
     assert not model.parameters() and not getattr(model.pipeline.unet, "peft_config", {})
     wider = recipe.replace(model={"lora": {"rank": 3}}, evaluate={"every": 0}, run={"steps": 1})
     assert finetune(wider, tmp_path / "run", model=model).metrics[-1]["step"] == 1
