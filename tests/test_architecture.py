@@ -64,6 +64,7 @@ WRITES = {
 WRITERS = {
     "align_gen/files.py": "the one way",
     "align_gen/locks.py": "the one lock",
+    "align_gen/galleries/beneath.py": "opens to read",
     "align_gen/galleries/media.py": "fills a part",
     "align_gen/training/checkpoint.py": "fills a part",
     "align_gen/training/export.py": "fills a part",

@@ -55,7 +55,7 @@ def read_tar(file: str, opener: Opener) -> Iterator[Item]:
             with tarfile.open(fileobj=stream, **options) as archive:
                 for member in archive:
                     # tarfile would keep every header that it has read.
-                    archive.members = []  # type: ignore[attr-defined]
+                    archive.members = []
                     archive.pax_headers = {}
                     if not member.isfile():
                         continue
