@@ -87,7 +87,6 @@ def finetune(
 
     recipe = Recipe.load(recipe) if isinstance(recipe, str) else recipe
     folder = RunFolder(Path(out or recipe.run.out or "runs/latest"))
-    log.info("run directory: %s", folder.path.absolute())
     accelerator = start_accelerator(recipe, folder.path)
     # Held before anything of it is read: of two that start at once, one is refused.
     with held(folder, accelerator), ExitStack() as stack:
@@ -99,6 +98,8 @@ def finetune(
         if accelerator.is_main_process:
             inputs = inputs_of(recipe, session.data, session.all_rewards)
         claim(folder, recipe, inputs, accelerator)
+        # Only now: a mistake is one line.
+        log.info("run directory: %s", folder.path.absolute())
         log.info("attention: %s", describe(attention_of(session.model)))
         for mismatch in mismatches(recipe, session.model):
             log.warning("%s", mismatch)

@@ -94,7 +94,7 @@ def launch(recipe: Recipe, folder: Path) -> "subprocess.Popen[str]":
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     return subprocess.Popen(
-        [*command, str(folder / "recipe.yaml"), "--out", str(folder / "two")],
+        [*command, str(folder / "recipe.yaml"), "--allow-code", "--out", str(folder / "two")],
         cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
