@@ -131,7 +131,8 @@ def score(
 
 def _target(source: str, out: Path | None) -> Path:
     """The file that takes the scores; UserError where there is no place for one."""
-    from ..galleries.table import SCORES, require_parquet
+    from ..galleries.parquet_files import SCORES
+    from ..galleries.scores_file import require_parquet
 
     if out is not None and out.suffix in OTHER_FORMATS:
         raise UserError(f"--out {out}: scores are written as Parquet; want a .parquet file")

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from align_gen.errors import RunFailure, UserError, writing_to
 from align_gen.files import clear_below, move, remove, remove_empty, require_folder
+from align_gen.galleries.columns import COMBINED, CONTENT, UNCERTAINTY, plain
 from align_gen.galleries.layout import CHUNK
 from align_gen.galleries.parquet_files import SCORES_KIND, kind_of
-from align_gen.galleries.reading import ScoredPicture
-from align_gen.galleries.table import COMBINED, CONTENT, UNCERTAINTY, ScoresTable, plain
+from align_gen.galleries.scored import ScoredPicture
+from align_gen.galleries.table import ScoresTable
 from align_gen.galleries.versions import versions
 from align_gen.locks import beside, locked
 

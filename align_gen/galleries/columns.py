@@ -83,3 +83,8 @@ def from_column(values: Iterable[Any], kind: str) -> list[Any]:
         return [ABSENT if value is None else read(value) for value in values]
     except RecursionError as error:
         raise ValueError("JSON that is nested too deep") from error
+
+
+def plain(value: Any) -> Any:
+    """A value as a JSON file gives it back: tuples become lists, other objects their text."""
+    return json.loads(json.dumps(value, default=str))

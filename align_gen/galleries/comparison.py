@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from align_gen.errors import UserError
 from align_gen.galleries.intervals import Change, paired_change
-from align_gen.galleries.scoring import score
 from align_gen.galleries.table import ScoresTable
 from align_gen.run_folder import RunFolder
 
@@ -150,7 +149,12 @@ def _table(source: Source, rewards: Any, start: bool = False) -> ScoresTable:
             raise UserError(
                 f"{path}: no such folder; want a run that has finished, or one of its galleries"
             )
-    return ScoresTable.of(path) if rewards is None else score(path, rewards)
+    if rewards is None:
+        return ScoresTable.of(path)
+    # Only here: all that scoring takes is loaded for one who wants it.
+    from align_gen.galleries.scoring import score
+
+    return score(path, rewards)
 
 
 def _columns(a: ScoresTable, b: ScoresTable, wanted: Sequence[str] | None) -> list[str]:

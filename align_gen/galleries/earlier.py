@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from align_gen.errors import UserError
-from align_gen.galleries.chunks import Tables
-from align_gen.galleries.reading import ScoredPicture
-from align_gen.galleries.table import (
-    COMBINED,
-    CONTENT,
-    UNCERTAINTY,
-    ScoresTable,
-    differing_keys,
-)
+from align_gen.galleries.columns import COMBINED, CONTENT, UNCERTAINTY
+from align_gen.galleries.scored import ScoredPicture
+from align_gen.galleries.table import ScoresTable, differing_keys
+
+if TYPE_CHECKING:
+    from align_gen.galleries.chunks import Tables
 
 Key = tuple[str | None, str]  # ScoredPicture.key
 Values = dict[Key, dict[str, float]]

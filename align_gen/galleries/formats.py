@@ -10,6 +10,8 @@ PICTURES = {
 FORMATS = tuple(set(PICTURES.values()))
 VIDEOS = (".mp4",)
 MEDIA = (*PICTURES, *VIDEOS)  # suffixes of files that are read
+MAX_BYTES = 2**28  # of one picture or video, encoded
+MAX_TEXT = 2**20  # bytes of a text beside a picture
 
 
 class UnreadablePicture(Exception):

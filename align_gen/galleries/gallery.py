@@ -20,7 +20,7 @@ from align_gen.galleries.csv_rows import header_of, read_csv
 from align_gen.galleries.formats import MEDIA, VIDEOS
 from align_gen.galleries.layout import METADATA, PICTURE, require_gallery, require_replaceable
 from align_gen.galleries.media import encoded, read_picture, read_pixels, read_video, write_media
-from align_gen.galleries.table import SCORES
+from align_gen.galleries.parquet_files import SCORES
 from align_gen.locks import beside, locked
 
 if TYPE_CHECKING:

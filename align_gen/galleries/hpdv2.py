@@ -13,7 +13,7 @@ from ..errors import UserError, user_mistakes
 from ..opening import open_rewards
 from ..progress import ProgressCallback
 from .gallery import METADATA, Gallery
-from .table import SCORES
+from .parquet_files import SCORES
 
 if TYPE_CHECKING:
     from ..reward_heads import RewardSet

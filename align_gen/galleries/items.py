@@ -9,10 +9,8 @@ from typing import Any
 
 from ..errors import one_line
 from .beneath import read_all, read_beneath
-from .formats import MEDIA, OutOfMemory, UnreadablePicture
+from .formats import MAX_BYTES, MEDIA, OutOfMemory, UnreadablePicture
 
-MAX_BYTES = 2**28  # of one picture or video, encoded
-MAX_TEXT = 2**20  # bytes of a text beside a picture
 Opener = Any  # a filesystem of fsspec's
 
 

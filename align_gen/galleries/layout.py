@@ -14,8 +14,8 @@ from typing import Any
 
 from align_gen.errors import UserError
 from align_gen.files import is_leftover, lines_of, require_folder
-from align_gen.galleries.parquet_files import SCORES_KIND, kind_of
-from align_gen.galleries.table import SCORES, plain
+from align_gen.galleries.columns import plain
+from align_gen.galleries.parquet_files import SCORES, SCORES_KIND, kind_of
 from align_gen.locks import HOLDER, beside
 
 METADATA = "metadata.jsonl"

@@ -13,12 +13,12 @@ from align_gen.files import new_file
 from align_gen.galleries.beneath import read_beneath
 from align_gen.galleries.formats import (
     FORMATS,
+    MAX_BYTES,
     PICTURES,
     VIDEOS,
     OutOfMemory,
     UnreadablePicture,
 )
-from align_gen.galleries.items import MAX_BYTES
 from align_gen.galleries.jpeg import require_whole_jpeg
 from align_gen.galleries.mp4 import decode_video, pixels_promised
 from align_gen.galleries.png import require_whole_png

@@ -7,11 +7,10 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from ..errors import UserError, one_line
-from .formats import UnreadablePicture
-from .items import MAX_BYTES, MAX_TEXT, Item, Opener
-from .rows import picture_item
+from .formats import MAX_BYTES, MAX_TEXT, UnreadablePicture
+from .items import Item, Opener
+from .rows import picture_column, picture_item
 
-PICTURE_COLUMNS = ("image", "picture", "jpg", "png", "webp", "video", "mp4")
 ROWS_BYTES = 2**26  # of the rows in memory at a time, should each be as large as its column
 MAX_ROWS = 2**16  # in memory at a time
 BUFFER = 2**20  # bytes that are read from the file at once
@@ -67,15 +66,6 @@ def read_parquet(file: str, opener: Opener) -> Iterator[Item]:
             rows.number = before + about.num_rows
         if rows.nulls > NULL_ROWS:
             yield rows.lost("more rows", f"{rows.nulls - NULL_ROWS} more rows have no picture")
-
-
-def picture_column(where: str, names: list[str]) -> str:
-    """The name of the column of pictures; UserError without one."""
-    for name in PICTURE_COLUMNS:
-        if name in names:
-            return name
-    wanted = ", ".join(PICTURE_COLUMNS)
-    raise UserError(f"{where}: no column of pictures; want one of {wanted}, it has {names[:12]}")
 
 
 def _open(stream: Any) -> Any:

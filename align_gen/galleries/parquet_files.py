@@ -15,6 +15,7 @@ from align_gen.files import require_file
 
 KEY = b"align_gen"  # of the schema's metadata
 FORMAT = 1  # of a file; raised when an older reader would misread it
+SCORES = "scores.parquet"  # in a gallery's folder
 SCORES_KIND = "scores"
 PAIRS_KIND = "pairs"
 

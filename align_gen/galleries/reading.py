@@ -9,54 +9,18 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any
 
 from align_gen.galleries.formats import VIDEOS, OutOfMemory, UnreadablePicture
 from align_gen.galleries.items import Item
 from align_gen.galleries.media import MAX_PIXELS, pixels_of, read_pixels
+from align_gen.galleries.scored import Known, ScoredPicture
 
 READ_AT_ONCE = 16  # pictures, by one call of a worker
 PIXELS_AT_ONCE = 2**23  # of all pictures that one call decodes
 WAITING_BYTES = 2**26  # of pictures that wait to be decoded, where their bytes are in memory
 LARGE_PIXELS = MAX_PIXELS  # of pictures left over by the calls, which are decoded at the same time
-
-
-@dataclass
-class ScoredPicture:
-    """One picture on its way through scoring.
-
-    Attributes:
-        row: of the gallery.
-        content: SHA-256 of the file.
-        pixels: uint8 (H,W,3) or (F,H,W,3), until it is scored.
-        values: scores by head, and COMBINED and UNCERTAINTY.
-        error: why the picture could not be read.
-        later: the item, where it is still to be decoded.
-        size: pixels that decoding it will give.
-    """
-
-    row: Mapping[str, Any]
-    content: str | None = None
-    pixels: Any = None
-    values: dict[str, float] | None = None
-    error: str | None = None
-    later: Item | None = field(default=None, repr=False)
-    size: int = 0
-
-    @property
-    def prompt(self) -> str:
-        return str(self.row.get("prompt", ""))
-
-    @property
-    def key(self) -> tuple[str | None, str]:
-        """What the scores depend on, besides the heads: the file's content and the prompt."""
-        return self.content, self.prompt
-
-
-Known = Mapping[tuple[str | None, str], dict[str, float]]  # scores by ScoredPicture.key
 
 
 def read_ahead(

@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
+from ..errors import UserError
+from .columns import ERROR, EXTRA
 from .formats import MEDIA, UnreadablePicture, suffix_of
 from .items import Item, free_names
-from .table import ERROR, EXTRA
+
+PICTURE_COLUMNS = ("image", "picture", "jpg", "png", "webp", "video", "mp4")
 
 PROMPT_COLUMNS = ("prompt", "caption", "text")
 
@@ -42,3 +45,12 @@ def with_prompt(row: Mapping[str, Any]) -> dict[str, Any]:
     others = {key: value for key, value in row.items() if key not in ("prompt", "file_name")}
     columns = free_names(others, (ERROR, *EXTRA))
     return columns if prompt is None else {"prompt": prompt, **columns}
+
+
+def picture_column(where: str, names: list[str]) -> str:
+    """The name of the column of pictures; UserError without one."""
+    for name in PICTURE_COLUMNS:
+        if name in names:
+            return name
+    wanted = ", ".join(PICTURE_COLUMNS)
+    raise UserError(f"{where}: no column of pictures; want one of {wanted}, it has {names[:12]}")

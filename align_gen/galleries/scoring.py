@@ -22,20 +22,17 @@ from align_gen.galleries.chunks import (
     folder_of,
     held,
 )
+from align_gen.galleries.columns import check_names
 from align_gen.galleries.earlier import Earlier
 from align_gen.galleries.formats import UnreadablePicture
 from align_gen.galleries.gallery import Gallery, with_prompt
 from align_gen.galleries.items import Item
+from align_gen.galleries.parquet_files import SCORES
+from align_gen.galleries.scores_file import require_parquet
 from align_gen.galleries.shards import DATASET
 from align_gen.galleries.sources import Source, open_source
 from align_gen.galleries.summary import Summary
-from align_gen.galleries.table import (
-    SCORES,
-    ScoresTable,
-    check_names,
-    require_parquet,
-    save_parts,
-)
+from align_gen.galleries.table import ScoresTable, save_parts
 from align_gen.galleries.workers import scored_chunks
 from align_gen.opening import open_rewards
 from align_gen.precision import exact_float32

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from ..errors import UserError, one_line
 from .formats import UnreadablePicture
 from .items import Item
-from .parquet import picture_column
-from .rows import picture_item
+from .rows import picture_column, picture_item
 
 DATASET = "datasets:"  # prefix of a source that the datasets library loads
 

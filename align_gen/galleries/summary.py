@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from align_gen.galleries.earlier import Earlier
 from align_gen.galleries.table import ScoresTable
+
+if TYPE_CHECKING:
+    from align_gen.galleries.earlier import Earlier
 
 
 @dataclass

@@ -24,7 +24,7 @@ from align_gen.galleries.columns import (
     to_column,
     type_of,
 )
-from align_gen.galleries.parquet_files import FORMAT, KEY, parquet_writer
+from align_gen.galleries.parquet_files import FORMAT, KEY, SCORES, parquet_writer
 from align_gen.galleries.scores_file import (
     followed,
     reading,
@@ -33,13 +33,6 @@ from align_gen.galleries.scores_file import (
     saved_folder,
 )
 from align_gen.galleries.signing import SIGNATURE, is_signed, signature
-
-__all__ = [
-    "COMBINED", "CONTENT", "ERROR", "EXTRA", "SCORES", "UNCERTAINTY", "ScoresTable", "check_names",
-    "differing_keys", "plain", "require_parquet", "save_parts",
-]  # fmt: skip
-
-SCORES = "scores.parquet"  # in a gallery's folder
 
 
 @dataclass
@@ -296,11 +289,6 @@ def differing_keys(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[s
     """The keys in which two provenances differ; empty where scores may be compared."""
     keys = {**ours, **theirs}
     return [key for key in keys if ours.get(key) != theirs.get(key)]
-
-
-def plain(value: Any) -> Any:
-    """A value as a JSON file gives it back: tuples become lists, other objects their text."""
-    return json.loads(json.dumps(value, default=str))
 
 
 def _survey(parts: Iterable[ScoresTable]) -> tuple[ScoresTable, dict[str, str], list[str]]:

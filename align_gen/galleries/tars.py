@@ -18,8 +18,8 @@ from typing import IO, Any
 
 from ..errors import one_line
 from .beneath import read_all
-from .formats import MEDIA, UnreadablePicture
-from .items import MAX_BYTES, MAX_TEXT, Item, Opener
+from .formats import MAX_BYTES, MAX_TEXT, MEDIA, UnreadablePicture
+from .items import Item, Opener
 from .rows import with_prompt
 
 PROMPTS = (".txt", ".prompt", ".caption")

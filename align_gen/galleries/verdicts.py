@@ -7,11 +7,14 @@ import operator
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from typing import TYPE_CHECKING
 
 from align_gen.errors import UserError
-from align_gen.galleries.comparison import Comparison
 from align_gen.galleries.intervals import Change
 from align_gen.galleries.table import ScoresTable
+
+if TYPE_CHECKING:
+    from align_gen.galleries.comparison import Comparison
 
 LEAST_PROMPTS = 10  # the interval of fewer is too narrow, as a bootstrap of few clusters is
 LEVEL = 0.05  # of p

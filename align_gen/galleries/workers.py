@@ -18,14 +18,15 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from align_gen.errors import UserError
+from align_gen.galleries.columns import COMBINED, UNCERTAINTY
 from align_gen.galleries.formats import OutOfMemory, UnreadablePicture
 from align_gen.galleries.media import as_media
-from align_gen.galleries.reading import READ_AT_ONCE, Known, ScoredPicture, read_ahead
-from align_gen.galleries.sources import Source
-from align_gen.galleries.table import COMBINED, UNCERTAINTY
+from align_gen.galleries.reading import READ_AT_ONCE, read_ahead
+from align_gen.galleries.scored import Known, ScoredPicture
 from align_gen.progress import ProgressCallback
 
 if TYPE_CHECKING:
+    from align_gen.galleries.sources import Source
     from align_gen.reward_heads import RewardSet
 
 CHUNK = 1024  # pictures that are saved at once

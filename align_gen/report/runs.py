@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from ..errors import UserError
 from ..galleries.comparison import Comparison, compare
 from ..galleries.folders import load_followed
-from ..galleries.table import SCORES, ScoresTable
+from ..galleries.parquet_files import SCORES
+from ..galleries.table import ScoresTable
 from ..galleries.verdicts import independent
 from ..portable import portable_data, portable_name, portable_names, portable_yaml
 from ..reward_heads.base import label

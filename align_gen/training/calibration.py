@@ -6,7 +6,8 @@ from typing import Literal
 from pydantic import Field
 
 from ..errors import UserError
-from ..galleries.table import ScoresTable, differing_keys, plain
+from ..galleries.columns import plain
+from ..galleries.table import ScoresTable, differing_keys
 from ..reward_heads import RewardSet
 from ..reward_heads.combine import Combination, Rule, Scale
 from ..strict import Strict

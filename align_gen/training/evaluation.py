@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -10,24 +10,27 @@ from ..distributed import rank_slice
 from ..galleries.chunks import held
 from ..galleries.diversity import diversity, embeddings
 from ..galleries.gallery import Gallery
+from ..galleries.parquet_files import SCORES
 from ..galleries.sampling import sample
 from ..galleries.scoring import score
-from ..galleries.table import SCORES, ScoresTable
+from ..galleries.table import ScoresTable
 from ..methods.state import TrainState
 from ..portable import portable_name
 from ..progress import ProgressCallback
 from ..reward_heads import RewardSet
 from .pieces import is_whole, remove_torn
 from .recipe import Recipe
-from .setup import Session
 from .signals import Stopped, StopSignals
+
+if TYPE_CHECKING:
+    from .setup import Session
 
 BEFORE = "before"
 PICTURES_SHOWN = 16  # by trackers
 
 
 def evaluate(
-    session: Session,
+    session: "Session",
     folder: Path,
     phase: str,
     progress: ProgressCallback,

@@ -9,17 +9,20 @@ import json
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import bundled
 from ..errors import UserError
 from ..files import whole_file
-from ..galleries.table import SCORES, plain
+from ..galleries.columns import plain
+from ..galleries.parquet_files import SCORES
 from ..reward_heads import RewardSet
 from ..run_folder import RunFolder
-from .data import Data, PairData
-from .recipe import Recipe
 from .saved import digest
+
+if TYPE_CHECKING:
+    from .data import Data
+    from .recipe import Recipe
 
 log = logging.getLogger("align_gen")
 FORMAT = 1
@@ -31,7 +34,7 @@ SUM = "sha256"  # the end of the keys of a reward's provenance that are sums
 Sums = dict[str, str]
 
 
-def inputs_of(recipe: Recipe, data: Data, rewards: RewardSet) -> dict[str, Sums]:
+def inputs_of(recipe: "Recipe", data: "Data", rewards: RewardSet) -> dict[str, Sums]:
     """The sums of a recipe's files by its keys, and of its rewards' code and weights by theirs."""
     files: Sums = {}
     for key in (*FILES, REFERENCE):
@@ -41,8 +44,9 @@ def inputs_of(recipe: Recipe, data: Data, rewards: RewardSet) -> dict[str, Sums]
         if found is not None:
             files[key] = found
     # Of pairs, the pictures too, which may lie elsewhere.
-    if isinstance(data, PairData):
-        files["data.pairs"] = data.content
+    content = getattr(data, "content", None)
+    if content is not None:
+        files["data.pairs"] = content
     code = {
         f"{label}{SEPARATOR}{path}": value
         for label, head in rewards.heads.items()
@@ -51,7 +55,7 @@ def inputs_of(recipe: Recipe, data: Data, rewards: RewardSet) -> dict[str, Sums]
     return {"files": files, "rewards": code}
 
 
-def require_same_inputs(folder: RunFolder, recipe: Recipe, inputs: Mapping[str, Sums]) -> None:
+def require_same_inputs(folder: RunFolder, recipe: "Recipe", inputs: Mapping[str, Sums]) -> None:
     """Check that files and code are what this run began with.
 
     What one of the two sides knows nothing of is not compared.
@@ -91,7 +95,7 @@ def _changed(folder: RunFolder, what: str, step: int) -> str:
     return f"{folder}: {what} changed since step {step}; want it as it was, or a new --out"
 
 
-def _name_of(recipe: Recipe, label: str) -> str:
+def _name_of(recipe: "Recipe", label: str) -> str:
     """A reward by the name in its options, as file.py:attribute, else by its label."""
     options = {**recipe.rewards, **recipe.eval_rewards}.get(label)
     return str(options.get("name", label)) if isinstance(options, Mapping) else label

@@ -2,11 +2,12 @@
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..distributed import from_first
 from ..errors import UserError, writing
-from ..galleries.table import SCORES, ScoresTable
+from ..galleries.parquet_files import SCORES
+from ..galleries.table import ScoresTable
 from ..progress import ProgressCallback
 from ..run_folder import RunFolder
 from . import checkpoint
@@ -17,8 +18,10 @@ from .evaluation import BEFORE, evaluate, measurement, show_pictures
 from .export import export
 from .journal import Journal, read_lines
 from .pieces import files_below, is_whole, require_pieces
-from .setup import Session
 from .signals import Stopped, StopSignals
+
+if TYPE_CHECKING:
+    from .setup import Session
 
 log = logging.getLogger("align_gen")
 
@@ -36,7 +39,7 @@ class Recorder:
 
     def __init__(
         self,
-        session: Session,
+        session: "Session",
         folder: RunFolder,
         progress: ProgressCallback,
         signals: StopSignals,

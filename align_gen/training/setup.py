@@ -12,8 +12,8 @@ from torch.distributed.tensor import DTensor
 
 from .. import distributed, methods
 from ..errors import UserError, user_mistakes
+from ..galleries.columns import check_names
 from ..galleries.prompts import load_prompts, require_disjoint
-from ..galleries.table import check_names
 from ..methods.state import TrainState
 from ..opening import open_model, open_rewards
 from ..pipelines import Flow, FlowSDE, LoraOptions, Model

@@ -10,9 +10,10 @@ from align_gen.demo import summarise
 from align_gen.files import whole_file
 from align_gen.galleries.mining import pairs
 from align_gen.galleries.pairs import write_pairs
+from align_gen.galleries.parquet_files import SCORES
 from align_gen.galleries.prompts import load_prompts
 from align_gen.galleries.scoring import score_file
-from align_gen.galleries.table import SCORES, ScoresTable
+from align_gen.galleries.table import ScoresTable
 from align_gen.methods.batches import encode
 from align_gen.opening import open_model
 from align_gen.pipelines.sampling import step_log_prob

@@ -11,7 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 from align_gen import bundled, compare
 from align_gen.demo import HeldOutFigures
 from align_gen.galleries.gallery import Gallery
-from align_gen.galleries.table import SCORES, ScoresTable
+from align_gen.galleries.parquet_files import SCORES
+from align_gen.galleries.table import ScoresTable
 from align_gen.opening import open_model, open_rewards
 from align_gen.pipelines.guidance.best_of import BestOf
 from align_gen.run_folder import RunFolder

@@ -12,8 +12,9 @@ from align_gen import pipelines, sample, score
 from align_gen.demo import summarise
 from align_gen.files import whole_file
 from align_gen.galleries.gallery import Gallery
+from align_gen.galleries.parquet_files import SCORES
 from align_gen.galleries.prompts import load_prompts
-from align_gen.galleries.table import SCORES, ScoresTable
+from align_gen.galleries.table import ScoresTable
 from align_gen.opening import open_model, open_rewards
 from align_gen.pipelines.guidance.best_of import BestOf
 from align_gen.progress import ProgressCallback

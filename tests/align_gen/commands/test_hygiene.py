@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from align_gen.galleries.gallery import write_gallery
-from align_gen.galleries.table import SCORES, ScoresTable
+from align_gen.galleries.parquet_files import SCORES
+from align_gen.galleries.table import ScoresTable
 from tests.kits.command_line import Cli, Done
 
 # What a stranger may write into a name, a prompt or a group.

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from align_gen.errors import UserError
-from align_gen.galleries.formats import UnreadablePicture
-from align_gen.galleries.items import MAX_TEXT, Item
+from align_gen.galleries.formats import MAX_TEXT, UnreadablePicture
+from align_gen.galleries.items import Item
 from align_gen.galleries.parquet import NULL_ROWS, parquet_rows, read_parquet
 from tests.kits.pictures import picture
 

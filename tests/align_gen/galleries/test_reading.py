@@ -20,7 +20,8 @@ from torch import Tensor
 from align_gen.galleries import reading
 from align_gen.galleries.formats import OutOfMemory, UnreadablePicture
 from align_gen.galleries.items import Item
-from align_gen.galleries.reading import LARGE_PIXELS, PIXELS_AT_ONCE, ScoredPicture, read_ahead
+from align_gen.galleries.reading import LARGE_PIXELS, PIXELS_AT_ONCE, read_ahead
+from align_gen.galleries.scored import ScoredPicture
 from align_gen.galleries.scoring import score
 from align_gen.galleries.workers import BATCH_PIXELS, _by_shape
 from tests.kits.pictures import picture, tar

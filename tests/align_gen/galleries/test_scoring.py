@@ -22,7 +22,7 @@ from torch import Tensor
 from align_gen import bundled
 from align_gen.errors import UserError
 from align_gen.galleries.gallery import Gallery, write_gallery
-from align_gen.galleries.reading import ScoredPicture
+from align_gen.galleries.scored import ScoredPicture
 from align_gen.galleries.scoring import score, score_file, scores_path
 from align_gen.galleries.table import ScoresTable
 from align_gen.galleries.workers import _by_shape

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from align_gen.errors import UserError
+from align_gen.galleries.formats import MAX_BYTES
 from align_gen.galleries.gallery import Gallery, write_gallery
-from align_gen.galleries.items import MAX_BYTES
 from align_gen.galleries.scoring import score, score_file
 from align_gen.galleries.sources import open_source
 

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align_gen.galleries.formats import UnreadablePicture
-from align_gen.galleries.items import MAX_TEXT, Item
+from align_gen.galleries.formats import MAX_TEXT, UnreadablePicture
+from align_gen.galleries.items import Item
 from align_gen.galleries.tars import MAX_HEADER, read_tar
 from tests.kits.pictures import picture, tar
 
