@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .base import Condition, Model
+    from .lora_targets import LoraOptions
     from .process import Diffusion, Flow, FlowSDE, Process, gaussian_log_prob
     from .registry import load
     from .sampling import Rollout, rollout, sample
-    from .trainable import LoraOptions
 
 # xformers has no kernels for a CPU, and says so as soon as diffusers imports it: an error follows
 # where somebody asks for these kernels.
@@ -22,7 +22,7 @@ logging.getLogger("xformers").addFilter(
 
 _NAMES = {
     "Condition": "base",
-    "LoraOptions": "trainable",
+    "LoraOptions": "lora_targets",
     "Model": "base",
     "Diffusion": "process",
     "Flow": "process",

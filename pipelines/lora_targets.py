@@ -6,8 +6,25 @@ No regular expressions: a recipe is someone else's, and some take longer than an
 import fnmatch
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch import nn
+
+
+@dataclass(frozen=True)
+class LoraOptions:
+    """Low-rank adaptation of every trainable component (Hu et al. 2021), by peft.
+
+    Attributes:
+        rank: of the update B A, from 1.
+        alpha: the update is alpha / rank B A x; None: the rank, so that it is B A x.
+        target_modules: names of layers, or their last parts; "*" stands for any letters; None: the
+            family's default.
+    """
+
+    rank: int
+    alpha: float | None = None
+    target_modules: str | Sequence[str] | None = None
 
 
 def require_names(names: Sequence[str]) -> None:

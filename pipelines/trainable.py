@@ -2,15 +2,14 @@
 
 import copy
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
 
-from .lora_targets import layers_named, require_names
+from .lora_targets import LoraOptions, layers_named, require_names
 
 Self = TypeVar("Self", bound="Trainable")
 Reference = Literal["off", "start", "copy", "refreshed"]
@@ -21,22 +20,6 @@ POLICY = "policy"
 START = "start"
 REFRESHED = "refreshed"
 OURS = (POLICY, START, REFRESHED)
-
-
-@dataclass(frozen=True)
-class LoraOptions:
-    """Low-rank adaptation of every trainable component (Hu et al. 2021), by peft.
-
-    Attributes:
-        rank: of the update B A, from 1.
-        alpha: the update is alpha / rank B A x; None: the rank, so that it is B A x.
-        target_modules: names of layers, or their last parts; "*" stands for any letters; None: the
-            family's default.
-    """
-
-    rank: int
-    alpha: float | None = None
-    target_modules: str | Sequence[str] | None = None
 
 
 class Trainable:

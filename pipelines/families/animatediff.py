@@ -8,8 +8,9 @@ import diffusers
 from diffusers.loaders import PeftAdapterMixin
 from torch import Tensor
 
+from ..lora_targets import LoraOptions
 from ..pretrained import OwnLora
-from ..trainable import LoraOptions, unwrap
+from ..trainable import unwrap
 from .stable_diffusion import StableDiffusion
 
 MOTION_PROJECTION = re.compile(r".*motion_module.*\.proj_(in|out)")

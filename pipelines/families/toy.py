@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ..base import Condition, Guidance, Model
+from ..lora_targets import LoraOptions
 from ..process import Diffusion, Flow, Process, gaussian_log_prob
-from ..trainable import LoraOptions, unwrap
+from ..trainable import unwrap
 
 BINS = 1000
 
