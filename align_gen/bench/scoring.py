@@ -38,6 +38,7 @@ def bench_scoring(device: torch.device, *, rounds: int = 7) -> Row:
         def encode(size: int) -> Callable[[], Any]:
             return lambda: [head(part, texts[: len(part)]) for part in media.split(size)]
 
+        # The floor is the fastest that this machine can be, at whatever batch size that is.
         tried = in_turns({str(size): encode(size) for size in BATCHES}, 3, device)
         best = min(BATCHES, key=lambda size: min(tried[str(size)]))
         works = {
@@ -46,6 +47,7 @@ def bench_scoring(device: torch.device, *, rounds: int = 7) -> Row:
             "read": lambda: _read(gallery),
         }
         seconds = in_turns(works, rounds, device)
+    # Files are read on all cores while the model runs.
     cores = os.cpu_count() or 1
     floors = [
         encoded + read / cores

@@ -123,6 +123,7 @@ def cost_of(recipe: Any, own: OwnDefaults) -> str:
     guidance = recipe.sampling.guidance_scale
     cost = recipe.method.cost(recipe.sampling, rows_of(guidance))
     between = (steps - 1) // evaluate.every if evaluate.every else 0
+    # Galleries are drawn before, after, and every so often between.
     pictures = len(load_prompts(recipe.prompts.eval)) * len(evaluate.seeds)
     if evaluate.guidance_scale is not None:
         guidance = evaluate.guidance_scale

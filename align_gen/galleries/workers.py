@@ -242,6 +242,7 @@ def _by_shape(pictures: Iterable[ScoredPicture], batch_size: int) -> Iterator[li
         pixels += _pixels_in(each)
         if fullness(shape) < 1 and waiting < 4 * batch_size and pixels < 4 * BATCH_PIXELS:
             continue
+        # A full batch, or the fullest where too much is waiting.
         batch = open_batches.pop(max(open_batches, key=fullness))
         waiting -= len(batch)
         pixels -= sum(map(_pixels_in, batch))

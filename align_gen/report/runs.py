@@ -140,6 +140,7 @@ def report_galleries(sources: list[Path], out: Path, on: Sequence[str] = PAIRED_
         raise UserError(
             f"report: want one or two galleries, or run directories, got {len(sources)}"
         )
+    # Columns that are named by a path are called by their last names: the page is passed on.
     tables = [_scores_of(source) for source in sources]
     columns = portable_names(dict.fromkeys(name for table in tables for name in table.heads))
     tables = [_renamed(table, columns) for table in tables]

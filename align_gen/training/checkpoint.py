@@ -180,6 +180,7 @@ def restore(state: TrainState, run: Path, steps: int | None = None) -> dict[str,
             log.warning("%s: damaged (%s); going back to the checkpoint before it", folder, reason)
             damaged.append(folder)
             continue
+        # Only now, when all of it is known to fit, is anything changed.
         _put(state, saved.progress, saved.weights, saved.optimizer)
         state.accelerator.wait_for_everyone()
         if state.accelerator.is_main_process:

@@ -35,6 +35,7 @@ def look_beside(data: dict[str, Any], folder: Path) -> dict[str, Any]:
         file, colon, attribute = value.partition(".py:") if isinstance(value, str) else ("", "", "")
         return f"{located(file + '.py')}:{attribute}" if colon else value
 
+    # Keys that are files by their names; then rewards, whose options may be files.
     resolved = dict(data)
     for section, keys in FILES.items():
         part = data.get(section)

@@ -51,6 +51,7 @@ class Saved:
             UserError: the checkpoint is of a later format.
             Exception: of any kind; it is damaged.
         """
+        # Early checkpoints have no sums and keep their progress in the run's own file.
         source = pointer if is_early(folder) else folder / PROGRESS
         metrics = None
         if source != pointer:
@@ -65,6 +66,7 @@ class Saved:
                 metrics = parse_lines(content)
                 if len(metrics) < content.count(b"\n"):
                     raise ValueError(f"{METRICS} holds what is no line of metrics")
+        # A later format may be whole and yet be misread.
         progress: dict[str, Any] = json.loads(source.read_text())
         if progress["format"] > FORMAT:
             raise UserError(

@@ -43,6 +43,7 @@ class Ensemble(UncertainHead):
         if len(kinds) > 1:
             raise ValueError("ensemble members: some score pictures and some videos; want one kind")
         self.media = kinds.pop()
+        # What one member needs, all are given.
         context = [key for member in self.members for key in member.required_context]
         self.required_context = tuple(dict.fromkeys(context))
         self.differentiable = all(member.differentiable for member in self.members)
