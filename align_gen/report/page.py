@@ -17,8 +17,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from align_gen.errors import writing_to
-from align_gen.files import whole_file
+from align_gen.errors import UserError, writing_to
+from align_gen.files import require_file, whole_file
 from align_gen.galleries.comparison import Comparison
 from align_gen.galleries.table import ScoresTable
 from align_gen.galleries.verdicts import LEAST_PROMPTS
@@ -29,6 +29,8 @@ from align_gen.report.tiles import mean_tiles, tiles
 from align_gen.report.words import ROLES, digits_of, facts, listed, run_summary, towards
 
 # Of the default, random order: the same pictures come first each time the page is built.
+# With it every page of ours begins.
+POLICY = b"default-src 'none'; img-src data:; style-src '"
 ORDER_SEED = 0
 
 # Keys of a gallery's row that the page shows in places of their own.
@@ -36,6 +38,20 @@ SHOWN_KEYS = ("prompt", "seed", "file_name", "made")
 
 Command = Callable[[Mapping[str, Any]], Again]
 Indices = Sequence[tuple[int, int]]  # rows of before and after
+
+
+def require_page(out: Path) -> None:
+    """Refuse to write over what is no page of a report.
+
+    Raises:
+        UserError: another suffix than .html, or something else is there.
+    """
+    require_file(out, ".html", ".htm")
+    if out.exists():
+        with out.open("rb") as file:
+            ours = POLICY in file.read(4096)
+        if not ours:
+            raise UserError(f"{out}: is no report of ours; want another --out, or it moved away")
 
 
 def build_report(
@@ -84,6 +100,8 @@ def build_report(
         UserError: ``out`` cannot be written, or a column of optimised or held_out was not compared.
         ValueError: ``before`` without ``comparison``.
     """
+    require_page(Path(out))
+
     # Which pairs, in the page's default order.
     pairs = _pairs(before, after, comparison)
     total = len(pairs)

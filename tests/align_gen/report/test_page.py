@@ -28,7 +28,7 @@ from align_gen.galleries.comparison import Comparison, compare
 from align_gen.galleries.gallery import write_gallery
 from align_gen.galleries.table import ScoresTable
 from align_gen.report.again import Again
-from align_gen.report.page import build_report, inert_json
+from align_gen.report.page import build_report, inert_json, require_page
 from align_gen.report.tiles import tiles
 from align_gen.report.words import digits_of, facts, number, summary, towards
 
@@ -1012,3 +1012,15 @@ def test_numbers_and_facts_as_they_are_printed() -> None:
     provenance = {"a": {"b": {"c": [1]}, "d": "x"}, "t": "1\n2", "e": {}}
     found = {fact.name: (fact.kind, fact.content) for fact in facts(provenance)}
     assert found == {"a": ("rows", [("b.c", "[1]"), ("d", "x")]), "t": ("long", "1\n2")}
+
+
+def test_only_a_report_is_written_over(good: Made, tmp_path: Path) -> None:
+    """One of ours, under any name that ends so; neither another page nor another kind of file."""
+    require_page(tmp_path / "new.html")
+    shutil.copy(good.path, tmp_path / "old.htm")
+    require_page(tmp_path / "old.htm")
+    (tmp_path / "thesis.html").write_text("<!doctype html><p>mine")
+    with pytest.raises(UserError, match=r"thesis\.html: is no report of ours"):
+        require_page(tmp_path / "thesis.html")
+    with pytest.raises(UserError, match=r"b\.png: want a name that ends in \.html or \.htm"):
+        require_page(tmp_path / "b.png")
