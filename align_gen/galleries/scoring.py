@@ -123,6 +123,8 @@ def score_file(
             stack.enter_context(held(out, opened.folder))
             require_parquet(out)
         wait()
+        # Read again: another command may have replaced the gallery before it was held.
+        opened, _ = _open(source, all_rewards)
 
         # All processes read what there was before the first one moves it.
         earlier = Earlier.of(out, chunks_in(parts), tables, trust)

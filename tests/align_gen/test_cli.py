@@ -153,7 +153,8 @@ run: {{steps: 1, out: {tmp_path}/run}}
     assert [line for line in lines if line.startswith("attention: ")]
     assert set(lines.values()) == {1}, done.stderr
     # Besides what the package logs there is progress: "phase done/total", and numbers.
-    others = [line for line in lines if not line.startswith(("attention: ", "sampling: "))]
+    logged = ("run directory: ", "attention: ", "sampling: ")
+    others = [line for line in lines if not line.startswith(logged)]
     assert all(line.split()[0] in ("before", "train", "final") for line in others), done.stderr
 
 

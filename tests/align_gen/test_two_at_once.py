@@ -24,7 +24,9 @@ PAIRS = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("target", "first", "second"), PAIRS, ids=" ".join)
+@pytest.mark.parametrize(
+    ("target", "first", "second"), PAIRS, ids=[", ".join(pair) for pair in PAIRS]
+)
 def test_the_end_is_that_of_one_order(
     target: str, first: str, second: str, tiny_folder: Path, tmp_path: Path
 ) -> None:

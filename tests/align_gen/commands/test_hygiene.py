@@ -148,13 +148,13 @@ def test_a_run_names_no_folder_of_this_machine(
     (tmp_path / "own.py").write_text(
         "def near(media, prompts):\n    return media.mean((1, 2, 3))\n"
     )
-    (tmp_path / "eval.txt").write_text(f"an elk {EVIL[0]}\n```\n# an owl\n")
+    (tmp_path / "eval.txt").write_text(f"an elk {EVIL[0]}\n```\n# a comment\n")
     own = f"{tmp_path}/own.py:near"
     text = recipe.read_text().replace("rewards: {mean", f"rewards: {{'{own}': 1.0, mean")
     recipe.write_text(text)
     run = tmp_path / "run"
-    done = clean("finetune", recipe, "--out", run)
-    assert done.code == 0 and "\nToo few prompts to say (3 of at least 10): " in done.out
+    done = clean("finetune", recipe, "--allow-code", "--out", run)
+    assert done.code == 0 and "\nToo few prompts to say (2 of at least 10): " in done.out
 
     # Whatever of these paths stands in a file is a path of this machine.
     private = [str(tmp_path), str(tiny_folder.parent), str(Path.home()) + "/"]

@@ -47,7 +47,8 @@ def test_a_line_says_what_its_name_is_for(cli: Cli, what: str) -> None:
     texts = [row["description"] for row in rows]
     assert len(set(texts)) == len(texts)
     for text in texts:
-        assert not re.search(r"[=^_]|``|\bexp\(|\b1 - ", text), text
+        words = text.replace("open_clip", "")  # a library's own name
+        assert not re.search(r"[=^_]|``|\bexp\(|\b1 - ", words), text
         assert len(text.split()) >= 4, text
     if what == "rewards":
         assert {text.split()[0] for text in texts} == {"Scores", "Averages"}

@@ -180,14 +180,16 @@ def test_resuming_with_the_same_model_object(
 
 
 class Sour:
-    """The mean of green, which turns to NaN at one call."""
+    """The mean of green, which turns to NaN at one call.
+
+    An iterator is no setting, so that a sour one and a sound one are the same reward to a run.
+    """
 
     def __init__(self, bad_call: int | None):
-        self.calls, self.bad_call = 0, bad_call
+        self.added = iter([0.0] * (bad_call - 1) + [float("nan")] if bad_call else [])
 
     def __call__(self, media: Tensor, prompts: Sequence[str]) -> Tensor:
-        self.calls += 1
-        return media[:, 1].mean((1, 2)) + (float("nan") if self.calls == self.bad_call else 0.0)
+        return media[:, 1].mean((1, 2)) + next(self.added, 0.0)
 
 
 def test_a_callable_object_is_written_down_by_a_name_that_lasts(recipe: Recipe) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -67,11 +68,11 @@ def test_a_run_whose_held_out_reward_falls_stops_and_stays_stopped(
     """
 
     class Falling:
-        looks = 0
+        # An iterator, which is no setting of the reward: it is the same one when it is resumed.
+        looks = count(1)
 
         def __call__(self, media: Tensor, prompts: Sequence[str]) -> Tensor:
-            self.looks += 1
-            return torch.arange(len(media)) - 10.0 * self.looks
+            return torch.arange(len(media)) - 10.0 * next(self.looks)
 
     watched = recipe.replace(
         eval_rewards={Falling(): 1.0},
