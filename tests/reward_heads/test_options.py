@@ -63,7 +63,11 @@ def test_a_type_without_words_is_our_mistake() -> None:
         ("mean_hue", {"hue": "blue"}, "hue: want a number (degrees on the colour circle"),
         ("mean_hue", {"hue": True}, "hue: want a number"),
         ("mean_hue", {"hue": float("nan")}, "hue: want a number"),
-        ("jpeg_size", {"quality": 95.5}, "quality: want a whole number (of the JPEG, 0 to 100)"),
+        (
+            "jpeg_size",
+            {"quality": 95.5},
+            "quality: want a whole number (quality of the JPEG, 0 to 100)",
+        ),
         ("jpeg_size", {"goal": "tiny"}, "goal: want small or large"),
         ("clip", {"path": 3}, "path: want a text"),
         ("clip", {"path": "x", "goal": ["a", 1]}, "goal: want a list (each a text) or a text"),
