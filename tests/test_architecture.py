@@ -227,6 +227,7 @@ def test_the_scan_sees_the_three_packages() -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", ["pipelines", "reward_heads"])
 def test_sampling_and_judging_stand_alone(package: str) -> None:
     """They import libraries, and themselves relatively; neither each other nor align_gen, nor by a
@@ -281,6 +282,7 @@ def test_no_file_imports_itself_through_others() -> None:
     assert engine < order.index(("align_gen", "demo"))
 
 
+@pytest.mark.slow
 def test_there_is_one_way_to_write() -> None:
     """Every call that changes the disk stands in a file of ``WRITERS``, each of which has one."""
     found: dict[str, list[str]] = {}

@@ -88,6 +88,7 @@ def test_words_that_are_not_understood_are_one_line(cli: Cli, words: list[str]) 
     assert "--help)" in mistake(cli(*words))
 
 
+@pytest.mark.slow
 def test_a_mistake_is_told_before_a_library_is_loaded() -> None:
     code = (
         "from align_gen.cli import main\n"

@@ -3,9 +3,12 @@
 import sys
 import unicodedata
 
+import pytest
+
 from align_gen.errors import one_line, printable
 
 
+@pytest.mark.slow
 def test_every_control_is_escaped_and_no_letter_is() -> None:
     """Of all of Unicode: categories Cc and Cs, line separators, and the property Bidi_Control."""
     bidi = {0x61C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)}

@@ -151,6 +151,7 @@ def test_neighbours_inside_stay(cli: Cli, home: Path, tiny_folder: Path, name: s
     assert done.code == (2 if command[0] == "sample" else 0), done.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", INSIDE)
 def test_one_neighbour_keeps_a_gallery_from_being_replaced(
     cli: Cli, tmp_path: Path, tiny_folder: Path, more: str, monkeypatch: pytest.MonkeyPatch

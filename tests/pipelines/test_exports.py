@@ -161,6 +161,7 @@ def test_a_lora_that_does_not_fit_is_an_error(
     assert model.parameters() and torch.equal(pictures(model), before)
 
 
+@pytest.mark.slow
 def test_a_unet_that_does_not_fit_is_an_error_and_copies_nothing(
     tiny_model: Maker, tmp_path: Path
 ) -> None:
@@ -198,6 +199,7 @@ def test_a_full_export(tiny_model: Maker, tmp_path: Path) -> None:
     assert torch.allclose(diffusers_pictures(fresh), ours, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_export_of_a_wrapped_unet(tiny_model: Maker, tmp_path: Path) -> None:
     model = tiny_model()
     model.train_lora(LoraOptions(2))

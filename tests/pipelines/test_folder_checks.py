@@ -129,6 +129,7 @@ def copied(source: Path, folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", WRONG)
 def test_a_wrong_value_is_one_line_that_names_file_and_key(
     tiny_folder: Path, tmp_path: Path, case: str

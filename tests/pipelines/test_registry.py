@@ -37,6 +37,7 @@ def test_every_row_of_the_tables_resolves() -> None:
     assert all(isinstance(pipelines.load(name), Toy) for name in TOYS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [str, Path])
 def test_a_folder(tiny_folder: Path, kind: Callable[[Path], Any]) -> None:
     """The weights are those that were saved, in float32 unless asked otherwise."""

@@ -126,6 +126,7 @@ def test_every_other_option_of_the_schedule_counts(
     assert not torch.allclose(latents, plain, atol=1e-3)  # the option does something here at all
 
 
+@pytest.mark.slow
 def test_the_oracle_can_tell(pipeline: StableDiffusionPipeline) -> None:
     """In the tiny pipeline guidance, text, negative text and spacing all move the result by far
     more than 1e-5.

@@ -121,6 +121,7 @@ def test_what_stands_in_trainable_is_what_runs(tiny_model: Maker) -> None:
     assert unwrap(model.pipeline.unet) is model.pipeline.unet
 
 
+@pytest.mark.slow
 def test_a_wrapped_module_gets_its_lora_inside(tiny_model: Maker) -> None:
     model = tiny_model()
     model.trainable["unet"] = nn.DataParallel(model.trainable["unet"])
@@ -392,6 +393,7 @@ def test_a_lora_of_the_users_own_is_not_switched_off(tiny_model: Maker) -> None:
             train()
 
 
+@pytest.mark.slow
 def test_a_loaded_lora_is_not_trained_in_full(tiny_model: Maker, tmp_path: Path) -> None:
     """Both would be trained, and the LoRA alone be exported."""
     trained = tiny_model()

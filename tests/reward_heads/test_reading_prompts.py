@@ -41,6 +41,7 @@ def answers_to_prompts(head: RewardHead) -> bool:
     return not torch.equal(head(media, ["a red car"]), head(media, ["two green frogs"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_head_says_what_it_does(case: str) -> None:
     name, options = CASES[case]
@@ -48,6 +49,7 @@ def test_a_head_says_what_it_does(case: str) -> None:
     assert head.reads_prompt == answers_to_prompts(head)
 
 
+@pytest.mark.slow
 def test_both_answers_are_among_the_cases() -> None:
     said = {load(name, **options).reads_prompt for name, options in CASES.values()}
     assert said == {True, False}

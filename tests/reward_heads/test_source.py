@@ -118,6 +118,7 @@ def module_of(text: str, folder: Path, console: bool) -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("console", [False, True], ids=["file", "console"])
 @pytest.mark.parametrize("case", EDITS)
 def test_what_counts_changes_the_hash_and_nothing_else_does(

@@ -301,6 +301,7 @@ def test_prompts_are_encoded_anew_though_the_disk_has_them(tmp_path: Path) -> No
     assert one.model.prompt_cache is not None
 
 
+@pytest.mark.slow
 def test_a_law_that_raises_is_a_finding() -> None:
     one = subject("sd")
 

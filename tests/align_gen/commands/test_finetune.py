@@ -78,6 +78,7 @@ def test_a_dry_run_counts_and_writes_nothing(cli: Cli, recipe: Path, tmp_path: P
     assert "trained parameters" in done.out and not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_failing_reward_is_one_line_and_exit_1(cli: Cli, recipe: Path, tmp_path: Path) -> None:
     """Good when it is tried, and NaN later: that names the head, and where to look."""
     (tmp_path / "sour.py").write_text(
@@ -112,6 +113,7 @@ def sour(media, prompts):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dry", [True, False], ids=["dry", "real"])
 def test_a_recipes_code_runs_only_where_it_is_allowed(
     cli: Cli, recipe: Path, tmp_path: Path, dry: bool

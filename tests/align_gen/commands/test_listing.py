@@ -54,6 +54,7 @@ def test_a_line_says_what_its_name_is_for(cli: Cli, what: str) -> None:
         assert {text.split()[0] for text in texts} == {"Scores", "Averages"}
 
 
+@pytest.mark.slow
 def test_a_name_is_introduced_above_its_options(cli: Cli) -> None:
     for what in ("method", "reward"):
         for row in json.loads(cli("list", f"{what}s", "--json").out):

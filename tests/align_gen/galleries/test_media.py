@@ -110,6 +110,7 @@ def png_of(rows: bytes, size: tuple[int, int], interlaced: bool = False) -> byte
     return b"\x89PNG\r\n\x1a\n" + body
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interlaced", [False, True])
 @LAW
 @given(

@@ -39,6 +39,7 @@ def level(media: Tensor, prompts: Sequence[str]) -> Tensor:
 # --- order and bounds -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_pictures_of_all_sizes_come_in_order() -> None:
     """Small and large, broken and missing; the larger ones are decoded after the others' turn."""
     sides = [8, 3000, 8, 2000, 2500, 8, 3000, 8, 8] * 4
@@ -119,6 +120,7 @@ def test_many_large_shapes_do_not_pile_up() -> None:
     assert taken == 900
 
 
+@pytest.mark.slow
 def test_a_large_picture_that_no_memory_is_left_for_costs_its_own_row(tmp_path: Path) -> None:
     """The reward stands for a machine that is too small; a usual batch is an error there."""
     large = picture("JPEG", (4200, 4200), 30)

@@ -43,6 +43,7 @@ def test_a_rows_seed_makes_the_picture_again_in_diffusers(
         assert (theirs - gallery.image(index)).abs().max() <= 0.51 / 255
 
 
+@pytest.mark.slow
 def test_a_gallerys_rows_make_the_gallery_again(tiny_folder: Path, tmp_path: Path) -> None:
     first = sample(
         str(tiny_folder),
@@ -57,6 +58,7 @@ def test_a_gallerys_rows_make_the_gallery_again(tiny_folder: Path, tmp_path: Pat
     assert torch.equal(again.image(0), first.image(0))
 
 
+@pytest.mark.slow
 def test_seeds_do_not_depend_on_the_other_prompts(tiny_folder: Path, tmp_path: Path) -> None:
     alone = sample(str(tiny_folder), ["a dog"], out=tmp_path / "alone", seed=0, **SETTINGS)
     among = sample(str(tiny_folder), ["a cat", "a dog"], out=tmp_path / "among", seed=0, **SETTINGS)
@@ -114,6 +116,7 @@ def test_what_the_caller_says_of_a_guide_stands(tiny_folder: Path, tmp_path: Pat
     assert "guide_score" not in again.rows[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("reward", "said"),
     [

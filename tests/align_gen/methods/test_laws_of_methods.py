@@ -253,6 +253,7 @@ def test_a_sample_does_not_depend_on_its_batch_mates(row: Row) -> None:
     assert (mean - together).abs().max() <= NOISED * 6e-8 * together.abs().max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "sharded"),
     [(name, sharded) for name, row in ROWS.items() if row.compares for sharded in (False, True)],

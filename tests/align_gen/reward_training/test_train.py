@@ -79,6 +79,7 @@ def test_swapped_labels_mirror_the_order(vit: Path, tmp_path: Path, mode: Any) -
     assert reached[0] > 0.8 and reached[1] < 0.2
 
 
+@pytest.mark.slow
 def test_a_label_says_which_one_is_better(vit: Path, tmp_path: Path) -> None:
     """Every row swapped and labelled -1 teaches what the rows did: the same weights to rounding."""
     rows = bright_pairs(48)

@@ -84,6 +84,7 @@ PROGRESS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "value"),
     [(key, value) for key, wrong in PROGRESS.items() for value in wrong],
@@ -138,6 +139,7 @@ TENSORS: dict[str, Callable[[torch.Tensor], torch.Tensor | None]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["policy", "ema"])
 @pytest.mark.parametrize("harm", TENSORS)
 def test_weights_of_another_kind_are_damage(
@@ -203,6 +205,7 @@ OPTIMIZER: dict[str, Callable[[dict[str, Any]], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", OPTIMIZER)
 def test_moments_of_another_kind_are_damage(
     run: Path, state: TrainState, tmp_path: Path, caplog: pytest.LogCaptureFixture, harm: str

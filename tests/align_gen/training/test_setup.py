@@ -123,6 +123,7 @@ def test_a_failure_before_the_first_step_gives_the_model_back(
     assert finetune(wider, tmp_path / "run", model=model).metrics[-1]["step"] == 1
 
 
+@pytest.mark.slow
 def test_in_half_precision_training_starts_at_its_reference(recipe: Recipe) -> None:
     """Full training in bf16: float32 weights under autocast. A copy that ran otherwise would show a
     KL of its own.

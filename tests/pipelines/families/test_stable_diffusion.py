@@ -152,6 +152,7 @@ def test_guidance_by_name(tiny_model: Maker) -> None:
     assert torch.allclose(guided, by_hand, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scale", "rows"), [(0.0, 2), (1.0, 2), (1.5, 4)])
 def test_no_guidance_costs_no_second_forward(tiny_model: Maker, scale: float, rows: int) -> None:
     """Up to 1 the conditional branch alone runs, as in diffusers; above, both branches go in one

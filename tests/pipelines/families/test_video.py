@@ -33,6 +33,7 @@ def test_a_size_it_cannot_take_is_refused_in_one_line(
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("image", [None, torch.zeros(1, 3, 32, 48), torch.zeros(2, 3, 48, 32)])
 def test_image_to_video_wants_an_image_a_prompt(image: Tensor | None) -> None:
     model = pipelines.load(PIPELINES["wan-image-2.1"]())

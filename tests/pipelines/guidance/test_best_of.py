@@ -63,6 +63,7 @@ def test_no_candidates_are_refused(tiny_model: Callable[..., Any]) -> None:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("reward", "said"),
     [

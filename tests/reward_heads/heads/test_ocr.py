@@ -118,6 +118,7 @@ def test_several_quotations_are_wanted_one_after_the_other(head: TextAccuracy) -
     assert head(sign("NORTH\nSOUTH")[None], ['"south" above "north"']).item() < 0.7
 
 
+@pytest.mark.slow
 def test_the_reader_sees_red_as_red(head: TextAccuracy, monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes arrays with blue first, as OpenCV has them."""
     seen: list[Any] = []
@@ -165,6 +166,7 @@ def test_it_is_not_differentiable_and_says_what_reads(head: TextAccuracy) -> Non
 # --- mistakes -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "prompt", ["a sign", "", 'an open " quotation', 'nothing in "" it', 'space in "  " it']
 )

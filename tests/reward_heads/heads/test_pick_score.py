@@ -97,6 +97,7 @@ def test_equals_transformers_processor_and_model(folder: Path) -> None:
     assert found.dtype == torch.float32 and found.shape == (4,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "size", [(48, 48), (40, 77), (77, 40), (20, 44), (32, 35), (35, 32)], ids=str
 )

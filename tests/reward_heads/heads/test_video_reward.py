@@ -203,6 +203,7 @@ def test_it_learns_motion_apart_from_looks(base: Path, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dimension", [*DIMENSIONS, None])
 def test_a_dimension_says_whether_it_reads_the_prompt(base: Path, dimension: str | None) -> None:
     """Alignment does, and so does the sum; the qualities do not."""
