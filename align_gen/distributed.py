@@ -108,6 +108,16 @@ def from_first(value: Value, accelerator: "Accelerator | None") -> Value:
     return received[0]
 
 
+def from_all(value: Value, accelerator: "Accelerator | None") -> list[Value]:
+    """The values of all processes, in order of rank; every process must call this."""
+    values: list[Any] = [value] * (1 if accelerator is None else accelerator.num_processes)
+    if len(values) > 1:
+        from torch.distributed import all_gather_object
+
+        all_gather_object(values, value)
+    return values
+
+
 def unshard(value: "Tensor") -> "Tensor":
     """The whole of a tensor in shards; every process must call this.
 

@@ -119,7 +119,11 @@ def surviving(folder: Path) -> Path:
     """The folder, or the old one put aside by a write that was killed between its two renames."""
     if folder.exists():
         return folder
-    old = [path for path in _leftovers(folder.resolve()) if path.suffix == ".old"]
+    old = [
+        path
+        for path in _leftovers(folder.resolve())
+        if path.suffix == ".old" and not path.is_symlink()
+    ]
     return max(old, key=lambda path: path.stat().st_mtime, default=folder)
 
 
@@ -132,21 +136,17 @@ def clear(target: Path) -> None:
     if old != target:
         with suppress(OSError):
             os.replace(old, target)
-    for path in _leftovers(target):
-        if not _being_written(path):
-            remove(path)
+    _remove_idle(_leftovers(target))
 
 
 def clear_below(folder: Path) -> None:
     """Remove what killed writes of anything in ``folder`` left there."""
-    for path in _named(folder, ".+"):
-        if not _being_written(path):
-            remove(path)
+    _remove_idle(path for path in _entries(folder) if is_leftover(path))
 
 
-def is_leftover(path: Path) -> bool:
-    """Whether a name is one that a killed write left."""
-    return re.fullmatch(rf"\..+\.{TOKEN}\.(part|old)", path.name, re.DOTALL) is not None
+def is_leftover(path: Path, of: str = ".+") -> bool:
+    """Whether a name is one that a killed write left; ``of`` is a pattern of what was written."""
+    return re.fullmatch(rf"\.{of}\.{TOKEN}\.(part|old)", path.name, re.DOTALL) is not None
 
 
 def remove(path: Path) -> None:
@@ -270,21 +270,23 @@ def _fresh(target: Path, kind: str) -> Path:
 
 def _leftovers(target: Path) -> list[Path]:
     """What stands beside ``target`` under a name of ``_fresh``."""
-    return _named(target.parent, re.escape(target.name))
+    name = re.escape(target.name)
+    return [path for path in _entries(target.parent) if is_leftover(path, name)]
 
 
-def _named(folder: Path, name: str) -> list[Path]:
-    """What stands in a folder under a name of ``_fresh``, links aside; ``name`` is a pattern."""
-    ours = re.compile(rf"\.{name}\.{TOKEN}\.(part|old)", re.DOTALL)
+def _entries(folder: Path) -> list[Path]:
+    """What stands in a folder; nothing where it cannot be read."""
     try:
-        entries = list(os.scandir(folder))
+        return [Path(entry.path) for entry in os.scandir(folder)]
     except OSError:
         return []
-    return [
-        Path(entry.path)
-        for entry in entries
-        if ours.fullmatch(entry.name) and not entry.is_symlink()
-    ]
+
+
+def _remove_idle(paths: Iterable[Path]) -> None:
+    """Remove files and folders that no process is writing; links stay."""
+    for path in paths:
+        if not path.is_symlink() and not _being_written(path):
+            remove(path)
 
 
 def _being_written(path: Path) -> bool:

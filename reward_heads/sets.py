@@ -126,11 +126,6 @@ class RewardSet:
     def provenance(self) -> dict[str, dict[str, Any]]:
         return {name: head.provenance() for name, head in self.heads.items()}
 
-    def fingerprint(self) -> dict[str, Any]:
-        """Hashes of the source of those heads that are code of the user's own, by name."""
-        found = {name: about.get("code_sha256") for name, about in self.provenance().items()}
-        return {name: sha256 for name, sha256 in found.items() if sha256 is not None}
-
     def to(self, device: torch.device | str) -> "RewardSet":
         """Score on a device from now on; offloaded heads stay on the CPU between their turns."""
         self.device = torch.device(device)

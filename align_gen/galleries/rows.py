@@ -12,7 +12,6 @@ from .formats import MEDIA, UnreadablePicture, suffix_of
 from .items import Item, free_names
 
 PICTURE_COLUMNS = ("image", "picture", "jpg", "png", "webp", "video", "mp4")
-
 PROMPT_COLUMNS = ("prompt", "caption", "text")
 
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from align_gen.distributed import from_all
 from align_gen.errors import UserError
 from align_gen.galleries.chunks import (
     Tables,
@@ -149,7 +150,7 @@ def score_file(
             tables.of(chunk).save(parts / f"{number:06d}.parquet")
             saved[number] = len(chunk)
             known += sum(each.error is None and each.key in earlier.known for each in chunk)
-        everywhere = _gathered((saved, known), accelerator)
+        everywhere = from_all((saved, known), accelerator)
         if rank != 0:
             return None
 
@@ -193,16 +194,6 @@ def _fitting(earlier: Earlier, opened: Source) -> Earlier:
     clashing = [name for name in earlier.origins if name in opened.columns]
     notes = [f"column {name!r} is one of the gallery's by now; it is not kept" for name in clashing]
     return replace(earlier.without(clashing), notes=[*earlier.notes, *notes])
-
-
-def _gathered(value: Any, accelerator: Accelerator | None) -> list[Any]:
-    """The values of all processes in order; every process must call this."""
-    if accelerator is None or accelerator.num_processes == 1:
-        return [value]
-    from accelerate.utils import gather_object
-
-    gathered: list[Any] = gather_object([value])
-    return gathered
 
 
 def scores_path(source: str | Path, out: Path | None = None) -> Path:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch.distributed.tensor import DTensor
 
-from ..distributed import unshard
+from ..distributed import from_all, unshard
 from ..pipelines.seeding import generator
 from ..reward_heads import Scores
 
@@ -52,10 +52,7 @@ class TrainState:
 
     def gather_objects(self, one: T) -> list[T]:
         """The objects of every process, in order of rank."""
-        parts: list[Any] = [one] * self.accelerator.num_processes
-        if len(parts) > 1:
-            torch.distributed.all_gather_object(parts, one)
-        return parts
+        return from_all(one, self.accelerator)
 
     def anywhere(self, flag: bool) -> bool:
         """Whether some process says so: what all must do together is decided by all."""
