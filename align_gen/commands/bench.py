@@ -103,13 +103,12 @@ def steps(
 
 
 def _steps(model: str | None, against: Rival | None, rounds: int) -> Rows:
-    from accelerate import Accelerator
-
     from ..bench.scoring import bench_scoring
     from ..bench.steps import RECIPES, bench_steps
     from ..bench.trl import trl_ddpo
+    from ..distributed import start_accelerator
 
-    accelerator = Accelerator()
+    accelerator = start_accelerator()
     models = [model] if model else list(RECIPES)
     rival = trl_ddpo if against else None
     for row in bench_steps(accelerator, models, rounds=rounds, against=rival):

@@ -37,6 +37,7 @@ def new(
     if file.exists():
         raise UserError(f"{file}: is there already; want another name")
 
+    from ..reward_heads.code import code_in
     from ..training.recipe import Recipe
     from .arguments import parse_reward
     from .starter import starter
@@ -52,4 +53,6 @@ def new(
         # A recipe that does not load helps nobody.
         remove(file)
         raise
-    print(f"{file}: edit it, then align-gen finetune {file} --dry-run")
+    # The recipe's own code is asked for like anybody's.
+    allowed = " --allow-code" if list(code_in({label: options})) else ""
+    print(f"{file}: edit it, then align-gen finetune {file} --dry-run{allowed}")

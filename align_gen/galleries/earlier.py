@@ -48,11 +48,12 @@ class Earlier:
             trust: whether to take scores from files that this user's own align-gen did not write.
 
         Raises:
-            UserError: the file is there and cannot be read.
+            UserError: the file is there and cannot be read, or keeps another gallery's scores.
         """
         earlier = cls()
         if out.exists():
             table, signed = ScoresTable.load_signed(out)
+            _require_same_gallery(table, tables, out)
             earlier._add(table, tables, signed or trust, trust)
             earlier._keep(table, tables, signed or trust, trust)
             if _fits(table, tables) and not (signed or trust):
@@ -129,6 +130,15 @@ class Earlier:
                 if different:
                     reason = f"was scored with another {different[0]}"
                     self.notes.append(f"{_named([name])}: {reason}; it is replaced")
+
+
+def _require_same_gallery(table: ScoresTable, tables: Tables, out: Path) -> None:
+    """UserError where a file says that its scores are of another gallery than this call's."""
+    if table.folder is None or tables.folder is None:
+        return
+    theirs = Path(table.folder).resolve()
+    if theirs != Path(tables.folder).resolve():
+        raise UserError(f"{out}: holds the scores of {theirs}; want another --out")
 
 
 def _fits(table: ScoresTable, tables: Tables) -> bool:

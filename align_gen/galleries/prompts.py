@@ -133,7 +133,8 @@ def _csv_rows(path: Path) -> Iterator[Row]:
     header = header_of(path)
     column = next((name for name in CSV_PROMPTS if name in header), None)
     if column is None:
-        raise UserError(f"{path}: want a column 'prompt' or 'text'; it has {', '.join(header)}")
+        names = one_line(", ".join(header), 200)
+        raise UserError(f"{path}: want a column 'prompt' or 'text'; it has {names}")
     for where, cells in read_csv(path):
         row: Row = {"prompt": cells.get(column, "")}
         row |= {name: cell for name, cell in cells.items() if name != column}

@@ -17,16 +17,26 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from align_gen.errors import UserError
 from align_gen.galleries.formats import UnreadablePicture
 from align_gen.galleries.media import pixels_of, read_pixels
+from align_gen.galleries.pairs import SIDES, read_pairs, write_pairs
+from align_gen.galleries.prompts import load_prompts
 from align_gen.galleries.sources import open_source
+from align_gen.galleries.table import ScoresTable
+from align_gen.methods.state import TrainState
+from align_gen.pipelines.lora_files import SETTINGS, write_plain
+from align_gen.training import checkpoint, saved
 from tests.kits.pictures import patches, picture, tar, video
+from tests.kits.states import learn, state_of
 
 EXAMPLES = 200  # of each target in the suite
+FEWER = {"MP4": 20, "weights": 50, "optimizer": 50}  # of those that take longer
 LONGEST = 5.0  # seconds of this process that one example may take
 
 # --- targets --------------------------------------------------------------------------------------
@@ -54,6 +64,73 @@ def _decode(suffix: str) -> Callable[[bytes], None]:
     return decode
 
 
+def _file(name: str, read: Callable[[Path], object]) -> Callable[[bytes], None]:
+    """A target that reads a file of this name."""
+
+    def target(content: bytes) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / name
+            file.write_bytes(content)
+            read(file)
+
+    return target
+
+
+def _read_pairs(file: Path) -> None:
+    for row in read_pairs(file):
+        for side in SIDES:
+            row[side].read()
+
+
+def _read_lora(file: Path) -> None:
+    try:
+        write_plain(file, file.with_name("plain"))
+    except ValueError as error:
+        # What loads an adapter says whose file it is.
+        raise UserError(str(error)) from error
+
+
+@cache
+def _run() -> tuple[TrainState, dict[str, dict[str, bytes]]]:
+    """A state, and the files of a run's checkpoints of steps 1 and 2."""
+    state = state_of()
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(2):
+            learn(state)
+            checkpoint.save(state, Path(folder), {}, [{"step": state.step, "loss": 1.0}])
+        steps = {
+            step.name: {file.name: file.read_bytes() for file in step.iterdir()}
+            for step in (Path(folder) / "checkpoints").iterdir()
+        }
+    return state, steps
+
+
+def _checkpoint(name: str) -> Callable[[bytes], None]:
+    """A target that resumes from a checkpoint one of whose files is this, under sums that fit."""
+
+    def target(content: bytes) -> None:
+        state, steps = _run()
+        with tempfile.TemporaryDirectory() as folder:
+            for step, files in steps.items():
+                path = Path(folder) / "checkpoints" / step
+                path.mkdir(parents=True)
+                for each, data in files.items():
+                    (path / each).write_bytes(data)
+            (path.with_name("step-000002") / name).write_bytes(content)
+            _sums_again(path.with_name("step-000002"))
+            # A checkpoint that cannot be is passed over; the one before is as it was written.
+            assert checkpoint.restore(state, Path(folder), 2)["step"] in (1, 2)
+
+    return target
+
+
+def _sums_again(folder: Path) -> None:
+    lines = (folder / saved.SUMS).read_text().splitlines()
+    names = [line.split("  ")[1] for line in lines]
+    again = [f"{saved.digest(folder / name)}  {name}\n" for name in names]
+    (folder / saved.SUMS).write_text("".join(again))
+
+
 def _one_line(error: Exception) -> None:
     assert "\n" not in str(error), error
 
@@ -69,6 +146,14 @@ TARGETS: dict[str, Callable[[bytes], object]] = {
     "PNG": _decode(".png"),
     "WebP": _decode(".webp"),
     "MP4": _decode(".mp4"),
+    "scores": _file("x.parquet", ScoresTable.load),
+    "pairs": _file("x.parquet", _read_pairs),
+    "JSON prompts": _file("x.jsonl", load_prompts),
+    "CSV prompts": _file("x.csv", load_prompts),
+    "LoRA": _file("x.safetensors", _read_lora),
+    "weights": _checkpoint(saved.WEIGHTS),
+    "optimizer": _checkpoint(saved.OPTIMIZER),
+    "progress": _checkpoint(saved.PROGRESS),
 }
 
 
@@ -92,7 +177,36 @@ def seeds(target: str) -> list[bytes]:
         return [patches("JPEG", (40, 30)), patches("JPEG", (40, 30), progressive=True)]
     if target == "zip":
         return [_zip({"a.png": picture(), "metadata.jsonl": b'{"file_name": "a.png"}'})]
-    return [patches(target.upper(), (40, 30))] if target in ("PNG", "WebP") else []
+    if target in ("PNG", "WebP"):
+        return [patches(target.upper(), (40, 30))]
+    return own_files(target)
+
+
+def own_files(target: str) -> list[bytes]:
+    """Whole files as the project writes them, or as people hand them over."""
+    if target == "JSON prompts":
+        return [b'{"prompt": "a", "seed": 3}\n{"prompt": "b", "x": [1.5]}\n']
+    if target == "CSV prompts":
+        return [b'prompt,seed\n"a ""b""",1\nc,2\n', b"text;x\na;1\n"]
+    if target in ("weights", "optimizer", "progress"):
+        names = {"weights": saved.WEIGHTS, "optimizer": saved.OPTIMIZER, "progress": saved.PROGRESS}
+        return [_run()[1]["step-000002"][names[target]]]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        file = folder / "x.parquet"
+        if target == "scores":
+            rows = [{"file_name": "a.png", "prompt": "a"}, {"file_name": "b.png", "prompt": "b"}]
+            scores = {"x": [0.5, None]}
+            ScoresTable(rows, scores, [None, "broken"], {"x": {}}, {}, None).save(file)
+        elif target == "pairs":
+            (folder / "a.png").write_bytes(picture())
+            (folder / "b.png").write_bytes(picture(level=90))
+            write_pairs(file, [{"prompt": "a", "chosen": "a.png", "rejected": "b.png"}], folder)
+        elif target == "LoRA":
+            settings = {"unet.r": 2, "unet.lora_alpha": 2, "unet.target_modules": ["to_q"]}
+            down = {"unet.to_q.lora_A.weight": torch.ones(2, 4)}
+            save_file(down, file, metadata={SETTINGS: json.dumps(settings), "format": "pt"})
+        return [file.read_bytes()]
 
 
 def _parquet(columns: dict[str, Any], compression: str) -> bytes:
@@ -177,7 +291,7 @@ def test_any_bytes(target: str) -> None:
         law()
 
     if not seconds:
-        run(20 if target == "MP4" else EXAMPLES, derandomize=True)
+        run(FEWER.get(target, EXAMPLES), derandomize=True)
         return
     end = time.monotonic() + seconds
     while time.monotonic() < end:

@@ -70,6 +70,18 @@ def test_what_is_asked_for_is_set(
     assert recipe.method.name == "ddpo"
 
 
+def test_the_next_command_allows_the_code_that_was_named(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As printed, it runs: nothing has to be added by hand."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(
+        "def score(media, prompts):\n    return media.mean((1, 2, 3))\n"
+    )
+    done = cli("recipe", "new", "own", "--reward", "mine.py:score")
+    assert done.out.endswith("finetune own.yaml --dry-run --allow-code\n")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "shipped"),

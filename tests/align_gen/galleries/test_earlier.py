@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from align_gen.errors import UserError
 from align_gen.galleries.gallery import Gallery, write_gallery
 from align_gen.galleries.scoring import score_file
 from align_gen.galleries.summary import Summary
@@ -128,6 +129,17 @@ def test_a_kept_column_keeps_its_versions(tmp_path: Path, monkeypatch: pytest.Mo
     other = Times(10)
     scored(gallery.folder, two=other)
     assert other.asked == 1
+
+
+def test_scores_of_another_gallery_are_not_replaced(tmp_path: Path) -> None:
+    """Hours of a large reward may be in them; the file stays to the byte."""
+    base, other = levels(tmp_path / "base", 1), levels(tmp_path / "other", 2)
+    scored(base.folder, one=Times(1))
+    file = base.folder / "scores.parquet"
+    before = file.read_bytes()
+    with pytest.raises(UserError, match=f"holds the scores of {base.folder}; want another --out"):
+        score_file(other, {"one": {"name": Times(1)}}, file)
+    assert file.read_bytes() == before
 
 
 def test_an_older_reader_reads_what_is_kept(tmp_path: Path) -> None:

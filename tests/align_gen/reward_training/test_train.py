@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from align_gen.errors import UserError
+from align_gen.errors import RunFailure, UserError
 from align_gen.galleries.gallery import write_gallery
 from align_gen.galleries.pairs import write_pairs
 from align_gen.reward_heads import load
@@ -333,6 +333,15 @@ def test_a_mistake_is_named(
     with pytest.raises(UserError, match=pattern):
         train_reward(bright_pairs(16), **{"base": str(vit), "out": tmp_path / "out", **options})
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["lora", "frozen"])
+def test_a_training_that_diverges_writes_nothing(vit: Path, tmp_path: Path, mode: Any) -> None:
+    """A rate of 1e30 makes the scores infinite within a few steps."""
+    with pytest.raises(RunFailure, match=r"train-reward: diverged at .*; want lr below 1e\+30"):
+        train_reward(bright_pairs(16), str(vit), tmp_path / "out", mode=mode, lr=1e30)
+    assert not list(tmp_path.iterdir())
 
 
 def test_pairs_that_cannot_be_learned_from_are_named(vit: Path, tmp_path: Path) -> None:
