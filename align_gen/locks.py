@@ -50,6 +50,15 @@ def locked(lock: Path, target: object, *, wait: bool = False) -> Iterator[None]:
         os.close(descriptor)
 
 
+def clear_locks(folder: Path) -> None:
+    """Remove the locks below a folder that kills left: those that no process holds."""
+    for lock in folder.rglob(".*.lock"):
+        if not lock.is_symlink() and lock.is_file():
+            # What is held, or no lock of ours, stays.
+            with suppress(UserError, OSError), locked(lock, folder):
+                pass
+
+
 def _take(lock: Path, target: object, wait: bool) -> int:
     """An open and held lock file."""
     told = False

@@ -197,15 +197,20 @@ def both(
     return done, b.wait() if status is None else status
 
 
-def alone(commands: Sequence[Command], here: Path, model: str) -> int:
-    """Run commands one after the other, each in a fork; how often the first one touched a file."""
+def alone(commands: Sequence[Command], here: Path, model: str) -> tuple[int, bool]:
+    """Run commands one after the other, each in a fork.
+
+    Returns:
+        How often the first one touched a file, and whether all of them did their work: what one
+        leaves may be nothing that the next can work on.
+    """
     for number, command in enumerate(commands):
         log_file = here.with_suffix(f".{number}.log")
         child = Child(lambda command=command: command.run(here, model), here, 0, log_file)  # type: ignore[misc]
         status = child.wait()
-        if status:
+        if status not in (DONE, REFUSED) or (status and number == 0):
             raise RuntimeError(f"{command.name} alone: {log_file.read_text()}")
-    return int(here.with_suffix(".0.count").read_text())
+    return int(here.with_suffix(".0.count").read_text()), status == DONE
 
 
 # --- the law --------------------------------------------------------------------------------------
@@ -252,19 +257,20 @@ def trial(
 
     operations = 0
 
-    def after(*commands: Command) -> dict[str, str]:
+    def after(*commands: Command) -> list[dict[str, str]]:
+        """What commands in this order leave; nothing, where they cannot both do their work."""
         nonlocal operations
         here = work / "alone"
         shutil.copytree(start, here)
-        operations = alone(commands, here, model)
+        operations, done = alone(commands, here, model)
         found = contents(here)
         shutil.rmtree(here)
-        return found
+        return [found] if done else []
 
     orders = {
-        (DONE, DONE): [after(second, first), after(first, second)],
-        (REFUSED, DONE): [after(second)],
-        (DONE, REFUSED): [after(first)],
+        (DONE, DONE): after(second, first) + after(first, second),
+        (REFUSED, DONE): after(second),
+        (DONE, REFUSED): after(first),
     }
     # Spread over all operations of the first command, which ran last.
     places = sorted({1 + operations * number // offsets for number in range(offsets)})
@@ -279,7 +285,7 @@ def trial(
             continue
         number += 1
         if found not in orders.get(codes, []):
-            nearest = min(orders.get(codes, [{}]), key=lambda order: len(differing(order, found)))
+            nearest = min(orders.get(codes) or [{}], key=lambda order: len(differing(order, found)))
             logs = "".join(here.with_suffix(f".{x}.log").read_text()[-300:] for x in "ab")
             wrong.append(
                 f"{first.name}, paused at {offset}, and {second.name}: exit {codes}; "

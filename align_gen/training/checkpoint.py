@@ -200,8 +200,10 @@ def _tidy(place: RunFolder, progress: dict[str, Any], damaged: list[Path]) -> No
         if is_ours(folder, place.state):
             _put_aside(folder)
     _prune(place)
-    if not place.state.is_file():
-        _point(place, json.dumps(progress, indent=1))
+    # A kill between a checkpoint and the pointer to it leaves that of the one before.
+    text = json.dumps(progress, indent=1)
+    if not place.state.is_file() or place.state.read_bytes() != text.encode():
+        _point(place, text)
 
 
 def _put(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from align_gen.errors import UserError
-from align_gen.locks import beside, locked
+from align_gen.locks import beside, clear_locks, locked
 
 HOLD = """
 import sys
@@ -45,6 +45,23 @@ def test_the_second_is_told_the_first(tmp_path: Path) -> None:
     with locked(lock, "g"):
         pass
     assert not [*tmp_path.iterdir()]
+
+
+def test_locks_that_kills_left_are_cleared(tmp_path: Path) -> None:
+    """What a process holds stays, and what is no lock, or is one by name alone."""
+    left, taken = tmp_path / "a" / ".final.lock", tmp_path / "a" / ".held.lock"
+    with holder(left) as process:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    mine = tmp_path / ".notes.lock"
+    mine.write_text("my own notes")
+    link = tmp_path / ".link.lock"
+    link.symlink_to(mine)
+    with holder(taken) as process:
+        clear_locks(tmp_path)
+        assert not left.exists() and taken.exists()
+        assert mine.read_text() == "my own notes" and link.is_symlink()
+        process.communicate()
 
 
 def test_a_killed_holder_holds_nothing(tmp_path: Path) -> None:

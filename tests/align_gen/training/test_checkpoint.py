@@ -160,12 +160,18 @@ def test_a_torn_checkpoint_does_not_push_out_a_whole_one(tmp_path: Path) -> None
     assert names(tmp_path) == ["step-000001", "step-000002.damaged", "step-000003"]
 
 
-def test_a_lost_pointer_is_written_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kept", ["nothing", "the one before", "half of it"])
+def test_a_pointer_that_was_not_written_is_written_again(tmp_path: Path, kept: str) -> None:
+    """A kill after the checkpoint and before its pointer: once resumed, nothing tells of it."""
     two_saved(tmp_path)
-    before = (tmp_path / "state.json").read_bytes()
-    (tmp_path / "state.json").unlink()
+    pointer = tmp_path / "state.json"
+    before = pointer.read_bytes()
+    pointer.unlink()
+    if kept != "nothing":
+        earlier = (tmp_path / "checkpoints" / "step-000001" / saved.PROGRESS).read_bytes()
+        pointer.write_bytes(earlier if kept == "the one before" else before[:40])
     checkpoint.restore(state_of(), tmp_path)
-    assert (tmp_path / "state.json").read_bytes() == before
+    assert pointer.read_bytes() == before
 
 
 def test_all_files_have_one_mode(tmp_path: Path) -> None:
