@@ -6,7 +6,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from stat import S_ISREG
@@ -50,12 +50,12 @@ def locked(lock: Path, target: object, *, wait: bool = False) -> Iterator[None]:
         os.close(descriptor)
 
 
-def clear_locks(folder: Path) -> None:
-    """Remove the locks below a folder that kills left: those that no process holds."""
-    for lock in folder.rglob(".*.lock"):
-        if not lock.is_symlink() and lock.is_file():
+def clear_locks(targets: Iterable[Path]) -> None:
+    """Remove the locks of files and folders that kills left: those that no process holds."""
+    for lock in map(beside, targets):
+        if lock.is_file():
             # What is held, or no lock of ours, stays.
-            with suppress(UserError, OSError), locked(lock, folder):
+            with suppress(UserError, OSError), locked(lock, lock):
                 pass
 
 

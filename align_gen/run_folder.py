@@ -58,6 +58,11 @@ class RunFolder:
         """A gallery drawn on the way: ``step-000010``, ``final``."""
         return self.path / "samples" / name
 
+    def galleries(self) -> list[Path]:
+        """The galleries that are there: the one before training, and those drawn on the way."""
+        found = [self.before, *sorted(self.final.parent.glob("*"))]
+        return [folder for folder in found if folder.is_dir()]
+
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"

@@ -10,6 +10,7 @@ import yaml
 from ..distributed import from_first
 from ..errors import UserError
 from ..files import is_leftover, move, remove, remove_empty, require_no_links, whole_file
+from ..galleries.parquet_files import SCORES
 from ..locks import clear_locks, locked
 from ..run_folder import RunFolder
 from .inputs import Sums, require_same_inputs, write_inputs
@@ -123,7 +124,9 @@ def claim(
             with _writable(folder):
                 require_same_inputs(folder, recipe, inputs)
                 folder.path.mkdir(parents=True, exist_ok=True)
-                clear_locks(folder.path)
+                # A gallery that is whole is not drawn again, nor its lock taken.
+                galleries = folder.galleries()
+                clear_locks([*galleries, *(gallery / SCORES for gallery in galleries)])
                 _put_end_aside(folder, recipe)
                 # The recipe first: with anything else alone, the folder would be nobody's.
                 write_recipe(folder, recipe)

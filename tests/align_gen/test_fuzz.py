@@ -33,11 +33,18 @@ from align_gen.methods.state import TrainState
 from align_gen.pipelines.lora_files import SETTINGS, write_plain
 from align_gen.training import checkpoint, saved
 from tests.kits.pictures import patches, picture, tar, video
-from tests.kits.states import learn, state_of
+from tests.kits.states import learn, state_of, sums_again
 
 EXAMPLES = 200  # of each target in the suite
 FEWER = {"MP4": 20, "weights": 50, "optimizer": 50}  # of those that take longer
 LONGEST = 5.0  # seconds of this process that one example may take
+
+# Targets that are files of a checkpoint.
+OF_CHECKPOINTS = {
+    "weights": saved.WEIGHTS,
+    "optimizer": saved.OPTIMIZER,
+    "progress": saved.PROGRESS,
+}
 
 # --- targets --------------------------------------------------------------------------------------
 
@@ -117,18 +124,11 @@ def _checkpoint(name: str) -> Callable[[bytes], None]:
                 for each, data in files.items():
                     (path / each).write_bytes(data)
             (path.with_name("step-000002") / name).write_bytes(content)
-            _sums_again(path.with_name("step-000002"))
+            sums_again(path.with_name("step-000002"))
             # A checkpoint that cannot be is passed over; the one before is as it was written.
             assert checkpoint.restore(state, Path(folder), 2)["step"] in (1, 2)
 
     return target
-
-
-def _sums_again(folder: Path) -> None:
-    lines = (folder / saved.SUMS).read_text().splitlines()
-    names = [line.split("  ")[1] for line in lines]
-    again = [f"{saved.digest(folder / name)}  {name}\n" for name in names]
-    (folder / saved.SUMS).write_text("".join(again))
 
 
 def _one_line(error: Exception) -> None:
@@ -151,9 +151,7 @@ TARGETS: dict[str, Callable[[bytes], object]] = {
     "JSON prompts": _file("x.jsonl", load_prompts),
     "CSV prompts": _file("x.csv", load_prompts),
     "LoRA": _file("x.safetensors", _read_lora),
-    "weights": _checkpoint(saved.WEIGHTS),
-    "optimizer": _checkpoint(saved.OPTIMIZER),
-    "progress": _checkpoint(saved.PROGRESS),
+    **{target: _checkpoint(name) for target, name in OF_CHECKPOINTS.items()},
 }
 
 
@@ -188,9 +186,8 @@ def own_files(target: str) -> list[bytes]:
         return [b'{"prompt": "a", "seed": 3}\n{"prompt": "b", "x": [1.5]}\n']
     if target == "CSV prompts":
         return [b'prompt,seed\n"a ""b""",1\nc,2\n', b"text;x\na;1\n"]
-    if target in ("weights", "optimizer", "progress"):
-        names = {"weights": saved.WEIGHTS, "optimizer": saved.OPTIMIZER, "progress": saved.PROGRESS}
-        return [_run()[1]["step-000002"][names[target]]]
+    if target in OF_CHECKPOINTS:
+        return [_run()[1]["step-000002"][OF_CHECKPOINTS[target]]]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         file = folder / "x.parquet"

@@ -48,19 +48,20 @@ def test_the_second_is_told_the_first(tmp_path: Path) -> None:
 
 
 def test_locks_that_kills_left_are_cleared(tmp_path: Path) -> None:
-    """What a process holds stays, and what is no lock, or is one by name alone."""
-    left, taken = tmp_path / "a" / ".final.lock", tmp_path / "a" / ".held.lock"
-    with holder(left) as process:
+    """What a process holds stays, what is no lock, and every lock that was not asked for."""
+    names = ("final", "held", "notes", "link", "mine")
+    final, held, notes, link, mine = (tmp_path / name for name in names)
+    with holder(beside(final)) as process:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    mine = tmp_path / ".notes.lock"
-    mine.write_text("my own notes")
-    link = tmp_path / ".link.lock"
-    link.symlink_to(mine)
-    with holder(taken) as process:
-        clear_locks(tmp_path)
-        assert not left.exists() and taken.exists()
-        assert mine.read_text() == "my own notes" and link.is_symlink()
+    beside(notes).write_text("my own notes")
+    beside(link).symlink_to(beside(notes))
+    beside(mine).touch()
+    with holder(beside(held)) as process:
+        clear_locks([final, held, notes, link, tmp_path / "none"])
+        assert not beside(final).exists() and beside(held).exists()
+        assert beside(notes).read_text() == "my own notes" and beside(link).is_symlink()
+        assert beside(mine).exists()
         process.communicate()
 
 

@@ -1,5 +1,7 @@
 """The state of a toy that learns, in milliseconds: one parameter, AdamW, and an average."""
 
+import hashlib
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,6 +10,7 @@ from diffusers.training_utils import EMAModel
 
 from align_gen import pipelines
 from align_gen.methods.state import TrainState
+from align_gen.training import saved
 
 
 def state_of(*, ema: bool = True) -> TrainState:
@@ -45,3 +48,10 @@ def equal(a: dict[str, Any], b: dict[str, Any]) -> bool:
     return a.keys() == b.keys() and all(
         torch.equal(torch.as_tensor(a[k]), torch.as_tensor(b[k])) for k in a
     )
+
+
+def sums_again(checkpoint: Path) -> None:
+    """Sums that fit whatever lies in a checkpoint now."""
+    names = (saved.WEIGHTS, saved.OPTIMIZER, saved.PROGRESS, saved.METRICS)
+    lines = [f"{hashlib.sha256((checkpoint / n).read_bytes()).hexdigest()}  {n}\n" for n in names]
+    (checkpoint / saved.SUMS).write_text("".join(lines))

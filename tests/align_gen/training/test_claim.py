@@ -12,6 +12,7 @@ from accelerate import Accelerator
 
 from align_gen import Recipe, finetune
 from align_gen.errors import UserError
+from align_gen.locks import beside
 from align_gen.run_folder import RunFolder
 from align_gen.training.claim import claim, require_same_recipe
 from align_gen.training.engine import Run
@@ -316,3 +317,19 @@ def test_an_unwritable_out(recipe: Recipe, tmp_path: Path, out: str) -> None:
         finetune(recipe, path)
     assert path[:60] in str(error.value) and "\n" not in str(error.value)
     assert [found.name for found in tmp_path.iterdir()] == ["file"]
+
+
+def test_locks_of_galleries_that_kills_left_are_removed(tmp_path: Path) -> None:
+    """Beside a gallery and in it; an empty file of the user's, whatever its name, stays."""
+    folder = RunFolder(tmp_path / "run")
+    left = []
+    for gallery in (folder.before, folder.final):
+        gallery.mkdir(parents=True)
+        left += [beside(gallery), beside(gallery / "scores.parquet")]
+    mine = [folder.path / ".notes.lock", folder.final / ".picture.lock"]
+    for file in (*left, *mine):
+        file.touch()
+    recipe = Recipe.load("emoji-sd-prdp")
+    claim(folder, recipe, {"files": {}, "rewards": {}}, Accelerator(cpu=True))
+    assert not any(file.exists() for file in left)
+    assert all(file.exists() for file in mine)

@@ -1,6 +1,5 @@
 """Checkpoints whose sums fit and whose content cannot be true: passed over, nothing is taken."""
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from align_gen.errors import UserError
 from align_gen.methods.state import TrainState
 from align_gen.training import checkpoint, saved
-from tests.kits.states import equal, learn, state_of, values
+from tests.kits.states import equal, learn, state_of, sums_again, values
 
 LAST = "checkpoints/step-000002"
 GUARD = {"worse": 1, "best_step": 1, "best_rise": 0.5, "best_files": ["a.safetensors"]}
@@ -38,13 +37,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def state() -> TrainState:
     """A fresh run's, which each restore overwrites."""
     return state_of()
-
-
-def sums_again(folder: Path) -> None:
-    """Sums that fit whatever lies there now."""
-    names = (saved.WEIGHTS, saved.OPTIMIZER, saved.PROGRESS, saved.METRICS)
-    lines = [f"{hashlib.sha256((folder / n).read_bytes()).hexdigest()}  {n}\n" for n in names]
-    (folder / saved.SUMS).write_text("".join(lines))
 
 
 def forged(run: Path, copy: Path, change: Callable[[Path], None]) -> Path:
